@@ -1,0 +1,1 @@
+"""Committed checkpoints, and one Hugging Face folder out of their shards."""

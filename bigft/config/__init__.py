@@ -1,0 +1,1 @@
+"""How settings are declared, named, read and explained. Knows no particular setting's meaning."""

@@ -1,0 +1,1 @@
+"""Ranks: opening and closing the world, and the few collectives bigft uses itself."""

@@ -1,0 +1,1 @@
+"""The only door to DeepSpeed's engine and to ZeRO's partitioning."""

@@ -1,0 +1,34 @@
+"""Settings of the model."""
+
+from typing import Literal
+
+from bigft.config.section import Section
+
+
+class ModelSection(Section):
+    """Which model is trained and how it is built."""
+
+    name: str = "builtin"
+    """Hub id, folder with weights, or folder or file with only a `config.json` (random weights).
+    `builtin` is a small Llama-style model with random weights that needs no download."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; the newest when absent."""
+
+    tokenizer: str | None = None
+    """Hub id or folder of the tokenizer; absent: the model's own, or the built-in one of 4,096
+    entries for a model with random weights that brings none."""
+
+    chat_template: str | None = None
+    """A Jinja file with the chat template; absent: the tokenizer's own, else ChatML."""
+
+    activation_checkpointing: Literal["none", "full", "full_cpu_offload"] = "full"
+    """What is kept of the forward pass: everything, only each layer's input (the rest is computed
+    again), or only each layer's input in host memory."""
+
+    attention: str = "auto"
+    """Attention implementation by its transformers name (`sdpa`, `eager`, `flash_attention_2`,
+    ...); `auto` picks the fastest one installed here and prints it."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for authors you trust."""

@@ -1,0 +1,1 @@
+"""Time: steps, saving, stopping. Knows neither settings of others nor any task."""

@@ -1,0 +1,26 @@
+"""Settings of the training loop."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from bigft.config.section import Section
+
+
+class TrainerSection(Section):
+    """How long training goes on and how much one step sees."""
+
+    num_train_epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the training data; a fraction is allowed."""
+
+    max_steps: Annotated[int, Field(gt=0)] | None = None
+    """Optimizer steps; when given, it overrides `num_train_epochs`."""
+
+    per_device_train_batch_size: Annotated[int, Field(gt=0)] = 1
+    """Sequences per rank in one forward pass (DeepSpeed's micro-batch)."""
+
+    gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 1
+    """Forward and backward passes per optimizer step."""
+
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Seed of the initial weights, the data order and dropout."""
