@@ -26,3 +26,15 @@ FLAGS = {
     "dry_run": "dry_run",
 }
 """Short flag -> dotted path of the setting."""
+
+_SHORT = {path: flag for flag, path in FLAGS.items()}
+
+
+def to_path(name: str) -> str:
+    """Return the dotted path a flag sets: `"optim"` -> `"optim.name"`; dotted names stay."""
+    return FLAGS.get(name, name)
+
+
+def to_flag(path: str) -> str:
+    """Return the shortest flag of a dotted path: `"optim.name"` -> `"--optim"`."""
+    return f"--{_SHORT.get(path, path)}"

@@ -24,3 +24,6 @@ class TrainerSection(Section):
 
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of the initial weights, the data order and dropout."""
+
+    max_skipped_in_a_row: Annotated[int, Field(gt=0)] = 20
+    """The run stops when this many steps in a row had gradients that are not finite."""

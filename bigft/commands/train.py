@@ -1,0 +1,97 @@
+"""The main job: the frame of a training run. What happens inside is in `training.py`."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+from bigft.config.request import Request
+from bigft.errors import ConfigError
+from bigft.run.report import render_resolved
+from bigft.run.resolve import Resolved, default_output_dir, resolve, with_output_dir
+
+
+def main(request: Request) -> None:
+    """Resolve the settings; then show them (`--dry_run`) or train."""
+    resolved = resolve(request, os.environ)
+    if resolved.dry_run:
+        if os.environ.get("RANK", "0") == "0":
+            sys.stdout.write(render_resolved(resolved) + "\n")
+        return
+    run_training(resolved)
+
+
+def run_training(resolved: Resolved) -> Path:
+    """Open the world, the run folder and the log; train; export on rank 0.
+
+    Returns:
+        The folder of the exported model.
+
+    Collective: every rank.
+    """
+    # Heavy imports wait until the settings are known to be right.
+    from bigft.distributed.collectives import broadcast_object, errors_shared
+    from bigft.distributed.world import close_world, open_world
+    from bigft.log import output_to_log
+
+    world = open_world()
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        chosen = resolved.run.output_dir or default_output_dir(resolved.run, datetime.now())
+        folder = Path(broadcast_object(chosen)).absolute()
+        resolved = with_output_dir(resolved, str(folder))
+        with contextlib.ExitStack() as stack:
+            with errors_shared():
+                if world.is_rank_zero:
+                    stack.enter_context(_claimed(folder))
+            log = folder / "log" / f"rank_{world.rank:02d}.log"
+            console = stack.enter_context(output_to_log(log, is_rank_zero=world.is_rank_zero))
+            # DeepSpeed writes to standard output while it is imported: only now.
+            from bigft.commands.training import export, train
+
+            finished = train(resolved, folder, world, console)
+            # Ranks part here: the export needs no collective and may outlast their time limits.
+            close_world()
+            model = folder / "model"
+            if world.is_rank_zero:
+                export(resolved, finished, model, console)
+                console.result(str(model))
+        return model
+    finally:
+        close_world()
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    # Lets `finally` blocks run: the swap folder and the lock are cleaned up.
+    raise SystemExit(128 + signum)
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this run alone.
+
+    Raises:
+        ConfigError: It cannot be written, or another run is using it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"--output_dir {folder}: cannot be written ({error.strerror}); choose another folder"
+        ) from error
+    with lock:
+        try:
+            # The kernel drops the lock when the process ends, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"--output_dir {folder}: another run is writing there; wait for it, stop it, or"
+                " choose another --output_dir"
+            ) from error
+        yield

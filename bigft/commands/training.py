@@ -1,0 +1,390 @@
+"""The straight line of a training run, from settings to a committed checkpoint."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bigft.checkpoint.consolidate import consolidate
+from bigft.checkpoint.resume import check_fits, find_resume, load_checkpoint
+from bigft.checkpoint.save import save_checkpoint
+from bigft.data.build import Data, build_data
+from bigft.data.builtin_tokenizer import default_cache_dir, load_builtin_tokenizer
+from bigft.distributed.collectives import barrier, broadcast_object, errors_shared
+from bigft.distributed.collectives import local_rank_zero_first
+from bigft.distributed.world import World
+from bigft.engine import swap
+from bigft.engine.build import build_engine, check_precision, open_communication
+from bigft.engine.engine import Engine
+from bigft.engine.operators import build_operators, check_build_tools, find_needed_operators
+from bigft.engine.zero import Zero
+from bigft.errors import TrainingError
+from bigft.log import Console
+from bigft.models.facts import ModelFacts, read_facts
+from bigft.models.load import LoadedModel, count_parameters, load_model, plan_parameters
+from bigft.models.savers import save_activations
+from bigft.models.tokenizer import load_tokenizer
+from bigft.monitor.meters import count_flops_per_token, find_peak_flops
+from bigft.monitor.sinks import Sinks, build_sinks
+from bigft.optim.build import OptimizerPlan, plan_optimizer
+from bigft.optim.groups import build_groups
+from bigft.optim.schedule import build_schedule
+from bigft.run.record import record
+from bigft.run.resolve import Resolved
+from bigft.run.settings import Run
+from bigft.tasks.task import Task, build_task
+from bigft.trainer.clock import count_total_steps
+from bigft.trainer.evaluating import Evaluator
+from bigft.trainer.hooks import Hook
+from bigft.trainer.loop import fit
+from bigft.trainer.reporting import Rate, Reporter
+from bigft.trainer.saving import Saver
+from bigft.trainer.state import State
+from bigft.units import format_bytes, format_count, format_seconds, parse_bytes
+
+
+def train(resolved: Resolved, folder: Path, world: World, console: Console) -> Path:
+    """Train as resolved and leave a committed checkpoint of the last step.
+
+    Returns:
+        That checkpoint.
+
+    Collective: every rank.
+    """
+    run = resolved.run
+
+    # --- Check what can be checked before anything expensive starts ---
+    with errors_shared():
+        resumed = find_resume(run.checkpoint.resume, folder / "checkpoints")
+        optimizer = plan_optimizer(run.optim, resolved.ds)
+        check_precision(resolved.ds)
+        operators = find_needed_operators(
+            resolved.ds,
+            on_cpu=world.device.type == "cpu",
+            uses_cpu_adam=optimizer.class_name == "DeepSpeedCPUAdam",
+        )
+        check_build_tools(operators)
+        if world.is_rank_zero:
+            record(resolved, os.environ, folder)
+    _announce(resolved, optimizer, world, folder, console)
+    with local_rank_zero_first(world):
+        build_operators(operators)
+    open_communication(world.device)
+
+    # --- Data ---
+    facts = read_facts(run.model)
+    task = build_task(run.task.name)
+    cache = default_cache_dir(run.data.cache_dir)
+    with errors_shared():
+        tokenizer = load_tokenizer(run.model, facts, partial(load_builtin_tokenizer, cache))
+    data = _build_data(resolved, tokenizer, world)
+    total_steps = count_total_steps(run.trainer, data.train.steps_per_epoch)
+    _announce_data(data, total_steps, console)
+
+    # --- Model, optimizer, engine ---
+    with _swap_folder(resolved, facts, tokenizer, task, world) as ds:
+        zero = Zero(ds)
+        with errors_shared():
+            model = load_model(
+                run.model, facts, zero, auto_class=task.auto_class(), tokenizer=tokenizer,
+                dtype=_training_dtype(ds), device=world.device, seed=run.trainer.seed,
+            )
+        engine = _build_engine(run, ds, model, optimizer, total_steps, world, console)
+
+        # --- Resume ---
+        bound = _bound_facts(resolved, world, optimizer, model, data)
+        state = State()
+        if resumed is not None:
+            with errors_shared():
+                manifest = check_fits(resumed, bound)
+            load_checkpoint(engine.deepspeed, resumed)
+            state = State.from_dict(manifest["state"])
+            console.say(f"resumed from {resumed.name}, {total_steps - state.step} steps to go")
+
+        # --- Train ---
+        saver = _Checkpoints(run, engine, model, tokenizer, folder / "checkpoints", bound, world)
+        with build_sinks(
+            list(run.monitor.sinks), folder, project=run.monitor.project,
+            settings=run.model_dump(), is_rank_zero=world.is_rank_zero,
+        ) as sinks, _out_of_memory_explained(run):
+            hooks = _build_hooks(run, engine, task, data, facts, model, sinks, saver, world, console)
+            hooks.insert(1, _StateBytes(engine, optimizer, console))
+            fit(
+                engine, task, data.train, state, hooks, total_steps=total_steps,
+                seed=run.trainer.seed, device=world.device,
+                max_skipped_in_a_row=run.trainer.max_skipped_in_a_row,
+            )
+    barrier()
+    return saver.newest or _must_exist(resumed)
+
+
+def export(resolved: Resolved, checkpoint: Path, model: Path, console: Console) -> None:
+    """Consolidate a checkpoint into one Hugging Face folder. Rank 0 only."""
+    section = resolved.run.checkpoint
+    result = consolidate(
+        checkpoint,
+        model,
+        dtype=section.export_dtype,
+        max_shard_bytes=parse_bytes(section.max_shard_size),
+    )
+    console.say(
+        f"exported and verified {format_count(result.parameters)} parameters,"
+        f" {format_bytes(result.bytes)}, in {format_seconds(result.seconds)}"
+    )
+
+
+def _must_exist(checkpoint: Path | None) -> Path:
+    assert checkpoint is not None, "a run that takes no step has resumed from a checkpoint"
+    return checkpoint
+
+
+# --- What is said ---
+
+
+def _announce(
+    resolved: Resolved, optimizer: OptimizerPlan, world: World, folder: Path, console: Console
+) -> None:
+    ds, run = resolved.ds, resolved.run
+    zero = ds["zero_optimization"]
+    offload = {
+        part: zero.get(f"offload_{part}", {}).get("device", "none") for part in ("param", "optimizer")
+    }
+    console.say(f"run folder {folder}")
+    console.say(
+        f"{world.size} rank(s) on {world.device.type}, ZeRO stage {zero['stage']}, parameters on"
+        f" {_place(offload['param'], world)}, optimizer on {_place(offload['optimizer'], world)},"
+        f" {_training_dtype(ds)!s}".replace("torch.", "")
+    )
+    console.say(
+        f"{ds['train_batch_size']} sequences of up to {run.data.max_length} tokens per step ="
+        f" {ds['train_micro_batch_size_per_gpu']} per rank x {ds['gradient_accumulation_steps']}"
+        f" accumulated x {world.size} rank(s)"
+    )
+    for line in [*resolved.announced, *(f"warning: {text}" for text in resolved.warnings)]:
+        console.say(line)
+    if optimizer.note:
+        console.say(f"note: {optimizer.note}")
+
+
+def _place(device: str, world: World) -> str:
+    return {"none": world.device.type, "cpu": "host memory", "nvme": "NVMe"}.get(device, device)
+
+
+def _announce_data(data: Data, total_steps: int, console: Console) -> None:
+    info = data.info
+    supervised = 100 * info["supervised_tokens"] / max(info["tokens"], 1)
+    console.say(
+        f"{info['rows']:,} rows, {info['tokens']:,} tokens ({supervised:.0f}% supervised), format"
+        f" {info['format']}, packed {100 * info['packing_utilisation']:.0f}% full;"
+        f" {data.train.steps_per_epoch:,} steps per epoch, {total_steps:,} in this run"
+    )
+    if info.get("rejected_rows") or info.get("truncated_rows"):
+        console.say(
+            f"note: {info.get('rejected_rows', 0):,} rows without a supervised token left out,"
+            f" {info.get('truncated_rows', 0):,} truncated to --max_length"
+        )
+
+
+# --- Parts ---
+
+
+def _training_dtype(ds: dict[str, Any]) -> torch.dtype:
+    if ds.get("bf16", {}).get("enabled"):
+        return torch.bfloat16
+    if ds.get("fp16", {}).get("enabled"):
+        return torch.float16
+    return torch.float32
+
+
+def _build_data(resolved: Resolved, tokenizer: Any, world: World) -> Data:
+    run = resolved.run
+    return build_data(
+        run.data,
+        tokenizer=tokenizer,
+        rank=world.rank,
+        local_rank=world.local_rank,
+        world_size=world.size,
+        micro_batch_size=resolved.ds["train_micro_batch_size_per_gpu"],
+        gradient_accumulation_steps=resolved.ds["gradient_accumulation_steps"],
+        eval_batch_size=run.evaluation.per_device_eval_batch_size,
+        seed=run.trainer.seed,
+        barrier=barrier,
+    )
+
+
+@contextlib.contextmanager
+def _swap_folder(
+    resolved: Resolved, facts: ModelFacts, tokenizer: Any, task: Task, world: World
+) -> Iterator[dict[str, Any]]:
+    """Give the JSON its private NVMe folder, and remove it at the end."""
+    if not swap.find_swap_roots(resolved.ds):
+        yield resolved.ds
+        return
+    private = swap.with_private_swap(resolved.ds, broadcast_object(swap.new_run_name()))
+    first_here = world.local_rank == 0
+    with errors_shared():
+        if first_here:
+            swap.remove_orphans(resolved.ds)
+            count = plan_parameters(resolved.run.model, facts, task.auto_class(), len(tokenizer))
+            needed = swap.plan_swap_bytes(resolved.ds, count, world.local_size / world.size)
+            swap.open_swap(private, needed, count)
+            swap.sign_swap(private)
+    try:
+        yield private
+    finally:
+        if first_here:
+            swap.close_swap(private)
+
+
+def _build_engine(
+    run: Run, ds: dict[str, Any], model: LoadedModel, optimizer: OptimizerPlan, total_steps: int,
+    world: World, console: Console,
+) -> Engine:
+    module = model.module
+    note = save_activations(module, run.model.activation_checkpointing, world.device)
+    for line in [*model.notes, *([note] if note else [])]:
+        console.say(f"note: {line}")
+    console.say(
+        f"{type(module).__name__}, {format_count(count_parameters(module))} parameters, attention"
+        f" {model.attention}, activation checkpointing {run.model.activation_checkpointing}"
+    )
+    engine = build_engine(
+        module,
+        ds=ds,
+        groups=build_groups(module, run.optim.weight_decay),
+        build_optimizer=optimizer.build,
+        build_scheduler=None if "scheduler" in ds
+        else lambda inner: build_schedule(run.optim, inner, total_steps),
+        expected_optimizer=optimizer.class_name,
+    )
+    console.say(
+        f"optimizer {optimizer.class_name},"
+        f" {optimizer.state_bytes_per_parameter:g} bytes of state per parameter"
+    )
+    return engine
+
+
+def _bound_facts(
+    resolved: Resolved, world: World, optimizer: OptimizerPlan, model: LoadedModel, data: Data
+) -> dict[str, Any]:
+    """What a checkpoint of this run is bound to; a resume compares it."""
+    return {
+        "model": resolved.run.model.name,
+        "world_size": world.size,
+        "zero_stage": resolved.ds["zero_optimization"]["stage"],
+        "optimizer": optimizer.class_name,
+        "parameters": count_parameters(model.module),
+        "global_batch_size": resolved.ds["train_batch_size"],
+        "data": data.info["digest"],
+        "seed": resolved.run.trainer.seed,
+    }
+
+
+class _Checkpoints:
+    """Saves checkpoints of this run and remembers the newest."""
+
+    def __init__(
+        self, run: Run, engine: Engine, model: LoadedModel, tokenizer: Any, folder: Path,
+        bound: dict[str, Any], world: World,
+    ) -> None:
+        self._keep_last = run.checkpoint.keep_last
+        self._engine = engine
+        self._module: Any = model.module
+        self._tokenizer = tokenizer
+        self._folder = folder
+        self._bound = bound
+        self._world = world
+        self.newest: Path | None = None
+
+    def save(self, state: State) -> Path:
+        facts = {**self._bound, "step": state.step, "tokens": state.tokens,
+                 "eval_loss": state.eval_loss, "state": state.to_dict()}
+        self.newest = save_checkpoint(
+            self._engine.deepspeed, self._folder, step=state.step, facts=facts,
+            write_assets=self._write_assets, keep_last=self._keep_last,
+            is_rank_zero=self._world.is_rank_zero,
+        )
+        return self.newest
+
+    def _write_assets(self, folder: Path) -> None:
+        folder.mkdir()
+        self._tokenizer.save_pretrained(folder)
+        config = type(self._module.config).from_dict(self._module.config.to_dict())
+        # Training runs without a key-value cache; the model that users load wants one.
+        config.get_text_config().use_cache = True
+        config.save_pretrained(folder)
+        if getattr(self._module, "generation_config", None) is not None:
+            self._module.generation_config.save_pretrained(folder)
+
+
+class _StateBytes:
+    """A hook that measures the optimizer's states once they exist, after the first step."""
+
+    def __init__(self, engine: Engine, plan: OptimizerPlan, console: Console) -> None:
+        self._engine = engine
+        self._plan = plan
+        self._console = console
+        self._measured = False
+
+    def started(self, state: State, total_steps: int) -> None:
+        """Do nothing: states are created by the first step."""
+
+    def stepped(self, state: State, report: Any) -> None:
+        if self._measured or report.result.skipped:
+            return
+        self._measured = True
+        found = self._engine.measure_state_bytes_per_parameter()
+        planned = self._plan.state_bytes_per_parameter
+        if planned and abs(found - planned) > 0.1 * planned:
+            self._console.say(
+                f"warning: the optimizer keeps {found:.2f} bytes of state per parameter,"
+                f" {planned:g} were expected"
+            )
+
+    def finished(self, state: State) -> None:
+        """Do nothing."""
+
+
+def _build_hooks(
+    run: Run, engine: Engine, task: Task, data: Data, facts: ModelFacts, model: LoadedModel,
+    sinks: Sinks, checkpoints: _Checkpoints, world: World, console: Console,
+) -> list[Hook]:
+    mean_length = data.info["tokens"] // max(data.info["rows"], 1)
+    flops = count_flops_per_token(
+        count_parameters(model.module), facts.num_layers, facts.hidden_size, mean_length
+    )
+    peak = find_peak_flops(world.device)
+    rate = Rate(flops, peak * world.size if peak else None)
+    hooks: list[Hook] = [
+        Reporter(
+            sinks, logging_steps=run.monitor.logging_steps, device=world.device,
+            local_size=world.local_size, rate=rate,
+            stream=console.err if world.is_rank_zero else None,
+        )
+    ]
+    if data.evaluation is not None:
+        hooks.append(
+            Evaluator(
+                run.evaluation, engine, task, data.evaluation, sinks, console, world.device
+            )
+        )
+    hooks.append(Saver(checkpoints.save, run.checkpoint.save_steps))
+    return hooks
+
+
+@contextlib.contextmanager
+def _out_of_memory_explained(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"device memory is exhausted ({str(error).splitlines()[0]}). In this order: lower"
+            f" --per_device_train_batch_size ({run.trainer.per_device_train_batch_size}) and raise"
+            " --gradient_accumulation_steps; --activation_checkpointing full; a shorter"
+            f" --max_length ({run.data.max_length}); --config ds_configs/zero3_offload.json"
+        ) from error
+

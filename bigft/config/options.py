@@ -1,0 +1,141 @@
+"""The commands, and the options of those that are not a training run.
+
+One table drives parsing, checking and help. `train` and `explain` take the settings of a run,
+which live in the sections; the other commands take the few options declared here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field
+
+from bigft.config.hints import suggest
+from bigft.config.request import Request
+from bigft.config.section import Section
+from bigft.config.typed import Typed, build_section, fields_of
+from bigft.errors import ConfigError, raise_together
+
+OptionsT = TypeVar("OptionsT", bound=Section)
+
+
+class ConsolidateOptions(Section):
+    """Join the ZeRO shards of a checkpoint into one Hugging Face folder."""
+
+    output_dir: str | None = None
+    """Folder for the model; absent: `model/` of the run folder."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number format of the weights; `auto` takes the one the model was trained in."""
+
+    max_shard_size: str = "5GB"
+    """Largest safetensors file."""
+
+    model: str | None = None
+    """Hub id or folder that config and tokenizer are copied from; absent: the checkpoint's own."""
+
+    as_json: Annotated[bool, Field(alias="json")] = False
+    """Print one JSON object."""
+
+
+class EvaluateOptions(Section):
+    """Score a model folder: loss, perplexity and token accuracy on a data set."""
+
+    data: str = "builtin"
+    """File, folder, glob or hub id; several separated by commas."""
+
+    max_length: Annotated[int, Field(gt=1)] = 1024
+    """Tokens per sequence."""
+
+    batch_size: Annotated[int, Field(gt=0)] = 1
+    """Sequences in one forward pass."""
+
+    packing: Literal["none", "best_fit"] = "best_fit"
+    """`best_fit` puts several examples into one sequence; they do not see each other."""
+
+    device: str = "auto"
+    """torch device; `auto` takes the accelerator when there is one."""
+
+    as_json: Annotated[bool, Field(alias="json")] = False
+    """Print one JSON object."""
+
+
+class GenerateOptions(Section):
+    """Continue a prompt with a model folder, or chat on a terminal."""
+
+    prompt: str | None = None
+    """Text to continue; absent: a chat on the terminal."""
+
+    max_new_tokens: Annotated[int, Field(gt=0)] = 256
+    """Tokens to generate at most."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    """Randomness of the choice; 0 always takes the likeliest token."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Only the likeliest tokens that together reach this probability are considered."""
+
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Seed of the choice; absent: another text each time."""
+
+    device: str = "auto"
+    """torch device; `auto` takes the accelerator when there is one."""
+
+    as_json: Annotated[bool, Field(alias="json")] = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One verb of the command line."""
+
+    summary: str
+    word: str = ""
+    """Name of the positional word; empty: the command takes none."""
+
+    is_word_required: bool = True
+    options: type[Section] | None = None
+    """Options of the command; None: the settings of a run."""
+
+
+COMMANDS: Mapping[str, Command] = {
+    "train": Command("Fine-tune a model under ZeRO and leave one Hugging Face folder."),
+    "consolidate": Command(
+        "Join a ZeRO checkpoint into one Hugging Face folder.",
+        "RUN_OR_CHECKPOINT",
+        options=ConsolidateOptions,
+    ),
+    "evaluate": Command("Score a model folder.", "MODEL", options=EvaluateOptions),
+    "generate": Command("Write text with a model folder.", "MODEL", options=GenerateOptions),
+    "explain": Command(
+        "Say what a setting means, its default, its value and where that came from.",
+        "SETTING",
+        is_word_required=False,
+    ),
+}
+"""Verb -> command. Each is `main(request)` in `bigft.commands.<verb>`."""
+
+
+def read_options(request: Request, model: type[OptionsT]) -> OptionsT:
+    """Check the options of a command.
+
+    Raises:
+        ConfigError: Options are unknown or do not fit; all are listed.
+    """
+    problems: list[str] = []
+    known = dict(fields_of(model))
+    typed: dict[str, Typed] = {}
+    for name, text in request.settings.items():
+        if name not in known:
+            near = suggest(name, known, prefix="--")
+            repair = near or f"; `bigft {request.command} --help` lists them all"
+            problems.append(f"--{name}: no such option of `bigft {request.command}`{repair}")
+        else:
+            typed[name] = Typed(text, f"flag --{name}")
+    for name, value in (("config", request.config), ("recipe", request.recipe)):
+        if value:
+            problems.append(f"--{name}: `bigft {request.command}` does not take it")
+    options = build_section(model, typed, problems)
+    if problems:
+        raise_together(ConfigError, problems)
+    return options

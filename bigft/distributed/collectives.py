@@ -1,0 +1,82 @@
+"""The few collectives bigft uses itself; gradients and parameters are DeepSpeed's business."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from bigft.distributed.world import World
+from bigft.errors import BigftError
+
+_T = TypeVar("_T")
+
+
+def barrier() -> None:
+    """Wait until every rank is here. Collective: every rank."""
+    torch.distributed.barrier()
+
+
+def broadcast_object(value: _T, source: int = 0) -> _T:
+    """Return rank `source`'s value on every rank. Collective: every rank."""
+    box: list[_T] = [value]
+    torch.distributed.broadcast_object_list(box, src=source)
+    return box[0]
+
+
+def gather_rows(row: list[float], device: torch.device) -> Tensor:
+    """Stack one row of numbers per rank.
+
+    Returns:
+        fp64 tensor on CPU, `(world_size, len(row))`, in rank order.
+
+    Collective: every rank.
+    """
+    mine = torch.tensor(row, dtype=torch.float64, device=device)
+    rows = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(rows, mine)
+    return torch.stack(rows).cpu()
+
+
+def raise_first(error: BigftError | None) -> None:
+    """Raise the lowest rank's error on every rank, so that none is left waiting.
+
+    Collective: every rank.
+    """
+    found: list[tuple[type[BigftError], str] | None] = [None] * torch.distributed.get_world_size()
+    mine = None if error is None else (type(error), str(error))
+    torch.distributed.all_gather_object(found, mine)
+    for rank, entry in enumerate(found):
+        if entry is not None:
+            kind, text = entry
+            raise kind(text if rank == 0 else f"rank {rank}: {text}")
+
+
+@contextlib.contextmanager
+def errors_shared() -> Iterator[None]:
+    """Run a block on every rank; if it fails on one, it fails on all with the same words.
+
+    Collective: every rank.
+    """
+    error = None
+    try:
+        yield
+    except BigftError as caught:
+        error = caught
+    raise_first(error)
+
+
+@contextlib.contextmanager
+def local_rank_zero_first(world: World) -> Iterator[None]:
+    """Run a block on the first rank of each host before the others (compilers, caches).
+
+    Collective: every rank.
+    """
+    if world.local_rank != 0:
+        barrier()
+    try:
+        yield
+    finally:
+        if world.local_rank == 0:
+            barrier()

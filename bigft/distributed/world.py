@@ -1,0 +1,120 @@
+"""The ranks of this run: who am I, on which device, opened once and closed once.
+
+This is the only place that reads the launcher's environment variables.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from bigft.errors import LaunchError
+
+_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+# Loading a large model, tokenising and saving happen between collectives; the stock 10 minutes
+# of NCCL kill runs that only wait for a disk.
+_COLLECTIVE_TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all processes of the run."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_rank_zero(self) -> bool:
+        """Whether this process speaks for the run."""
+        return self.rank == 0
+
+
+def open_world(environ: Mapping[str, str] | None = None) -> World:
+    """Join the process group that the launcher describes, or open one of a single process.
+
+    Raises:
+        LaunchError: The launcher's variables are incomplete, or the ranks do not meet.
+
+    Collective: every rank.
+    """
+    _complete_environment(os.environ if environ is None else dict(environ))
+    _put_interpreter_on_path()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    device = _pick_device(local_rank)
+    backend = "nccl" if device.type == "cuda" else torch.distributed.get_default_backend_for_device(device)
+    try:
+        torch.distributed.init_process_group(
+            backend, timeout=_COLLECTIVE_TIMEOUT, device_id=None if device.type == "cpu" else device
+        )
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise LaunchError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join the others at"
+            f" {address} ({error}); check that all ranks were started and the port is free"
+        ) from error
+    return World(
+        rank=torch.distributed.get_rank(),
+        size=torch.distributed.get_world_size(),
+        local_rank=local_rank,
+        local_size=int(os.environ["LOCAL_SIZE"]),
+        device=device,
+    )
+
+
+def close_world() -> None:
+    """Leave the process group; without it gloo's threads abort the interpreter at its end."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _complete_environment(environ: Mapping[str, str]) -> None:
+    given = [name for name in _LAUNCHER_VARIABLES if name in environ]
+    if not given:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+        os.environ["MASTER_PORT"] = str(_find_free_port())
+    elif missing := [name for name in _LAUNCHER_VARIABLES if name not in environ]:
+        raise LaunchError(
+            f"the launcher set {', '.join(given)} but not {', '.join(missing)}; start the run with"
+            " `deepspeed launch_scripts/run.py ...`, or unset them all for a single process"
+        )
+    # DeepSpeed's CPU accelerator counts its devices by this variable.
+    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+
+
+def _find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _put_interpreter_on_path() -> None:
+    # DeepSpeed builds its operators with `ninja`, which pip puts beside the interpreter; that
+    # folder is not on PATH when bigft is called by its full path.
+    folder = str(Path(sys.executable).parent)
+    parts = os.environ.get("PATH", "").split(os.pathsep)
+    if folder not in parts:
+        os.environ["PATH"] = os.pathsep.join([*parts, folder])
+
+
+def _pick_device(local_rank: int) -> torch.device:
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.accelerator.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        return torch.device("cpu")
+    count = torch.accelerator.device_count()
+    if local_rank >= count:
+        raise LaunchError(
+            f"local rank {local_rank} has no device: this host has {count};"
+            f" start with `deepspeed --num_gpus {count}`"
+        )
+    torch.accelerator.set_device_index(local_rank)
+    kind = torch.accelerator.current_accelerator()
+    return torch.device(kind.type if kind else "cpu", local_rank)

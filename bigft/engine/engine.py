@@ -1,0 +1,107 @@
+"""The typed face of DeepSpeed's engine: forward, backward, step.
+
+The one trap lives here. ZeRO averages gradients over ranks and `DeepSpeedEngine.backward` divides
+by the accumulation steps. bigft's loss is a sum over supervised tokens divided by the tokens of
+the whole global batch, so both are undone in `backward`; `tests/integration/test_token_mean.py`
+holds world size 1, world size 2 and accumulation against each other.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did."""
+
+    learning_rate: float
+    """The one used in this step."""
+    grad_norm: float | None
+    """Global L2 norm before clipping; None when the step was skipped."""
+    skipped: bool
+    """The gradients were not finite; no weight changed."""
+
+
+class Engine:
+    """A DeepSpeed engine with the calls that bigft uses."""
+
+    def __init__(self, wrapped: Any) -> None:
+        """Take the engine that `deepspeed.initialize` returned."""
+        self.deepspeed = wrapped
+        self._world_size = torch.distributed.get_world_size()
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Run the model's forward pass."""
+        return self.deepspeed(**inputs)
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model itself."""
+        module: torch.nn.Module = self.deepspeed.module
+        return module
+
+    @property
+    def inner_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that does the arithmetic, inside ZeRO's wrapper."""
+        outer = self.deepspeed.optimizer
+        inner: torch.optim.Optimizer = getattr(outer, "optimizer", outer)
+        return inner
+
+    def set_training(self, training: bool) -> None:
+        """Switch dropout and the like."""
+        self.deepspeed.train(training)
+
+    def backward(self, loss_sum: Tensor, global_tokens: int) -> None:
+        """Add one micro-batch's gradient of the mean loss over `global_tokens`.
+
+        Args:
+            loss_sum: Scalar, the sum of this rank's token losses.
+            global_tokens: Supervised tokens of the whole global batch, all ranks.
+
+        Collective: every rank, the same number of times per step.
+        """
+        mean = loss_sum * (self._world_size / max(global_tokens, 1))
+        self.deepspeed.backward(mean, scale_wrt_gas=False)
+        if not self.deepspeed.is_gradient_accumulation_boundary():
+            # DeepSpeed counts micro-steps by calls to step; this one changes no weight.
+            self.deepspeed.step()
+
+    def step(self) -> StepResult:
+        """Update the weights from the accumulated gradients. Collective: every rank."""
+        learning_rate = float(self.deepspeed.get_lr()[0])
+        skipped_before = self.deepspeed.skipped_steps
+        self.deepspeed.step()
+        skipped = self.deepspeed.skipped_steps > skipped_before
+        norm = None if skipped else self.deepspeed.get_global_grad_norm()
+        return StepResult(learning_rate, None if norm is None else float(norm), skipped)
+
+    def measure_state_bytes_per_parameter(self) -> float:
+        """Bytes that this rank's optimizer keeps per parameter of its share, after a step.
+
+        Moments and their scales count wherever they are: device, host or NVMe. Master weights
+        and gradients do not.
+        """
+        swapped = self._swapped_state_bytes()
+        total, parameters = 0, 0
+        for parameter, state in self.inner_optimizer.state.items():
+            tensors = [v for v in state.values() if torch.is_tensor(v) and v.numel() > 1]
+            total += sum(t.numel() * t.element_size() for t in tensors)
+            parameters += parameter.numel()
+        if swapped:
+            total += swapped[0]
+            parameters += swapped[1]
+        return total / max(parameters, 1)
+
+    def _swapped_state_bytes(self) -> tuple[int, int] | None:
+        swapper = getattr(self.deepspeed.optimizer, "optimizer_swapper", None)
+        if swapper is None:
+            return None
+        total, parameters = 0, 0
+        for info in swapper.swap_params_info.values():
+            # The first tensor is the fp32 master weight, the rest are the optimizer's states.
+            total += 4 * info.numel() * (info.num_tensors() - 1)
+            parameters += info.numel()
+        return total, parameters

@@ -1,0 +1,55 @@
+"""A finished model folder as a plain transformers model, for evaluation and generation."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bigft.errors import CheckpointError, ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of this name; `auto` is the accelerator if there is one.
+
+    Raises:
+        ConfigError: No such device here.
+    """
+    if name == "auto":
+        current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device(current.type) if current else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name}: not here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def load_plain(folder: str, device: torch.device) -> tuple[Any, Any]:
+    """Load a model and its tokenizer from a folder or hub id, in their own number format.
+
+    Returns:
+        Model in evaluation mode on `device`, tokenizer.
+
+    Raises:
+        CheckpointError: There is no loadable model; says what to give instead.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = Path(folder)
+    if path.is_dir() and not (path / "config.json").is_file():
+        hint = f"; did you mean {path / 'model'}?" if (path / "model/config.json").is_file() else ""
+        raise CheckpointError(f"{folder}: no config.json there{hint}")
+    weights = ("*.safetensors", "pytorch_model*.bin")
+    if path.is_dir() and not any(next(path.glob(pattern), None) for pattern in weights):
+        raise CheckpointError(
+            f"{folder}: a config.json but no weights; give the model/ folder of a finished run, or"
+            " make one with `bigft consolidate`"
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{folder}: cannot be loaded as a model ({first})") from error
+    return model.to(device).eval(), tokenizer

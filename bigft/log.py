@@ -1,0 +1,91 @@
+"""Where words go: rank 0's console for people, `log/rank_NN.log` for everything else.
+
+Third-party libraries write to standard output and standard error at the level of file
+descriptors (compilers, C++ warnings, `print`). While a run is open, both descriptors lead to the
+rank's log file; bigft keeps the terminal for itself through `Console`.
+"""
+
+import contextlib
+import faulthandler
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class Console:
+    """What a person sees: results on `out`, progress and notes on `err`; silent off rank 0."""
+
+    def __init__(self, out: TextIO, err: TextIO, *, is_rank_zero: bool) -> None:
+        """Wrap two text streams."""
+        self.out = out
+        self.err = err
+        self.is_rank_zero = is_rank_zero
+
+    def say(self, text: str) -> None:
+        """Write one line for the person and for the log."""
+        logging.getLogger("bigft").info("%s", text)
+        if self.is_rank_zero:
+            self.err.write(text + "\n")
+            self.err.flush()
+
+    def result(self, text: str) -> None:
+        """Write the result of the command to standard output."""
+        if self.is_rank_zero:
+            self.out.write(text + "\n")
+            self.out.flush()
+
+
+def plain_console() -> Console:
+    """Return a console on the process's own streams, for commands that keep no log."""
+    return Console(sys.stdout, sys.stderr, is_rank_zero=True)
+
+
+@contextlib.contextmanager
+def output_to_log(path: Path, *, is_rank_zero: bool) -> Iterator[Console]:
+    """Send both standard descriptors to a log file and yield the terminal as a `Console`.
+
+    On leaving, also through an exception, the descriptors are as before, so that errors reach
+    the person.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    streams = [os.fdopen(os.dup(fd), "w", encoding="utf-8", errors="replace") for fd in saved]
+    handler = _start_log(path)
+    # A crash below Python (SIGSEGV, SIGABRT) would otherwise be visible in the log only.
+    faulthandler.enable(file=streams[1])
+    try:
+        yield Console(streams[0], streams[1], is_rank_zero=is_rank_zero)
+    finally:
+        faulthandler.disable()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(saved[0], 1)
+        os.dup2(saved[1], 2)
+        logging.captureWarnings(False)
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+        for stream in streams:
+            stream.close()
+        for fd in saved:
+            os.close(fd)
+
+
+def _start_log(path: Path) -> logging.Handler:
+    log_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(os.environ.get("BIGFT_LOG_LEVEL", "INFO").upper())
+    logging.captureWarnings(True)
+    return handler

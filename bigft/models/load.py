@@ -1,0 +1,266 @@
+"""From a name to a module whose parameters are partitioned from birth and equal the files."""
+
+import contextlib
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from bigft.errors import ConfigError
+from bigft.models.facts import ModelFacts
+from bigft.models.section import ModelSection
+from bigft.models.weights import check_names, check_values, read_headers
+
+logger = logging.getLogger(__name__)
+
+_VOCABULARY_MULTIPLE = 64
+"""Embeddings grow to a multiple of this: matrix units want it, and so does every rank's slice."""
+
+
+class ZeroContext(Protocol):
+    """What loading needs to know about ZeRO; `engine.zero.Zero` is the real one."""
+
+    @property
+    def partitions_parameters(self) -> bool: ...
+    def building(self) -> contextlib.AbstractContextManager[None]: ...
+    def gathered(
+        self, parameters: Iterable[nn.Parameter], *, modifier_rank: int | None = None
+    ) -> contextlib.AbstractContextManager[None]: ...
+    def set_leaf_modules(self, module: nn.Module, classes: list[type[nn.Module]]) -> None: ...
+    def check_partitioned(self, module: nn.Module) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for the engine, and what was decided on the way."""
+
+    module: nn.Module
+    attention: str
+    notes: list[str]
+
+
+def build_config(section: ModelSection, facts: ModelFacts, num_tokens: int) -> Any:
+    """Build the transformers config; for random weights the vocabulary fits the tokenizer."""
+    from transformers import AutoConfig
+
+    if facts.has_weights or facts.source != "builtin":
+        source = section.name if facts.has_weights or Path(section.name).is_dir() else None
+        config = (
+            AutoConfig.from_pretrained(
+                source,
+                revision=section.revision or "main",
+                trust_remote_code=section.trust_remote_code,
+            )
+            if source
+            else _config_from_dict(facts.config)
+        )
+    else:
+        config = _config_from_dict(facts.config)
+    if not facts.has_weights and num_tokens > config.get_text_config().vocab_size:
+        config.get_text_config().vocab_size = _round_up(num_tokens)
+    config.get_text_config().use_cache = False
+    return config
+
+
+def _config_from_dict(values: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    rest = {key: value for key, value in values.items() if key != "model_type"}
+    return AutoConfig.for_model(values["model_type"], **rest)
+
+
+def _round_up(count: int) -> int:
+    return -(-count // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+
+
+def load_model(
+    section: ModelSection,
+    facts: ModelFacts,
+    zero: ZeroContext,
+    *,
+    auto_class: Any,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+) -> LoadedModel:
+    """Build the model under ZeRO, load its weights, and check them against the files.
+
+    Args:
+        section: Name and choices of the user.
+        facts: What its config.json says.
+        zero: Whether and how parameters are partitioned.
+        auto_class: The transformers auto class of the task.
+        tokenizer: For the size of the vocabulary.
+        dtype: Of the weights that the forward pass uses.
+        device: Of this rank.
+        seed: Of random weights; the same on every rank.
+
+    Raises:
+        CheckpointError: Weights are missing, unexpected or of another shape; all are named.
+        ConfigError: transformers does not know the architecture.
+
+    Collective: every rank.
+    Memory: under stage 3, this rank's slice plus one layer; else the whole model.
+    """
+    attention = pick_attention(section.attention, device, dtype)
+    config = _understood(lambda: build_config(section, facts, len(tokenizer)), section.name)
+    model_class = _model_class(auto_class, config, section)
+    attention = _supported_attention(attention, model_class, explicit=section.attention != "auto")
+    notes: list[str] = []
+    skeleton = _build_skeleton(auto_class, config, section)
+    headers = read_headers(facts.weight_files)
+    if headers:
+        check_names(skeleton, headers, section.name)
+    torch.manual_seed(seed)
+    arguments = {"dtype": dtype, "attn_implementation": attention}
+    # transformers imports the model's file lazily; inside zero.Init that would patch it halfway.
+    with zero.building():
+        if facts.has_weights:
+            module = auto_class.from_pretrained(
+                section.name,
+                config=config,
+                revision=section.revision or "main",
+                trust_remote_code=section.trust_remote_code,
+                **arguments,
+            )
+        else:
+            module = auto_class.from_config(
+                config, trust_remote_code=section.trust_remote_code, **arguments
+            )
+            notes.append(f"{section.name}: no weights there, training starts from random ones")
+    zero.check_partitioned(module)
+    if headers:
+        check_values(module, headers, zero, section.name)
+    if note := grow_vocabulary(module, len(tokenizer), zero):
+        notes.append(note)
+    experts = find_expert_blocks(module)
+    zero.set_leaf_modules(module, experts)
+    if experts:
+        notes.append(f"mixture of experts: {', '.join(c.__name__ for c in experts)} gathered whole")
+    return LoadedModel(module, attention, notes)
+
+
+def _understood(build: Any, name: str) -> Any:
+    try:
+        return build()
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise ConfigError(
+            f"--model {name}: transformers cannot read its config ({str(error).splitlines()[0]});"
+            " check config.json, install the transformers version it asks for, or allow its own"
+            " code with --model.trust_remote_code if you trust the author"
+        ) from error
+
+
+def _model_class(auto_class: Any, config: Any, section: ModelSection) -> type[nn.Module] | None:
+    mapping = auto_class._model_mapping
+    if type(config) not in mapping:
+        if section.trust_remote_code:
+            return None
+        raise ConfigError(
+            f"--model {section.name}: transformers has no {auto_class.__name__.removeprefix('Auto')}"
+            f" for model_type {config.model_type!r}; pick a model of that kind"
+        )
+    found: type[nn.Module] = mapping[type(config)]
+    return found
+
+
+def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Choose the attention implementation: FlashAttention 2 where it can run, else SDPA."""
+    if wanted != "auto":
+        return wanted
+    from transformers.utils import is_flash_attn_2_available
+
+    half = dtype in (torch.bfloat16, torch.float16)
+    return "flash_attention_2" if half and device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
+
+
+def _supported_attention(name: str, model_class: Any, *, explicit: bool) -> str:
+    if explicit or model_class is None:
+        return name
+    if name == "flash_attention_2" and not getattr(model_class, "_supports_flash_attn", True):
+        name = "sdpa"
+    if name == "sdpa" and not getattr(model_class, "_supports_sdpa", True):
+        return "eager"
+    return name
+
+
+def _build_skeleton(auto_class: Any, config: Any, section: ModelSection) -> nn.Module:
+    """Build the model without storage: names, shapes and counts only."""
+    with torch.device("meta"):
+        skeleton: nn.Module = auto_class.from_config(
+            config, trust_remote_code=section.trust_remote_code
+        )
+    return skeleton
+
+
+def grow_vocabulary(module: Any, num_tokens: int, zero: ZeroContext) -> str | None:
+    """Grow the embeddings when the tokenizer has tokens that the model does not know.
+
+    New rows start as the mean of the old ones, so that new tokens begin as likely as an average
+    token (Hewitt 2021) instead of swamping the softmax.
+
+    Returns:
+        A note for the user, or None when nothing had to grow.
+
+    Collective: every rank.
+    Memory: the full embedding matrices on each rank while they grow.
+    """
+    old = module.get_input_embeddings().num_embeddings
+    if num_tokens <= old:
+        return None
+    module.resize_token_embeddings(
+        num_tokens, pad_to_multiple_of=_VOCABULARY_MULTIPLE, mean_resizing=False
+    )
+    tables = [module.get_input_embeddings().weight]
+    head = module.get_output_embeddings()
+    if head is not None and head.weight is not tables[0]:
+        tables.append(head.weight)
+    with zero.gathered(tables, modifier_rank=0), torch.no_grad():
+        for table in tables:
+            if table.shape[0] > old:
+                table[old:] = table[:old].float().mean(0).to(table.dtype)
+    new = module.get_input_embeddings().num_embeddings
+    return f"vocabulary grown from {old:,} to {new:,} (tokenizer: {num_tokens:,}), new rows = mean"
+
+
+def find_expert_blocks(module: nn.Module) -> list[type[nn.Module]]:
+    """Find the classes of mixture-of-experts blocks by their structure.
+
+    A block routes each token to some of several alike children, so ranks run different children
+    and would wait for each other's gathers for ever. It is told by a `ModuleList` of two or more
+    modules of one class below it whose use depends on a sibling gate or router. Fused experts (one
+    3-D tensor) need nothing: a tensor is gathered whole.
+    """
+    classes: dict[type[nn.Module], None] = {}
+    for child in module.modules():
+        named = dict(child.named_children())
+        routed = any(word in name.lower() for name in named for word in ("gate", "router"))
+        if routed and any(_is_expert_list(part) for part in named.values()):
+            classes[type(child)] = None
+    return list(classes)
+
+
+def _is_expert_list(part: nn.Module) -> bool:
+    if not isinstance(part, nn.ModuleList | nn.ModuleDict) or len(part) < 2:
+        return False
+    children = list(part.values()) if isinstance(part, nn.ModuleDict) else list(part)
+    return len({type(child) for child in children}) == 1
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Count parameters, each tied one once, partitioned or not."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+
+
+
+def plan_parameters(
+    section: ModelSection, facts: ModelFacts, auto_class: Any, num_tokens: int
+) -> int:
+    """Count the parameters that a model will have, without building any of them."""
+    config = _understood(lambda: build_config(section, facts, num_tokens), section.name)
+    return count_parameters(_build_skeleton(auto_class, config, section))

@@ -1,0 +1,64 @@
+"""The tokenizer of a model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bigft.errors import ConfigError
+from bigft.models.facts import ModelFacts
+from bigft.models.section import ModelSection
+
+
+def load_tokenizer(
+    section: ModelSection, facts: ModelFacts, load_builtin: Callable[[], Any]
+) -> Any:
+    """Load the tokenizer that was named, the model's own, or the built-in one.
+
+    The built-in one serves only models with random weights: a trained model means its own tokens.
+
+    Raises:
+        ConfigError: None can be found, or the chat template file is missing.
+    """
+    tokenizer = _pick(section, facts, load_builtin)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if section.chat_template is not None:
+        file = Path(section.chat_template)
+        if not file.is_file():
+            raise ConfigError(
+                f"--model.chat_template {section.chat_template}: no such file; give a Jinja file,"
+                " or leave it out for the tokenizer's own template"
+            )
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def _pick(section: ModelSection, facts: ModelFacts, load_builtin: Callable[[], Any]) -> Any:
+    if section.tokenizer == "builtin":
+        return load_builtin()
+    if section.tokenizer is None and not facts.has_weights and not _has_own(section):
+        return load_builtin()
+    return _load(section.tokenizer or section.name, section)
+
+
+def _has_own(section: ModelSection) -> bool:
+    folder = Path(section.name)
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    return folder.is_dir() and any((folder / name).is_file() for name in names)
+
+
+def _load(source: str, section: ModelSection) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            source,
+            revision=section.revision or "main",
+            trust_remote_code=section.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        flag = "--model.tokenizer" if section.tokenizer else "--model"
+        raise ConfigError(
+            f"{flag} {source}: no tokenizer can be loaded from there"
+            f" ({str(error).strip().splitlines()[0]}); name one with --model.tokenizer FOLDER_OR_ID"
+        ) from error

@@ -1,0 +1,115 @@
+"""What a step costs: seconds by phase, memory, and the share of the peak rate (MFU)."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+PHASES = ("data", "forward", "backward", "optimizer")
+
+# Dense bf16 peak in FLOP/s, from the vendors' data sheets; matched by a part of the device name,
+# longest first. Unknown devices report no MFU rather than a guess.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "A40": 150e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 6000 Ada": 364e12,
+    "RTX A6000": 155e12,
+    "RTX 5090": 210e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+
+
+class PhaseClock:
+    """Seconds spent in each phase of a step.
+
+    On an accelerator the phases overlap with Python, so they are measured by events in the
+    stream and read once per logged step; on a CPU by the wall clock.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Measure on `device`."""
+        self._on_cpu = device.type == "cpu"
+        self._device = device
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._events: list[tuple[str, torch.Event, torch.Event]] = []
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the block under this phase."""
+        if self._on_cpu or name == "data":
+            started = time.perf_counter()
+            yield
+            self._seconds[name] += time.perf_counter() - started
+            return
+        begin, end = (torch.Event(self._device, enable_timing=True) for _ in range(2))
+        begin.record()
+        yield
+        end.record()
+        self._events.append((name, begin, end))
+
+    def read(self) -> dict[str, float]:
+        """Return seconds per phase since the last reading, and start again.
+
+        Waits for the device.
+        """
+        for name, begin, end in self._events:
+            end.synchronize()
+            self._seconds[name] += begin.elapsed_time(end) / 1000
+        result = self._seconds
+        self._events = []
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        return result
+
+
+def read_rss_bytes() -> int:
+    """Resident host memory of this process, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no VmRSS in /proc/self/status")
+
+
+def read_device_peak_bytes(device: torch.device) -> int:
+    """Peak device memory of this process since the last reading, in bytes; 0 on a CPU."""
+    if device.type == "cpu":
+        return 0
+    peak = int(torch.accelerator.max_memory_allocated(device))
+    torch.accelerator.reset_peak_memory_stats(device)
+    return peak
+
+
+def find_peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 peak of this device in FLOP/s, or None when it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    for part in sorted(PEAK_FLOPS, key=len, reverse=True):
+        if part in name:
+            return PEAK_FLOPS[part]
+    return None
+
+
+def count_flops_per_token(num_parameters: int, num_layers: int, hidden_size: int, length: int) -> float:
+    """Model FLOPs of one trained token, without recomputation.
+
+    1) Matrices: 2 FLOPs per weight forward, twice that backward: 6 N.
+    2) Attention scores and their use: 2 products of `length x hidden` per layer, causal (half),
+       forward and twice backward: 6 * layers * hidden * length.
+    """
+    return 6.0 * num_parameters + 6.0 * num_layers * hidden_size * length

@@ -1,0 +1,274 @@
+"""From a request to a `Resolved`: every setting final, every "auto" filled, every origin known.
+
+    flags + recipe -> Run        default < recipe < flag
+    file + --ds.   -> JSON       file < --ds.
+    bridge         -> both agree, or an error that lists every clash
+    fill           -> no "auto" left, defaults that surprise written out
+    rules          -> what does not go together
+
+Every stage adds to one list of problems, and the list is shown once.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from bigft.config.deepspeed import AUTO, find_value, leaves, parse_value, read_json, set_value
+from bigft.config.deepspeed_check import check_config
+from bigft.config.request import Request
+from bigft.config.typed import Typed, fields_of, read_flags, read_recipe
+from bigft.errors import BigftError, ConfigError, raise_together
+from bigft.models.facts import ModelFacts, is_local, read_facts
+from bigft.run.bridge import bridge
+from bigft.run.draft import Draft
+from bigft.run.fill import fill_json
+from bigft.run.rules import RULES
+from bigft.run.settings import Run
+
+# From random weights, 1e-5 barely moves; 3e-4 is the usual peak for small Llama-style models.
+_RATE_FROM_SCRATCH = 3e-4
+_OFFLOADS = ("offload_param", "offload_optimizer")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One run, fully decided. `run.output_dir` may be "" until `with_output_dir`."""
+
+    run: Run
+    ds: dict[str, Any]
+    """The DeepSpeed JSON without any "auto" (but `nvme_path`, until `with_output_dir`)."""
+
+    origin: Mapping[str, str]
+    """Dotted path (JSON paths with the prefix `ds.`) -> where the value came from."""
+
+    warnings: list[str]
+    announced: list[str]
+    """Derived values worth one line each."""
+
+    facts: ModelFacts
+    world_size: int
+    dry_run: bool
+    request: Request
+    config: str
+    """Path of the DeepSpeed JSON; "" when `explain` resolved without one."""
+
+
+def resolve(
+    request: Request, environ: Mapping[str, str], *, needs_config: bool = True
+) -> Resolved:
+    """Decide every setting of a run.
+
+    Args:
+        request: The parsed command line.
+        environ: For `WORLD_SIZE`; 1 when absent.
+        needs_config: False lets `explain` work without a DeepSpeed JSON.
+
+    Raises:
+        ConfigError: Something is unknown, contradictory or out of range; all of it is listed.
+        CheckpointError: The only problem is a damaged model folder.
+    """
+    problems: list[str] = []
+    dry_run = _read_dry_run(request, problems)
+    flags = {n: t for n, t in request.settings.items() if n != "dry_run" and not _is_ds(n)}
+    typed = read_recipe(request.recipe, Run, problems) if request.recipe else {}
+    recipe_config = typed.pop("config", None)
+    typed |= read_flags(flags, Run, problems)
+    config = request.config or (str(recipe_config.value) if recipe_config else "")
+    draft = Draft(
+        ds=_load_json(config, needs_config, problems),
+        label=config or "the JSON",
+        typed=typed,
+        world_size=_read_world_size(environ, problems),
+        problems=problems,
+    )
+    _edit_json(draft, request)
+    _move_recorded_swap(draft, config)
+    verdict = check_config(draft.ds, draft.where)
+    draft.problems += verdict.problems
+    draft.warnings += verdict.warnings
+    # A JSON with wrong keys or types cannot be reasoned about; the flags still can.
+    is_sound = not verdict.problems
+    if not is_sound:
+        draft.ds = {}
+    return _finish(draft, request, config, dry_run, is_sound=is_sound)
+
+
+def default_output_dir(run: Run, now: datetime) -> Path:
+    """Return `runs/<YYYYmmdd-HHMMSS>-<model>`; rank 0 decides it and tells the others."""
+    name = Path(run.model.name).expanduser()
+    if name.name in ("", ".", "..", "config.json"):
+        name = name.resolve().parent if name.name == "config.json" else name.resolve()
+    return Path("runs") / f"{now:%Y%m%d-%H%M%S}-{name.name}"
+
+
+def with_output_dir(resolved: Resolved, path: Path | str) -> Resolved:
+    """Return the same run with its folder set, and with "auto" NVMe paths below that folder."""
+    folder = Path(path)
+    ds, origin = copy.deepcopy(resolved.ds), dict(resolved.origin)
+    for part in _OFFLOADS:
+        key = f"zero_optimization.{part}.nvme_path"
+        if find_value(ds, key) == AUTO:
+            set_value(ds, key, str(_swap_folder(folder)))
+            origin[f"ds.{key}"] = "derived: nvme/ of the run folder"
+    if not resolved.run.output_dir:
+        origin["output_dir"] = "derived: time and model"
+    run = resolved.run.model_copy(update={"output_dir": str(folder)})
+    return replace(resolved, run=run, ds=ds, origin=origin)
+
+
+def _finish(
+    draft: Draft, request: Request, config: str, dry_run: bool, *, is_sound: bool
+) -> Resolved:
+    before = len(draft.problems)
+    run = draft.build_run()
+    # The rejected ones are reported; without them the rest can still be checked.
+    draft.typed = {path: entry for path, entry in draft.typed.items() if _was_taken(draft, entry)}
+    if is_local(run.model.name) or not draft.problems:
+        # A hub model is only asked for when everything else is right: it may take seconds.
+        draft.facts = _facts_of(run, draft)
+    _adopt_rate(draft)
+    if is_sound and (draft.ds or not draft.problems):
+        bridge(draft)
+        run = draft.build_run()
+        fill_json(draft, run)
+    _apply_rules(draft, run)
+    if draft.problems or draft.facts is None:
+        raise_together(ConfigError, _ordered(draft.problems, before))
+    return Resolved(
+        run=run,
+        ds=draft.ds,
+        origin=_origins(draft),
+        warnings=draft.warnings,
+        announced=draft.announced,
+        facts=draft.facts,
+        world_size=draft.world_size,
+        dry_run=dry_run,
+        request=request,
+        config=config,
+    )
+
+
+def _ordered(problems: list[str], _before: int) -> list[str]:
+    return list(dict.fromkeys(problems))
+
+
+def _was_taken(draft: Draft, entry: Typed) -> bool:
+    return not any(problem.startswith(f"{entry}: ") for problem in draft.problems)
+
+
+def _facts_of(run: Run, draft: Draft) -> ModelFacts | None:
+    try:
+        return read_facts(run.model)
+    except BigftError as error:
+        if not draft.problems and not isinstance(error, ConfigError):
+            raise
+        draft.problems.append(str(error))
+        return None
+
+
+def _adopt_rate(draft: Draft) -> None:
+    path = "optim.learning_rate"
+    if draft.facts is None or draft.facts.has_weights or path in draft.typed:
+        return
+    if draft.get("optimizer.params.lr") is None and draft.get("scheduler.params") is None:
+        draft.adopt(path, _RATE_FROM_SCRATCH, "default for a model with random weights")
+
+
+def _apply_rules(draft: Draft, run: Run) -> None:
+    for rule in RULES:
+        for finding in rule(draft, run):
+            (draft.problems if finding.is_error else draft.warnings).append(finding.text)
+
+
+def _origins(draft: Draft) -> dict[str, str]:
+    origin = {path: "default" for path, _ in fields_of(Run)}
+    origin |= {path: entry.source for path, entry in {**draft.typed, **draft.adopted}.items()}
+    for path, _ in leaves(draft.ds):
+        where = draft.where(path)
+        origin[f"ds.{path}"] = f"flag {where}" if where.startswith("--") else where
+    return origin
+
+
+def _is_ds(name: str) -> bool:
+    return name == "ds" or name.startswith("ds.")
+
+
+def _read_dry_run(request: Request, problems: list[str]) -> bool:
+    text = request.settings.get("dry_run", "false").lower()
+    if text not in ("true", "false"):
+        problems.append(f"--dry_run={text}: must be true or false")
+    return text == "true"
+
+
+def _read_world_size(environ: Mapping[str, str], problems: list[str]) -> int:
+    text = environ.get("WORLD_SIZE", "1")
+    if not text.isdigit() or int(text) < 1:
+        problems.append(f"WORLD_SIZE={text} in the environment: must be a whole number above 0")
+        return 1
+    return int(text)
+
+
+def _load_json(config: str, needs_config: bool, problems: list[str]) -> dict[str, Any]:
+    if not config and not needs_config:
+        return {}
+    if config in ("", AUTO):
+        given = "required, not given" if not config else 'there is no planner yet that could "auto"'
+        problems.append(
+            f"--config: {given}; give a DeepSpeed JSON, e.g. --config ds_configs/zero3.json"
+        )
+        return {}
+    try:
+        return read_json(config)
+    except ConfigError as error:
+        problems.append(str(error))
+        return {}
+
+
+def _edit_json(draft: Draft, request: Request) -> None:
+    """Apply the `--ds.` flags; each names one path of the JSON."""
+    for name, text in request.settings.items():
+        if not _is_ds(name):
+            continue
+        path = name.removeprefix("ds").removeprefix(".")
+        if not path or not all(path.split(".")):
+            draft.problems.append(f"--{name}: write --ds.PATH=VALUE, e.g. --ds.bf16.enabled=true")
+            continue
+        try:
+            set_value(draft.ds, path, parse_value(text))
+        except ConfigError as error:
+            draft.problems.append(str(error))
+        draft.edits.add(path)
+
+
+def _move_recorded_swap(draft: Draft, config: str) -> None:
+    """Give a repeated run its own swap folder.
+
+    `resolved/ds_config.json` holds the first run's folder. When that came from "auto", a repeat
+    must not write into the first run.
+    """
+    file = Path(config).expanduser()
+    if file.parent.name != "resolved":
+        return
+    for part in _OFFLOADS:
+        key = f"zero_optimization.{part}.nvme_path"
+        if find_value(draft.ds, key) == str(_swap_folder(file.parent.parent)):
+            set_value(draft.ds, key, AUTO)
+
+
+def _swap_folder(run_folder: Path) -> Path:
+    return run_folder.expanduser().resolve() / "nvme"
+
+
+def describe_batch(resolved: Resolved) -> str:
+    """Return the batch equation with its numbers."""
+    trainer = resolved.run.trainer
+    micro, accumulation = trainer.per_device_train_batch_size, trainer.gradient_accumulation_steps
+    total = math.prod((micro, accumulation, resolved.world_size))
+    return (
+        f"{total} sequences per step = {micro} per rank x {accumulation} accumulation steps x "
+        f"{resolved.world_size} rank{'s' if resolved.world_size > 1 else ''}"
+    )

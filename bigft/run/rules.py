@@ -1,0 +1,216 @@
+"""What does not go together across sections: one small function per rule.
+
+A rule sees the resolved settings and yields findings. A setting that will be ignored is a
+warning; a run that cannot work is an error. To add a rule: write the function, put it into
+`RULES`, test it in `tests/unit/run/test_rules.py`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigft.run.draft import Draft
+from bigft.run.settings import Run
+from bigft.units import parse_bytes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line for the user."""
+
+    text: str
+    is_error: bool = True
+
+
+Rule = Callable[[Draft, Run], Iterator[Finding]]
+
+_ZERO = "zero_optimization"
+# bf16 keeps 8 bits of a sum: after about this many equal addends the next one rounds away.
+_MANY_MICRO_STEPS = 8
+
+
+def warn_sequence_longer_than_positions(draft: Draft, run: Run) -> Iterator[Finding]:
+    """A model has no trained positions beyond its `max_position_embeddings`."""
+    limit = draft.facts.max_position_embeddings if draft.facts else None
+    if limit is not None and run.data.max_length > limit:
+        yield Finding(
+            f"--max_length {run.data.max_length} is above the model's max_position_embeddings "
+            f"{limit}: positions beyond it are untrained",
+            is_error=False,
+        )
+
+
+def refuse_eight_bit_on_nvme(draft: Draft, run: Run) -> Iterator[Finding]:
+    """DeepSpeed's swapper turns 8-bit states into fp32 numbers; training diverges silently."""
+    device = draft.get(f"{_ZERO}.offload_optimizer.device")
+    if run.optim.name == "adamw_8bit" and not draft.has("optimizer") and device == "nvme":
+        yield Finding(
+            f"--optim adamw_8bit with {_ZERO}.offload_optimizer.device = nvme "
+            f"({draft.where(f'{_ZERO}.offload_optimizer.device')}): DeepSpeed's swapper silently "
+            "turns the 8-bit states into fp32 and training diverges. Use --optim adamw, or "
+            f"--ds.{_ZERO}.offload_optimizer.device=cpu"
+        )
+
+
+def refuse_two_precisions(draft: Draft, run: Run) -> Iterator[Finding]:
+    """DeepSpeed asserts on this after minutes of start-up."""
+    if draft.get("bf16.enabled") and draft.get("fp16.enabled"):
+        yield Finding(
+            f"bf16.enabled ({draft.where('bf16.enabled')}) and fp16.enabled "
+            f"({draft.where('fp16.enabled')}) are both true. Keep one"
+        )
+
+
+def check_stage(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Stages are 0 to 3; offload needs partitioned states."""
+    stage = draft.get(f"{_ZERO}.stage")
+    if not isinstance(stage, int):
+        return
+    where = draft.where(f"{_ZERO}.stage")
+    if stage not in (0, 1, 2, 3):
+        yield Finding(f"{_ZERO}.stage = {stage} ({where}): must be 0, 1, 2 or 3")
+    for part, least in (("offload_param", 3), ("offload_optimizer", 1)):
+        device = draft.get(f"{_ZERO}.{part}.device")
+        if device not in (None, "none") and stage < least:
+            yield Finding(
+                f"{_ZERO}.{part}.device = {device} needs {_ZERO}.stage {least}"
+                f"{'' if least == 3 else ' or above'}, not {stage} ({where})"
+            )
+
+
+def refuse_nvme_below_stage_three(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Stages 1 and 2 know no NVMe: they would quietly keep the states in host memory."""
+    device = draft.get(f"{_ZERO}.offload_optimizer.device")
+    stage = draft.get(f"{_ZERO}.stage")
+    if device == "nvme" and stage in (1, 2):
+        yield Finding(
+            f"{_ZERO}.offload_optimizer.device = nvme needs {_ZERO}.stage 3, not {stage}. Use "
+            "stage 3, or device cpu"
+        )
+
+
+def check_swap_buffers(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Adam swaps parameter, gradient and two moments at once."""
+    path = f"{_ZERO}.offload_optimizer.buffer_count"
+    count = draft.get(path)
+    is_nvme = draft.get(f"{_ZERO}.offload_optimizer.device") == "nvme"
+    if is_nvme and isinstance(count, int) and count < 4:
+        yield Finding(
+            f"{path} = {count} ({draft.where(path)}): Adam needs at least 4 (parameter, gradient, "
+            "two moments)"
+        )
+
+
+def check_warmup(draft: Draft, run: Run) -> Iterator[Finding]:
+    """A warm-up that never ends keeps the learning rate below what was asked for."""
+    steps, limit = run.optim.warmup_steps, run.trainer.max_steps
+    if limit is not None and steps >= 1 and steps > limit:
+        yield Finding(
+            f"--optim.warmup_steps {steps:g} is above --max_steps {limit}: the learning rate would "
+            "never reach its peak. A value below 1 is a fraction of all steps"
+        )
+    if steps > 1 and steps != int(steps):
+        yield Finding(f"--optim.warmup_steps {steps:g}: above 1 it counts steps; write a whole one")
+
+
+def check_schedule_arguments(draft: Draft, run: Run) -> Iterator[Finding]:
+    """`cosine_with_min_lr` has no default for its minimum."""
+    given = run.optim.lr_scheduler_kwargs
+    if run.optim.lr_scheduler_type == "cosine_with_min_lr" and not {"min_lr", "min_lr_rate"} & set(
+        given
+    ):
+        yield Finding(
+            "--optim.lr_scheduler_type cosine_with_min_lr needs a minimum: "
+            "--optim.lr_scheduler_kwargs.min_lr_rate 0.1"
+        )
+
+
+def warn_epochs_without_effect(draft: Draft, run: Run) -> Iterator[Finding]:
+    """`max_steps` wins over epochs."""
+    typed = draft.typed.get("trainer.num_train_epochs")
+    if run.trainer.max_steps is not None and typed is not None:
+        yield Finding(
+            f"{typed} has no effect: --max_steps {run.trainer.max_steps} decides", is_error=False
+        )
+
+
+def warn_evaluation_without_data(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Evaluation needs held-out data."""
+    if run.data.eval is None and run.data.eval_fraction == 0 and run.evaluation.eval_steps:
+        yield Finding(
+            f"--eval_steps {run.evaluation.eval_steps} has no effect: --data.eval_fraction is 0 "
+            "and there is no --eval_data",
+            is_error=False,
+        )
+
+
+def warn_held_out_share_without_effect(draft: Draft, run: Run) -> Iterator[Finding]:
+    """With evaluation data of its own, nothing is held out."""
+    typed = draft.typed.get("data.eval_fraction")
+    if typed is not None and run.data.eval is not None:
+        yield Finding(f"{typed} has no effect: --eval_data is given", is_error=False)
+
+
+def warn_revision_without_effect(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Only hub models have revisions."""
+    typed = draft.typed.get("model.revision")
+    is_here = run.model.name == "builtin" or Path(run.model.name).expanduser().exists()
+    if typed is not None and is_here:
+        yield Finding(f"{typed} has no effect: {run.model.name} is not a hub model", is_error=False)
+
+
+def check_chat_template(draft: Draft, run: Run) -> Iterator[Finding]:
+    """The template is read when the data are built; a missing file is better found here."""
+    path = run.model.chat_template
+    if path is not None and not Path(path).expanduser().is_file():
+        yield Finding(f"--model.chat_template {path}: no such file; give a Jinja file")
+
+
+def check_shard_size(draft: Draft, run: Run) -> Iterator[Finding]:
+    """The size is text with a unit; a bad one would only be found at the export."""
+    try:
+        parse_bytes(run.checkpoint.max_shard_size)
+    except ValueError as error:
+        yield Finding(f"--checkpoint.max_shard_size: {error}")
+
+
+def warn_bf16_accumulation(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Small addends round away in a long bf16 sum."""
+    path = "data_types.grad_accum_dtype"
+    steps = run.trainer.gradient_accumulation_steps
+    if steps >= _MANY_MICRO_STEPS and draft.get(path) == "bf16":
+        yield Finding(
+            f"{path} = bf16 ({draft.where(path)}) with {steps} accumulation steps: small gradients "
+            'round away in the sum. Write "fp32", or drop the line',
+            is_error=False,
+        )
+
+
+RULES: tuple[Rule, ...] = (
+    check_stage,
+    refuse_nvme_below_stage_three,
+    refuse_two_precisions,
+    refuse_eight_bit_on_nvme,
+    check_swap_buffers,
+    check_warmup,
+    check_schedule_arguments,
+    check_chat_template,
+    check_shard_size,
+    warn_sequence_longer_than_positions,
+    warn_epochs_without_effect,
+    warn_evaluation_without_data,
+    warn_held_out_share_without_effect,
+    warn_revision_without_effect,
+    warn_bf16_accumulation,
+)
+"""Every rule, errors first."""
+
+
+def describe_rules() -> list[tuple[str, str]]:
+    """Return (name, meaning) of every rule, for the documentation."""
+    return [(_name(rule), (rule.__doc__ or "").split("\n")[0]) for rule in RULES]
+
+
+def _name(rule: Any) -> str:
+    return str(rule.__name__)

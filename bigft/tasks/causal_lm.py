@@ -1,0 +1,76 @@
+"""Predict the next token: fine-tuning on answers, continued pretraining, training from scratch."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigft.data.collate import Batch
+from bigft.tasks.cross_entropy import sum_cross_entropy
+from bigft.tasks.task import Forward, LossSum, Score
+
+IGNORED = -100
+"""Label of a token that does not count, as transformers spells it."""
+
+
+class CausalLM:
+    """Next-token prediction on the supervised tokens of each sequence."""
+
+    def __init__(self) -> None:
+        """Make the task; it has no settings."""
+        self._keeps_columns: bool | None = None
+
+    def auto_class(self) -> Any:
+        """Return `AutoModelForCausalLM`."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    def loss(self, forward: Forward, batch: Batch) -> LossSum:
+        """Sum the cross-entropy over the supervised tokens of one micro-batch."""
+        logits, targets = self._predict(forward, batch)
+        return LossSum(sum_cross_entropy(logits, targets), len(targets))
+
+    @torch.no_grad()
+    def score(self, forward: Forward, batch: Batch) -> Score:
+        """Sum loss and correctly predicted tokens of one micro-batch."""
+        logits, targets = self._predict(forward, batch)
+        correct = int((logits.argmax(-1) == targets).sum())
+        return Score(float(sum_cross_entropy(logits, targets)), correct, len(targets))
+
+    def _predict(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return logits `(N, V)` and targets `(N,)` of the N supervised tokens."""
+        # The logits of a token predict the next one: shift the labels, not the logits.
+        targets_BT = torch.full_like(batch.labels, IGNORED)
+        targets_BT[:, :-1] = batch.labels[:, 1:]
+        columns = self._needed_columns(forward, targets_BT)
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if batch.attention_mask is not None:
+            inputs["attention_mask"] = batch.attention_mask
+        else:
+            inputs["position_ids"] = batch.position_ids
+        if columns is not None:
+            inputs["logits_to_keep"] = columns
+            targets_BT = targets_BT[:, columns]
+        logits_BTV = forward(**inputs).logits
+        supervised = targets_BT != IGNORED
+        if bool(supervised.all()):
+            return logits_BTV.flatten(0, 1), targets_BT.flatten()
+        return logits_BTV[supervised], targets_BT[supervised]
+
+    def _needed_columns(self, forward: Forward, targets_BT: Tensor) -> Tensor | None:
+        """Positions whose logits are needed at all, or None when the model cannot leave any out.
+
+        A prompt's logits are never looked at; leaving them out saves their share of the largest
+        matrix product and of the largest tensor of the step.
+        """
+        if self._keeps_columns is None:
+            module = getattr(forward, "module", forward)
+            signature = inspect.signature(type(module).forward)
+            self._keeps_columns = "logits_to_keep" in signature.parameters
+        if not self._keeps_columns:
+            return None
+        columns = (targets_BT != IGNORED).any(0).nonzero().squeeze(1)
+        # At least one, so that the head takes part in the step on every rank (ZeRO-3 gathers it).
+        return columns if len(columns) else torch.zeros(1, dtype=torch.int64, device=columns.device)

@@ -1,0 +1,62 @@
+"""The hook that scores the held-out data from time to time."""
+
+import torch
+
+from bigft.data.loader import EvalLoader
+from bigft.distributed.collectives import gather_rows
+from bigft.engine.engine import Engine
+from bigft.evaluation.loop import evaluate, sum_rows
+from bigft.evaluation.section import EvaluationSection
+from bigft.log import Console
+from bigft.monitor.sinks import Numbers, Sinks
+from bigft.tasks.task import Task
+from bigft.trainer.hooks import StepReport, is_due
+from bigft.trainer.state import State
+
+
+class Evaluator:
+    """Evaluates at the start, every `eval_steps`, and at the end."""
+
+    def __init__(
+        self, section: EvaluationSection, engine: Engine, task: Task, loader: EvalLoader,
+        sinks: Sinks, console: Console, device: torch.device,
+    ) -> None:
+        """Hold what an evaluation needs."""
+        self._section = section
+        self._engine = engine
+        self._task = task
+        self._loader = loader
+        self._sinks = sinks
+        self._console = console
+        self._device = device
+
+    def started(self, state: State, total_steps: int) -> None:
+        """Score the model as it came, unless this run is a continuation."""
+        self._total_steps = total_steps
+        if self._section.eval_on_start and state.step == 0:
+            self._evaluate(state)
+
+    def stepped(self, state: State, report: StepReport) -> None:
+        """Score when it is due."""
+        if is_due(state.step, self._section.eval_steps, self._total_steps):
+            self._evaluate(state)
+
+    def finished(self, state: State) -> None:
+        """Do nothing: the last step has been scored."""
+
+    def _evaluate(self, state: State) -> None:
+        self._engine.set_training(False)
+        batches = self._loader.eval_batches(self._section.max_eval_batches)
+        scores = evaluate(
+            self._task, self._engine, batches, device=self._device,
+            sum_over_ranks=lambda row: sum_rows(gather_rows(row, self._device)),
+        )
+        self._engine.set_training(True)
+        state.eval_loss = scores["loss"]
+        row: Numbers = {"step": state.step}
+        row.update({f"eval_{name}": value for name, value in scores.items()})
+        self._sinks.write(row)
+        self._console.say(
+            f"evaluation at step {state.step}: loss {scores['loss']:.4f}, perplexity"
+            f" {scores['perplexity']:.2f}, token accuracy {100 * scores['token_accuracy']:.1f}%"
+        )

@@ -1,0 +1,44 @@
+"""Hooks watch the loop and act between steps; they never change the mathematics."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from bigft.engine.engine import StepResult
+from bigft.monitor.meters import PhaseClock
+from bigft.trainer.state import State
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What the loop knows about the step it just took, on this rank."""
+
+    loss_sum: Tensor
+    """Scalar fp32 on the device: this rank's sum of token losses."""
+    supervised_tokens: int
+    """Of the whole global batch."""
+    tokens: int
+    """Of the whole global batch, without padding."""
+    seconds: float
+    """Wall time of the step, data included."""
+    result: StepResult
+    clock: PhaseClock
+
+
+class Hook(Protocol):
+    """Called on every rank, in the same order, so that hooks may use collectives."""
+
+    def started(self, state: State, total_steps: int) -> None:
+        """Before the first step; `state` may come from a checkpoint."""
+
+    def stepped(self, state: State, report: StepReport) -> None:
+        """After every optimizer step."""
+
+    def finished(self, state: State) -> None:
+        """After the last step."""
+
+
+def is_due(step: int, every: int, total_steps: int) -> bool:
+    """Whether something that happens every `every` steps happens now; 0 means only at the end."""
+    return step == total_steps or (every > 0 and step % every == 0)

@@ -1,0 +1,141 @@
+"""The hook that people see: a progress bar, and rows of numbers for the sinks."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TextIO
+
+import torch
+from tqdm import tqdm
+
+from bigft.distributed.collectives import gather_rows
+from bigft.monitor.meters import PHASES, read_device_peak_bytes, read_rss_bytes
+from bigft.monitor.sinks import Numbers, Sinks
+from bigft.trainer.hooks import StepReport, is_due
+from bigft.trainer.state import State
+from bigft.units import format_count, format_seconds
+
+# Without a terminal a bar is noise: one line every so often instead.
+_LINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What turns tokens into a share of the device's peak."""
+
+    flops_per_token: float
+    peak_flops: float | None
+    """Of all ranks together; None where unknown."""
+
+
+class Reporter:
+    """Adds up steps and writes a row whenever one is due."""
+
+    def __init__(
+        self, sinks: Sinks, *, logging_steps: int, device: torch.device, local_size: int,
+        rate: Rate, stream: TextIO | None,
+    ) -> None:
+        """Report to `sinks`; `stream` is the terminal, None off rank 0."""
+        self._sinks = sinks
+        self._logging_steps = logging_steps
+        self._device = device
+        self._local_size = local_size
+        self._rate = rate
+        self._stream = stream
+        self._progress: _Progress | None = None
+        self._start_interval()
+
+    def _start_interval(self) -> None:
+        self._loss = torch.zeros((), device=self._device)
+        self._supervised = self._tokens = self._steps = 0
+        self._seconds = 0.0
+
+    def started(self, state: State, total_steps: int) -> None:
+        """Open the progress bar."""
+        self._total_steps = total_steps
+        if self._stream is not None:
+            self._progress = _Progress(self._stream, state.step, total_steps)
+
+    def stepped(self, state: State, report: StepReport) -> None:
+        """Add the step, and write a row when it is due."""
+        self._loss += report.loss_sum
+        self._supervised += report.supervised_tokens
+        self._tokens += report.tokens
+        self._seconds += report.seconds
+        self._steps += 1
+        if not is_due(state.step, self._logging_steps, self._total_steps):
+            return
+        row = self._build_row(state, report)
+        self._sinks.write(row)
+        if self._progress is not None:
+            self._progress.show(row, self._steps)
+        self._start_interval()
+
+    def _build_row(self, state: State, report: StepReport) -> Numbers:
+        peak = read_device_peak_bytes(self._device)
+        mine = [float(self._loss), float(read_rss_bytes()), float(peak)]
+        ranks = gather_rows(mine, self._device)
+        rate = self._tokens / self._seconds
+        mfu = None
+        if self._rate.peak_flops:
+            mfu = rate * self._rate.flops_per_token / self._rate.peak_flops
+        row: Numbers = {
+            "step": state.step,
+            "epoch": state.epoch,
+            "loss": float(ranks[:, 0].sum()) / max(self._supervised, 1),
+            "learning_rate": report.result.learning_rate,
+            "grad_norm": report.result.grad_norm,
+            "tokens": state.tokens,
+            "tokens_per_second": rate,
+            "step_seconds": self._seconds / self._steps,
+        }
+        phases = report.clock.read()
+        row.update({f"{name}_seconds": phases[name] / self._steps for name in PHASES})
+        row.update(
+            mfu=mfu,
+            host_rss_bytes=int(ranks[: self._local_size, 1].sum()),
+            device_peak_bytes=int(ranks[:, 2].max()),
+            skipped_steps=state.skipped_steps,
+        )
+        return row
+
+    def finished(self, state: State) -> None:
+        """Close the progress bar."""
+        if self._progress is not None:
+            self._progress.close()
+
+
+class _Progress:
+    """A bar on a terminal; a line every ten seconds elsewhere."""
+
+    def __init__(self, stream: TextIO, done: int, total: int) -> None:
+        self._stream = stream
+        self._total = total
+        self._bar = None
+        if stream.isatty():
+            self._bar = tqdm(total=total, initial=done, file=stream, unit="step", dynamic_ncols=True)
+        self._seconds_per_step: float | None = None
+        self._shown = -math.inf
+
+    def show(self, row: Numbers, steps: int) -> None:
+        loss, lr = float(row["loss"] or 0.0), float(row["learning_rate"] or 0.0)
+        rate = format_count(float(row["tokens_per_second"] or 0.0))
+        text = f"loss {loss:.4f}, lr {lr:.2e}, {rate} tok/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(steps)
+            return
+        step, latest = int(row["step"] or 0), float(row["step_seconds"] or 0.0)
+        # A running mean: one slow step must not make the estimate jump.
+        previous = self._seconds_per_step
+        self._seconds_per_step = latest if previous is None else 0.9 * previous + 0.1 * latest
+        if time.monotonic() - self._shown < _LINE_SECONDS and step != self._total:
+            return
+        self._shown = time.monotonic()
+        left = format_seconds((self._total - step) * self._seconds_per_step)
+        self._stream.write(f"step {step}/{self._total}: {text}, {left} left\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

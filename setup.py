@@ -1,0 +1,51 @@
+"""Package metadata. Tools are configured in pyproject.toml; tested versions in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "bigft/__init__.py").read_text())[1]
+
+TEST = ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "import-linter>=2", "ruff", "mypy", "types-PyYAML"]
+
+setup(
+    name="bigft",
+    version=VERSION,
+    description="Full-parameter fine-tuning of large Hugging Face models on hardware people own",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["bigft", "bigft.*"]),
+    install_requires=[
+        "torch>=2.9",
+        "deepspeed>=0.19.8",
+        "transformers>=5.17",
+        "datasets>=4",
+        "bitsandbytes>=0.50",
+        "tensorboard>=2.19",
+        "fire>=0.7",
+        "safetensors>=0.5",
+        "pydantic>=2.7",
+        "PyYAML>=6",
+        "tqdm>=4.60",
+        "ninja",
+    ],
+    extras_require={
+        "test": TEST,
+        "docs": ["sphinx>=8", "myst-parser>=4", "furo"],
+        "gpu": ["nvidia-ml-py"],
+        "bench": ["accelerate>=1.10"],
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow-skinny"],
+        "dev": [*TEST, "pre-commit", "codespell"],
+    },
+    entry_points={"console_scripts": ["bigft = bigft.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
