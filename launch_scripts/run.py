@@ -1,6 +1,6 @@
 """What the deepspeed launcher starts: `bigft train`, from any folder, installed or not.
 
-    deepspeed --num_gpus 8 launch_scripts/run.py --config ds_configs/zero3.json --model ...
+deepspeed --num_gpus 8 launch_scripts/run.py --config ds_configs/zero3.json --model ...
 """
 
 import importlib.util

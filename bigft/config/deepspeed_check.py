@@ -24,6 +24,9 @@ from bigft.config.deepspeed_keys import (
 )
 from bigft.config.hints import suggest
 
+# A name that stands in more places than this (`enabled`) gives no hint.
+_FEW = 3
+
 Where = Callable[[str], str]
 """Dotted path -> where its value came from, e.g. `"ds_configs/zero3.json"`."""
 
@@ -178,9 +181,7 @@ def _check_value(value: Any, kind: str, path: str, where: Where, verdict: Verdic
         return int(value)
     if not _fits(value, kind):
         expected = kind.replace("|", " or ") if "|" in kind else _KIND_NAMES[kind]
-        verdict.problems.append(
-            f"{path} = {json.dumps(value)} ({where(path)}): must be {expected}"
-        )
+        verdict.problems.append(f"{path} = {json.dumps(value)} ({where(path)}): must be {expected}")
     return value
 
 
@@ -225,7 +226,7 @@ def _check_unknown(path: str, known: dict[str, Any], where: Where, verdict: Verd
     elsewhere = [p for p in _all_paths(KEYS) if p.rsplit(".", 1)[-1] == key]
     parent = path.rpartition(".")[0]
     if elsewhere:
-        hint = f"; did you mean {elsewhere[0]}?" if len(elsewhere) < 4 else ""
+        hint = f"; did you mean {elsewhere[0]}?" if len(elsewhere) <= _FEW else ""
         verdict.problems.append(f"{path} ({where(path)}): DeepSpeed has no such key here{hint}")
     elif _found_in_deepspeed(key):
         verdict.warnings.append(

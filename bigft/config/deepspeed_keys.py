@@ -332,8 +332,7 @@ REMOVED = {
     "allgather_size": "an old name; write zero_optimization.allgather_bucket_size",
     "zero_optimization.cpu_offload": 'deprecated; write "offload_optimizer": {"device": "cpu"}',
     "zero_optimization.cpu_offload_param": 'deprecated; write "offload_param": {"device": "cpu"}',
-    "zero_optimization.cpu_offload_params": 'an old name; write "offload_param": '
-    '{"device": "cpu"}',
+    "zero_optimization.cpu_offload_params": 'an old name; write "offload_param": {"device": "cpu"}',
     "zero_optimization.cpu_offload_use_pin_memory": "deprecated; write pin_memory inside "
     "offload_param and offload_optimizer",
     "zero_optimization.stage3_gather_fp16_weights_on_model_save": "deprecated; bigft exports the "

@@ -3,6 +3,7 @@
 Knows no particular setting: callers hand in the section models.
 """
 
+import json
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ _WIDTH = 96
 _INDENT = " " * 6
 
 _FILES = {
-    "config": "DeepSpeed JSON: stage, offload, precision. `\"auto\"` in it is filled in.",
+    "config": 'DeepSpeed JSON: stage, offload, precision. `"auto"` in it is filled in.',
     "recipe": "YAML with the same keys as the flags; flags win over it.",
 }
 _LAUNCH = """\
@@ -86,6 +87,8 @@ def show_value(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return json.dumps(value)
     if isinstance(value, list):
         return ",".join(map(str, value)) or "none"
     if isinstance(value, float):

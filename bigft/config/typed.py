@@ -7,7 +7,7 @@ them at once.
 import json
 import types
 import typing
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -116,18 +116,16 @@ def find_field(fields: Mapping[str, FieldInfo], path: str) -> FieldInfo | None:
 
 
 def build_section(
-    model: type[SectionT], typed: Mapping[str, Typed], problems: list[str]
+    model: type[SectionT], typed: MutableMapping[str, Typed], problems: list[str]
 ) -> SectionT:
-    """Validate typed values into a section; what does not fit is reported and left out."""
-    wanted = dict(typed)
+    """Validate typed values into a section; what does not fit is reported and taken out."""
     while True:
         try:
-            return model.model_validate(_nest(wanted, dict(fields_of(model))))
+            return model.model_validate(_nest(typed))
         except ValidationError as error:
-            rejected = _rejected(error, wanted)
-            # Leaving the bad ones out lets the checks that follow find the other mistakes.
-            for path, message in rejected.items():
-                problems.append(f"{wanted.pop(path)}: {message}")
+            # Without the bad ones, the checks that follow can find the other mistakes.
+            for path, message in _rejected(error, typed).items():
+                problems.append(f"{typed.pop(path)}: {message}")
 
 
 def _rejected(error: ValidationError, wanted: Mapping[str, Typed]) -> dict[str, str]:
@@ -151,7 +149,7 @@ def _split(choices: str) -> list[str]:
     return [part.strip() for part in choices.replace(" or ", ", ").split(",")]
 
 
-def _nest(typed: Mapping[str, Typed], fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
+def _nest(typed: Mapping[str, Typed]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     # Short paths first: single keys of a mapping are laid over the mapping itself.
     for path in sorted(typed, key=len):

@@ -90,7 +90,7 @@ def read_csv(path: Path, flag: str) -> Records:
         except UnicodeDecodeError as error:
             raise DataError(f"{flag}={path}: not UTF-8 after line {last}: {error}") from None
         except csv.Error as error:
-            raise DataError(f"{flag}: {path}:{reader.line_num}: {error}") from None
+            raise DataError(f"{flag}={path}: near line {reader.line_num}: {error}") from None
     if not last:
         raise DataError(f"{flag}={path}: the file has no rows below its first one")
 
@@ -162,10 +162,15 @@ def _decode(data: bytes, where: str, encoding: str) -> str:
 
 
 def _parse_object(text: str, where: str) -> dict[str, Any]:
+    text = text.strip()
     try:
         record = json.loads(text)
+    except json.JSONDecodeError as error:
+        # Its own text counts lines from the start of this line, which would mislead.
+        reason = f"{error.msg} at character {error.colno}"
+        raise DataError(f"{where}: not JSON ({reason}): {text!r:.100}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error}): {text.strip()!r:.100}") from None
+        raise DataError(f"{where}: not JSON ({error}): {text!r:.100}") from None
     if not isinstance(record, dict):
-        raise DataError(f"{where}: not an object: {text.strip()!r:.100}")
+        raise DataError(f"{where}: not an object: {text!r:.100}")
     return record

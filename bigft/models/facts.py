@@ -7,6 +7,9 @@ model name is answered in milliseconds instead of after the ranks have started.
 
 import json
 import re
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +43,7 @@ INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _NESTED = ("text_config", "language_config", "llm_config", "decoder")
 _HIDDEN = ("hidden_size", "d_model", "n_embd", "dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_SHOWN = 5
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -146,13 +150,10 @@ def _largest_parameter(text: Mapping[str, Any]) -> int | None:
     experts = _first_int(text, ("num_experts", "num_local_experts", "n_routed_experts")) or 0
     expert_inner = _first_int(text, ("moe_intermediate_size",)) or inner
     per_layer = (_first_int(text, ("vocab_size_per_layer_input",)) or 0) * (
-        (_first_int(text, ("hidden_size_per_layer_input",)) or 0)
-        * (_first_int(text, _LAYERS) or 0)
+        (_first_int(text, ("hidden_size_per_layer_input",)) or 0) * (_first_int(text, _LAYERS) or 0)
     )
     # Gate and up projections may be one tensor, and all experts of a layer one tensor.
-    return max(
-        rows * hidden, 2 * inner * hidden, 2 * experts * expert_inner * hidden, per_layer
-    )
+    return max(rows * hidden, 2 * inner * hidden, 2 * experts * expert_inner * hidden, per_layer)
 
 
 def _read_config(path: Path, name: str) -> dict[str, Any]:
@@ -179,9 +180,7 @@ def _find_weights(folder: Path) -> tuple[Path, ...]:
         if (folder / index).is_file():
             return _indexed_weights(folder, index)
     files = sorted(
-        path
-        for pattern in ("*.safetensors", "pytorch_model*.bin")
-        for path in folder.glob(pattern)
+        path for pattern in ("*.safetensors", "pytorch_model*.bin") for path in folder.glob(pattern)
     )
     sharded = [file.name for file in files if re.search(r"-\d+-of-\d+\.", file.name)]
     if sharded:
@@ -199,7 +198,7 @@ def _indexed_weights(folder: Path, index: str) -> tuple[Path, ...]:
         raise CheckpointError(f"--model {folder}: {index} is damaged; copy it again") from None
     missing = sorted(file for file in files if not (folder / file).is_file())
     if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
         raise CheckpointError(
             f"--model {folder}: {len(missing)} of {len(files)} weight files that {index} lists "
             f"are missing: {shown}. Copy the whole folder again"
@@ -239,14 +238,29 @@ def _neighbours(path: Path) -> str:
 def _download(section: ModelSection) -> Path:
     """Fetch `config.json` of a hub model, or find it in the cache."""
     # Imported here: only hub models need it, and it costs 0.2 s.
-    import huggingface_hub
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     name, revision = section.name, section.revision
+    is_offline = not _is_hub_reachable(constants.ENDPOINT)
     try:
-        return Path(huggingface_hub.hf_hub_download(name, "config.json", revision=revision))
+        path = hf_hub_download(
+            name, "config.json", revision=revision, local_files_only=is_offline
+        )
+        return Path(path)
     except (EntryNotFoundError, OSError, ValueError) as error:
         raise _hub_error(name, revision, error) from None
+
+
+def _is_hub_reachable(endpoint: str) -> bool:
+    """Say whether the hub's name resolves; huggingface_hub itself retries for 23 s without."""
+    if urllib.request.getproxies():
+        return True  # The proxy resolves it.
+    try:
+        socket.getaddrinfo(urllib.parse.urlparse(endpoint).hostname, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _hub_error(name: str, revision: str | None, error: Exception) -> BigftError:

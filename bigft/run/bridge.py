@@ -138,8 +138,7 @@ def _solve_batch(draft: Draft) -> None:
     if train % rest or (not path and train != rest):
         relation = "is no multiple of" if path else "is not"
         draft.problems.append(
-            f"{equation} {relation} {known} = {rest}. Change one of them, or drop "
-            "train_batch_size"
+            f"{equation} {relation} {known} = {rest}. Change one of them, or drop train_batch_size"
         )
     elif path:
         draft.adopt(path, train // rest, f"derived: {equation} / ({known})")
@@ -162,6 +161,8 @@ def _fill_open_rows(draft: Draft) -> None:
                 "drop the scheduler block and use --optim.lr_scheduler_type"
             )
             continue
+        if path.endswith("warmup_num_steps") and values[0] != run.optim.warmup_steps:
+            draft.adopt(run_paths[0], values[0], "derived: whole steps, at least 1")
         why = ", ".join(to_flag(run_path) for run_path in run_paths)
         draft.fill(path, values if len(values) > 1 else values[0], f"from {why}")
     if find_value(draft.ds, "scheduler.params.warmup_min_lr") == AUTO:

@@ -25,8 +25,8 @@ class Draft:
     """Run settings that a person wrote, by dotted path."""
 
     world_size: int
-    edits: set[str] = field(default_factory=set)
-    """JSON paths set by `--ds.` flags."""
+    edits: dict[str, str] = field(default_factory=dict)
+    """JSON path (also of a section that an edit made) -> the `--ds.` path that set it."""
 
     facts: ModelFacts | None = None
     adopted: dict[str, Typed] = field(default_factory=dict)
@@ -39,10 +39,12 @@ class Draft:
 
     def where(self, path: str) -> str:
         """Name the source of a JSON path in a message."""
-        for edit in self.edits:
-            if path == edit or path.startswith(f"{edit}."):
+        if path in self.ds_origin:
+            return self.ds_origin[path]
+        for place, edit in self.edits.items():
+            if path == place or path.startswith(f"{place}."):
                 return f"--ds.{edit}"
-        return self.ds_origin.get(path, self.label)
+        return self.label
 
     def source(self, path: str) -> str:
         """Name a JSON path with its source, for messages and origins."""
@@ -50,8 +52,13 @@ class Draft:
         return f"flag {where}" if where.startswith("--") else f"{where}: {path}"
 
     def build_run(self) -> Run:
-        """Return the Run as it stands; values that do not fit become problems."""
-        return build_section(Run, {**self.typed, **self.adopted}, self.problems)
+        """Return the Run as it stands; values that do not fit become problems and are dropped."""
+        merged = {**self.typed, **self.adopted}
+        run = build_section(Run, merged, self.problems)
+        for entries in (self.typed, self.adopted):
+            for path in entries.keys() - merged.keys():
+                del entries[path]
+        return run
 
     def adopt(self, path: str, value: Any, source: str) -> None:
         """Let the Run take a value that nobody typed as a setting."""

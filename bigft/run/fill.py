@@ -130,7 +130,7 @@ def _fill_eight_bit(draft: Draft, run: Run) -> None:
     if device == "cpu" and (size is None or size > _SUB_GROUP_8BIT):
         draft.fill(f"{_ZERO}.sub_group_size", _SUB_GROUP_8BIT, "bounds the 8-bit step's memory")
         draft.announced.append(
-            f"{_ZERO}.sub_group_size {_SUB_GROUP_8BIT:,} (was {size or 'absent'}): bounds the "
+            f"{_ZERO}.sub_group_size {_SUB_GROUP_8BIT:,} (was {f'{size:,}' if size else 'absent'}): bounds the "
             "temporary memory of the 8-bit step on the host"
         )
 

@@ -17,10 +17,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bigft.config.deepspeed import AUTO, find_value, leaves, parse_value, read_json, set_value
+from bigft.config.deepspeed import (
+    AUTO,
+    find_value,
+    has_value,
+    leaves,
+    parse_value,
+    read_json,
+    set_value,
+)
 from bigft.config.deepspeed_check import check_config
 from bigft.config.request import Request
-from bigft.config.typed import Typed, fields_of, read_flags, read_recipe
+from bigft.config.typed import fields_of, read_flags, read_recipe
 from bigft.errors import BigftError, ConfigError, raise_together
 from bigft.models.facts import ModelFacts, is_local, read_facts
 from bigft.run.bridge import bridge
@@ -57,9 +65,7 @@ class Resolved:
     """Path of the DeepSpeed JSON; "" when `explain` resolved without one."""
 
 
-def resolve(
-    request: Request, environ: Mapping[str, str], *, needs_config: bool = True
-) -> Resolved:
+def resolve(request: Request, environ: Mapping[str, str], *, needs_config: bool = True) -> Resolved:
     """Decide every setting of a run.
 
     Args:
@@ -114,7 +120,7 @@ def with_output_dir(resolved: Resolved, path: Path | str) -> Resolved:
         if find_value(ds, key) == AUTO:
             set_value(ds, key, str(_swap_folder(folder)))
             origin[f"ds.{key}"] = "derived: nvme/ of the run folder"
-    if not resolved.run.output_dir:
+    if origin["output_dir"] == "default":
         origin["output_dir"] = "derived: time and model"
     run = resolved.run.model_copy(update={"output_dir": str(folder)})
     return replace(resolved, run=run, ds=ds, origin=origin)
@@ -123,10 +129,7 @@ def with_output_dir(resolved: Resolved, path: Path | str) -> Resolved:
 def _finish(
     draft: Draft, request: Request, config: str, dry_run: bool, *, is_sound: bool
 ) -> Resolved:
-    before = len(draft.problems)
     run = draft.build_run()
-    # The rejected ones are reported; without them the rest can still be checked.
-    draft.typed = {path: entry for path, entry in draft.typed.items() if _was_taken(draft, entry)}
     if is_local(run.model.name) or not draft.problems:
         # A hub model is only asked for when everything else is right: it may take seconds.
         draft.facts = _facts_of(run, draft)
@@ -137,8 +140,8 @@ def _finish(
         fill_json(draft, run)
     _apply_rules(draft, run)
     if draft.problems or draft.facts is None:
-        raise_together(ConfigError, _ordered(draft.problems, before))
-    return Resolved(
+        raise_together(ConfigError, list(dict.fromkeys(draft.problems)))
+    resolved = Resolved(
         run=run,
         ds=draft.ds,
         origin=_origins(draft),
@@ -150,14 +153,7 @@ def _finish(
         request=request,
         config=config,
     )
-
-
-def _ordered(problems: list[str], _before: int) -> list[str]:
-    return list(dict.fromkeys(problems))
-
-
-def _was_taken(draft: Draft, entry: Typed) -> bool:
-    return not any(problem.startswith(f"{entry}: ") for problem in draft.problems)
+    return with_output_dir(resolved, run.output_dir) if run.output_dir else resolved
 
 
 def _facts_of(run: Run, draft: Draft) -> ModelFacts | None:
@@ -174,7 +170,8 @@ def _adopt_rate(draft: Draft) -> None:
     path = "optim.learning_rate"
     if draft.facts is None or draft.facts.has_weights or path in draft.typed:
         return
-    if draft.get("optimizer.params.lr") is None and draft.get("scheduler.params") is None:
+    in_json = ("optimizer.params.lr", "scheduler.params.warmup_max_lr")
+    if all(draft.is_open(json_path) for json_path in in_json):
         draft.adopt(path, _RATE_FROM_SCRATCH, "default for a model with random weights")
 
 
@@ -216,7 +213,7 @@ def _load_json(config: str, needs_config: bool, problems: list[str]) -> dict[str
     if not config and not needs_config:
         return {}
     if config in ("", AUTO):
-        given = "required, not given" if not config else 'there is no planner yet that could "auto"'
+        given = "required, not given" if not config else "bigft cannot choose one yet"
         problems.append(
             f"--config: {given}; give a DeepSpeed JSON, e.g. --config ds_configs/zero3.json"
         )
@@ -237,11 +234,14 @@ def _edit_json(draft: Draft, request: Request) -> None:
         if not path or not all(path.split(".")):
             draft.problems.append(f"--{name}: write --ds.PATH=VALUE, e.g. --ds.bf16.enabled=true")
             continue
+        parts = path.split(".")
+        places = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+        made = [place for place in places[:-1] if not has_value(draft.ds, place)]
+        draft.edits |= dict.fromkeys([*made, path], path)
         try:
             set_value(draft.ds, path, parse_value(text))
         except ConfigError as error:
             draft.problems.append(str(error))
-        draft.edits.add(path)
 
 
 def _move_recorded_swap(draft: Draft, config: str) -> None:

@@ -28,6 +28,8 @@ Rule = Callable[[Draft, Run], Iterator[Finding]]
 _ZERO = "zero_optimization"
 # bf16 keeps 8 bits of a sum: after about this many equal addends the next one rounds away.
 _MANY_MICRO_STEPS = 8
+_STAGE_OF_PARAMETERS = 3
+_ADAM_BUFFERS = 4
 
 
 def warn_sequence_longer_than_positions(draft: Draft, run: Run) -> Iterator[Finding]:
@@ -70,12 +72,12 @@ def check_stage(draft: Draft, run: Run) -> Iterator[Finding]:
     where = draft.where(f"{_ZERO}.stage")
     if stage not in (0, 1, 2, 3):
         yield Finding(f"{_ZERO}.stage = {stage} ({where}): must be 0, 1, 2 or 3")
-    for part, least in (("offload_param", 3), ("offload_optimizer", 1)):
+    for part, least in (("offload_param", _STAGE_OF_PARAMETERS), ("offload_optimizer", 1)):
         device = draft.get(f"{_ZERO}.{part}.device")
         if device not in (None, "none") and stage < least:
             yield Finding(
                 f"{_ZERO}.{part}.device = {device} needs {_ZERO}.stage {least}"
-                f"{'' if least == 3 else ' or above'}, not {stage} ({where})"
+                f"{'' if least == _STAGE_OF_PARAMETERS else ' or above'}, not {stage} ({where})"
             )
 
 
@@ -95,9 +97,9 @@ def check_swap_buffers(draft: Draft, run: Run) -> Iterator[Finding]:
     path = f"{_ZERO}.offload_optimizer.buffer_count"
     count = draft.get(path)
     is_nvme = draft.get(f"{_ZERO}.offload_optimizer.device") == "nvme"
-    if is_nvme and isinstance(count, int) and count < 4:
+    if is_nvme and isinstance(count, int) and count < _ADAM_BUFFERS:
         yield Finding(
-            f"{path} = {count} ({draft.where(path)}): Adam needs at least 4 (parameter, gradient, "
+            f"{path} = {count} ({draft.where(path)}): Adam needs at least {_ADAM_BUFFERS} (parameter, gradient, "
             "two moments)"
         )
 

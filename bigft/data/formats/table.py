@@ -69,4 +69,4 @@ def _describe_nearest(columns: set[str]) -> str:
     _, column, other = best
     if column == other:
         return f"the nearest is `{known[other]}`, which needs more than `{column}`"
-    return f"the nearest is `{known[other]}`: rename `{column}` to `{other}`?"
+    return f"the nearest is `{known[other]}`: rename `{column}` to `{other}`"

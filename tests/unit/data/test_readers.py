@@ -48,7 +48,7 @@ def test_a_text_file_is_one_record(tmp_path: Path) -> None:
         ("a.csv", b"text,id\na,1\nb\n", r"a\.csv:3: not the 2 fields"),
         ("a.csv", b"text\na,b\n", r"a\.csv:2: not the 1 fields"),
         ("a.csv", b"text\na\n\xff\n", "not UTF-8"),
-        ("a.csv", b'text\n"a', r"a\.csv:2: "),
+        ("a.csv", b'text\n"a', "near line 1: unexpected end of data"),
         ("a.parquet", b"PAR1", "not a readable Parquet file"),
         ("a.txt", b" \n", "blank"),
         ("a.txt", b"a\xff", "not UTF-8 at byte 1"),

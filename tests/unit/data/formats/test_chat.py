@@ -32,7 +32,10 @@ def test_a_tool_call_may_have_no_content_and_absent_keys_are_dropped() -> None:
         ("Hi", "not JSON"),
         (["Hi"], "message 1 has to be an object"),
         ([{"role": "human", "content": "Hi"}], "message 1: the role 'human' is none of system"),
-        ([MESSAGES[0], {"role": "assistant"}], r"message 2 \(assistant\): `content` has to be text"),
+        (
+            [MESSAGES[0], {"role": "assistant"}],
+            r"message 2 \(assistant\): `content` has to be text",
+        ),
         ([{"role": "user", "content": "\ud800"}], "not valid Unicode at character 0"),
     ],
 )

@@ -1,0 +1,331 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bigft.checkpoint import consolidate as module
+from bigft.checkpoint.consolidate import consolidate
+from bigft.checkpoint.manifest import write_manifest
+from bigft.errors import CheckpointError, ConfigError
+
+Weights = dict[str, torch.Tensor]
+WriteCheckpoint = Callable[..., Path]
+
+CONFIG = {
+    "model_type": "llama",
+    "dtype": "float32",
+    "torch_dtype": "float32",
+    "tie_word_embeddings": True,
+    "text_config": {"dtype": "float32"},
+}
+
+
+@pytest.fixture
+def shards(tmp_path: Path, write_checkpoint: WriteCheckpoint, weights: Weights) -> Path:
+    return write_checkpoint(tmp_path / "shards", weights)
+
+
+def make_assets(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "model.safetensors").write_text("old weights")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    return folder
+
+
+def make_step(run: Path, step: int, write: WriteCheckpoint, weights: Weights) -> Path:
+    step_dir = run / "checkpoints" / f"step_{step:08d}"
+    write(step_dir / "shards", weights, model={"global_steps": step})
+    make_assets(step_dir / "hf")
+    facts = {"step": step, "world_size": 2, "zero_stage": 3, "model": "acme/tiny", "tokens": 12345}
+    write_manifest(step_dir, facts)
+    return step_dir
+
+
+def names_beside(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_values_equal_torchs_cast(
+    tmp_path: Path, shards: Path, weights: Weights, dtype: str
+) -> None:
+    result = consolidate(shards, tmp_path / "out", dtype=dtype, threads=2)
+    written = load_file(result.path / "model.safetensors")
+    assert set(written) == set(weights)
+    for name, value in weights.items():
+        assert torch.equal(written[name], value.to(getattr(torch, dtype))), name
+    assert result.parameters == sum(value.numel() for value in weights.values())
+    assert result.bytes == (result.path / "model.safetensors").stat().st_size
+    assert result.verified
+
+
+def test_auto_takes_the_format_of_the_training(tmp_path: Path, shards: Path) -> None:
+    result = consolidate(shards, tmp_path / "out")
+    written = load_file(result.path / "model.safetensors")
+    assert {value.dtype for value in written.values()} == {torch.bfloat16}
+
+
+def test_slices_longer_than_a_chunk_are_joined(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bigft.checkpoint.stream.CHUNK_BYTES", 40)
+    weights = {"a": torch.randn(33, 7), "b": torch.randn(11)}
+    write_checkpoint(tmp_path / "shards", weights, world_size=3)
+    for dtype in (torch.float32, torch.bfloat16):
+        out = tmp_path / str(dtype)
+        consolidate(tmp_path / "shards", out, dtype=str(dtype)[6:], threads=3)
+        written = load_file(out / "model.safetensors")
+        assert all(torch.equal(written[name], value.to(dtype)) for name, value in weights.items())
+
+
+def test_buffers_and_transposed_frozen_parameters(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, weights: Weights
+) -> None:
+    frozen = torch.randn(4, 3).bfloat16().t()
+    ids = torch.tensor([2**40, 1])
+    mask = torch.tensor([True, False, True])
+    model = {
+        "module": {"ids": ids, "mask": mask, "scale": torch.ones(2), "scratch": torch.ones(1)},
+        "buffer_names": ["ids", "mask", "scale"],
+        "frozen_param_shapes": {"frozen": frozen.shape},
+        "frozen_param_fragments": {"frozen": frozen},
+    }
+    write_checkpoint(tmp_path / "shards", weights, stage=2, model=model)
+    consolidate(tmp_path / "shards", tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(written["frozen"], frozen)
+    assert torch.equal(written["ids"], ids)
+    assert torch.equal(written["mask"], mask)
+    assert written["scale"].dtype == torch.bfloat16
+    assert "scratch" not in written
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_ties_are_written_once_unless_the_configuration_unties_them(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, weights: Weights, is_tied: bool
+) -> None:
+    write_checkpoint(tmp_path / "s", weights, model={"shared_params": {"head": "embed"}})
+    assets = make_assets(tmp_path / "hf", tie_word_embeddings=is_tied)
+    result = consolidate(tmp_path / "s", tmp_path / "out", dtype="float32", assets=assets)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert ("head" in written) is not is_tied
+    assert torch.equal(written["embed" if is_tied else "head"], weights["embed"])
+    assert result.parameters == sum(value.numel() for value in weights.values())
+
+
+def test_newest_committed_checkpoint_of_a_run_is_taken(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, weights: Weights
+) -> None:
+    run = tmp_path / "run"
+    make_step(run, 5, write_checkpoint, {**weights, "one": torch.tensor([5.0])})
+    make_step(run, 10, write_checkpoint, {**weights, "one": torch.tensor([10.0])})
+    damaged = make_step(run, 15, write_checkpoint, weights)
+    (damaged / "hf" / "tokenizer.json").unlink()
+    (run / "checkpoints" / "latest").write_text("step_00000015")
+    for source in (run, run / "checkpoints", run / "checkpoints" / "step_00000010"):
+        consolidate(source, tmp_path / "out")
+        written = load_file(tmp_path / "out" / "model.safetensors")
+        assert written["one"].item() == 10
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: missing"):
+        consolidate(damaged, tmp_path / "out")
+
+
+def test_assets_and_model_card_come_along(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, weights: Weights
+) -> None:
+    make_step(tmp_path / "run", 10, write_checkpoint, weights)
+    out = consolidate(tmp_path / "run", tmp_path / "out").path
+    config = json.loads((out / "config.json").read_text())
+    assert (config["dtype"], config["torch_dtype"]) == ("bfloat16", "bfloat16")
+    assert config["text_config"] == {"dtype": "bfloat16"}
+    assert config["model_type"] == "llama"
+    assert names_beside(out) == {
+        "README.md",
+        "bigft_export.json",
+        "chat_template.jinja",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
+    card = (out / "README.md").read_text()
+    for fact in ("base_model: acme/tiny", "| Optimizer steps | 10 |", "12,345", "bfloat16"):
+        assert fact in card
+
+
+def test_stock_folder_is_found_by_its_latest_file(
+    tmp_path: Path, shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "latest").write_text("shards")
+    consolidate(tmp_path, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert "only weights are written" in caplog.text
+
+
+@pytest.mark.parametrize("tag", ["../elsewhere", "gone", "..", ""])
+def test_latest_file_may_only_name_a_folder_beside_it(tmp_path: Path, tag: str) -> None:
+    stock = tmp_path / "stock"
+    stock.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (stock / "latest").write_text(tag)
+    with pytest.raises(CheckpointError, match="latest: "):
+        consolidate(stock, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_folder_without_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=f"{name}: no "):
+        consolidate(tmp_path / name, tmp_path / "out")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_value_that_is_not_finite_is_named_and_nothing_is_left(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, weights: Weights, bad: float
+) -> None:
+    weights["layer.weight"][2, 3] = bad
+    write_checkpoint(tmp_path / "shards", weights)
+    with pytest.raises(CheckpointError, match=r"layer\.weight has values that are not finite"):
+        consolidate(tmp_path / "shards", tmp_path / "out")
+    assert names_beside(tmp_path) == {"shards"}
+
+
+def test_overflow_of_float16_says_what_to_do(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint
+) -> None:
+    write_checkpoint(tmp_path / "shards", {"big": torch.tensor([1.0, 70_000.0])})
+    with pytest.raises(CheckpointError, match="big .*export bfloat16"):
+        consolidate(tmp_path / "shards", tmp_path / "out", dtype="float16")
+
+
+def test_previous_export_is_replaced_and_other_folders_are_not(
+    tmp_path: Path, shards: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    consolidate(shards, out, dtype="float32", max_shard_bytes=100)
+    assert (out / "model.safetensors.index.json").is_file()
+    consolidate(shards, out, dtype="bfloat16")
+    assert names_beside(out) == {"README.md", "bigft_export.json", "model.safetensors"}
+    assert names_beside(tmp_path) == {"shards", "out"}
+    (out / "bigft_export.json").unlink()
+    with pytest.raises(CheckpointError, match="not empty and not an earlier export"):
+        consolidate(shards, out)
+    assert (out / "model.safetensors").is_file()
+
+
+def test_failed_export_keeps_the_previous_one(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, weights: Weights
+) -> None:
+    write_checkpoint(tmp_path / "good", weights)
+    weights["one"][0] = float("nan")
+    write_checkpoint(tmp_path / "bad", weights)
+    consolidate(tmp_path / "good", tmp_path / "out")
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    with pytest.raises(CheckpointError):
+        consolidate(tmp_path / "bad", tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    assert names_beside(tmp_path) == {"good", "bad", "out"}
+
+
+def test_replacing_works_without_renameat2(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consolidate(shards, tmp_path / "out", dtype="float32")
+    monkeypatch.setattr("bigft.checkpoint.swap._exchange", lambda one, other: False)
+    consolidate(shards, tmp_path / "out", dtype="bfloat16")
+    assert json.loads((tmp_path / "out" / "bigft_export.json").read_text())["dtype"] == "bfloat16"
+    assert names_beside(tmp_path) == {"shards", "out"}
+
+
+def test_output_that_cannot_be_written_is_a_setting(tmp_path: Path, shards: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(ConfigError, match="choose another output folder"):
+            consolidate(shards, out)
+    assert (tmp_path / "file").is_file()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_parent_is_a_setting(tmp_path: Path, shards: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    with pytest.raises(ConfigError, match="closed cannot be written"):
+        consolidate(shards, closed / "out")
+
+
+def test_too_little_space_is_noticed_before_writing(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(CheckpointError, match="1000 B free, the export needs"):
+        consolidate(shards, tmp_path / "out")
+
+
+def test_disk_that_fills_up_is_explained(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        consolidate(shards, tmp_path / "out")
+    assert names_beside(tmp_path) == {"shards"}
+
+
+def test_verification_notices_a_changed_header(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_tensors = module.copy_tensors
+
+    def copy_and_damage(*arguments: Any) -> None:
+        copy_tensors(*arguments)
+        path = arguments[2] / "model.safetensors"
+        path.write_bytes(path.read_bytes().replace(b'"layer.bias"', b'"layer.bios"'))
+
+    monkeypatch.setattr(module, "copy_tensors", copy_and_damage)
+    with pytest.raises(CheckpointError) as caught:
+        consolidate(shards, tmp_path / "out")
+    assert "layer.bias is missing" in str(caught.value)
+    assert "layer.bios" in str(caught.value)
+
+
+def test_config_without_config_json_is_refused(tmp_path: Path, shards: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
+        consolidate(shards, tmp_path / "out", assets=tmp_path / "hf")
+
+
+def test_memory_does_not_grow_with_the_model(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint
+) -> None:
+    weights = {f"layer.{number}": torch.ones(5000, 2000) for number in range(10)}
+    write_checkpoint(tmp_path / "large", weights)
+    write_checkpoint(tmp_path / "small", {"layer.0": torch.ones(2)})
+    del weights
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from bigft.checkpoint.consolidate import consolidate\n"
+        "out = consolidate(Path(sys.argv[1]), Path(sys.argv[1] + '.out'), threads=2)\n"
+        "print(out.peak_rss_bytes, out.bytes)\n"
+    )
+    peaks = {}
+    for name in ("small", "large"):
+        command = [sys.executable, "-c", code, str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[name], size = map(int, done.stdout.split())
+    assert size > 200_000_000
+    # Two threads, 16 MiB of float32 and 8 MiB of bfloat16 each, and the casts' scratch.
+    assert peaks["large"] - peaks["small"] < 64 << 20

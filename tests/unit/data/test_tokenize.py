@@ -1,0 +1,173 @@
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from bigft.data.chatml import CHATML_TEMPLATE
+from bigft.data.example import Conversation, PromptAnswer, Text
+from bigft.data.tokenize import Row, find_end_token_ids, tokenize
+
+WITHOUT_TAGS = re.sub(r"\{% (end)?generation %\}", "", CHATML_TEMPLATE)
+# The last turn carries an empty thought, earlier ones do not (as Qwen3 renders them).
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+words = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20).filter(
+    lambda text: text.strip() == text and "<|" not in text
+)
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def run(example: object, tokenizer: PreTrainedTokenizerFast, **options: object) -> list[Row]:
+    settings_ = {"train_on": "assistant", "max_length": 1024, **options}
+    return tokenize(example, tokenizer, **settings_)  # type: ignore[arg-type]
+
+
+def learned(row: Row, tokenizer: PreTrainedTokenizerFast) -> str:
+    return str(tokenizer.decode(row.input_ids[row.supervised]))
+
+
+def build_base_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes and EOS, no chat template, no ChatML tokens: like a base model's."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {entry: number for number, entry in enumerate([*alphabet, "</s>"])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=3), st.booleans())
+def test_exactly_what_the_assistant_says_is_learned(
+    session_tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]], has_system: bool
+) -> None:
+    messages = [turn("system", "Be kind.")] if has_system else []
+    for question, answer in pairs:
+        messages += [turn("user", question), turn("assistant", answer)]
+    (row,) = run(Conversation(messages), session_tokenizer)
+    assert learned(row, session_tokenizer) == "".join(f"{a}<|im_end|>" for _, a in pairs)
+    text = session_tokenizer.apply_chat_template(messages, tokenize=False)
+    assert session_tokenizer.decode(row.input_ids) == text
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(words, min_size=2, max_size=6))
+def test_prefixes_and_generation_tags_mark_the_same_tokens(
+    session_tokenizer: PreTrainedTokenizerFast, contents: list[str]
+) -> None:
+    roles = ["user", "assistant"] * 3
+    example = Conversation([turn(*pair) for pair in zip(roles, contents, strict=False)])
+    (tagged,) = run(example, session_tokenizer)
+    try:
+        session_tokenizer.chat_template = WITHOUT_TAGS
+        (prefixed,) = run(example, session_tokenizer)
+    finally:
+        session_tokenizer.chat_template = CHATML_TEMPLATE
+    np.testing.assert_array_equal(tagged.input_ids, prefixed.input_ids)
+    np.testing.assert_array_equal(tagged.supervised, prefixed.supervised)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    tokenizer.chat_template = THINKING
+    one = [turn("user", "a"), turn("assistant", "b")]
+    (row,) = run(Conversation(one), tokenizer)
+    assert learned(row, tokenizer) == "<think></think>b<|im_end|>"
+    with pytest.raises(ValueError, match="renders message 2 differently"):
+        run(Conversation([*one, *one]), tokenizer)
+    with pytest.raises(ValueError, match="the assistant speaks first"):
+        run(Conversation(one[1:]), tokenizer)
+
+
+def test_a_conversation_that_the_template_refuses_is_a_bad_record(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    tokenizer.chat_template = "{{ raise_exception('no system turn, please') }}"
+    with pytest.raises(ValueError, match="no system turn, please"):
+        run(Conversation([turn("user", "a")]), tokenizer)
+
+
+def test_eos_is_learned_where_a_template_has_no_end_of_turn() -> None:
+    tokenizer = build_base_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    turns = [turn("user", "a"), turn("assistant", "b")]
+    (row,) = run(Conversation(turns), tokenizer)
+    assert learned(row, tokenizer) == "b\n</s>"
+    (row,) = run(Conversation([*turns, turn("user", "c")]), tokenizer)
+    assert learned(row, tokenizer) == "b\n"
+    assert tokenizer.eos_token_id not in row.input_ids
+
+
+def test_without_a_template_chatml_is_written_as_plain_text() -> None:
+    tokenizer = build_base_tokenizer()
+    (row,) = run(Conversation([turn("user", "a"), turn("assistant", "b")]), tokenizer)
+    assert learned(row, tokenizer) == "b<|im_end|></s>"
+    assert tokenizer.decode(row.input_ids) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|></s>"
+    )
+
+
+def test_the_answer_and_eos_of_a_prompt_are_learned(tokenizer: PreTrainedTokenizerFast) -> None:
+    (row,) = run(PromptAnswer("def f():", "\n    return"), tokenizer)
+    assert tokenizer.decode(row.input_ids) == "def f():\n    return<|endoftext|>"
+    assert learned(row, tokenizer) == "\n    return<|endoftext|>"
+    prompt = tokenizer("def f():")["input_ids"]
+    assert row.input_ids[: len(prompt)].tolist() == prompt
+
+
+@pytest.mark.parametrize(
+    "example",
+    [PromptAnswer("Hi", "you"), Conversation([turn("user", "Hi"), turn("assistant", "you")])],
+)
+def test_train_on_all_learns_everything_but_the_first_token(
+    tokenizer: PreTrainedTokenizerFast, example: object
+) -> None:
+    (row,) = run(example, tokenizer, train_on="all")
+    assert row.supervised.tolist() == [False] + [True] * (len(row) - 1)
+
+
+def test_a_long_conversation_is_cut_off_on_the_right(tokenizer: PreTrainedTokenizerFast) -> None:
+    example = Conversation([turn("user", "Hi"), turn("assistant", "word " * 50)])
+    (whole,) = run(example, tokenizer)
+    assert not whole.is_truncated
+    (short,) = run(example, tokenizer, max_length=20)
+    assert short.is_truncated
+    np.testing.assert_array_equal(short.input_ids, whole.input_ids[:20])
+    np.testing.assert_array_equal(short.supervised, whole.supervised[:20])
+
+
+@given(st.text(min_size=1, max_size=60), st.integers(2, 20))
+def test_each_token_of_a_long_text_is_learned_once(
+    session_tokenizer: PreTrainedTokenizerFast, text: str, max_length: int
+) -> None:
+    rows = run(Text(text), session_tokenizer, max_length=max_length)
+    expected = [*session_tokenizer(text)["input_ids"], session_tokenizer.eos_token_id]
+    pieces = [row.input_ids[row.supervised].tolist() for row in rows]
+    assert [expected[0], *(token for piece in pieces for token in piece)] == expected
+    assert all(len(row) <= max_length and not row.supervised[0] for row in rows)
+    assert all(len(row) > 1 for row in rows)
+
+
+def test_generation_stops_at_eos_and_at_the_end_of_a_turn(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert find_end_token_ids(tokenizer) == ends
+    base = build_base_tokenizer()
+    assert find_end_token_ids(base) == [base.eos_token_id]
