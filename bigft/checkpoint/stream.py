@@ -116,10 +116,10 @@ class _Buffers(threading.local):
 def _run(function: Callable[[_Job], None], jobs: Iterator[_Job], threads: int) -> None:
     """Do the jobs on threads, which take them one by one; the first error stops all of them."""
     lock = threading.Lock()
-    failed = threading.Event()
+    stopped = threading.Event()
 
     def work() -> None:
-        while not failed.is_set():
+        while not stopped.is_set():
             with lock:
                 job = next(jobs, None)
             if job is None:
@@ -127,12 +127,15 @@ def _run(function: Callable[[_Job], None], jobs: Iterator[_Job], threads: int) -
             try:
                 function(job)
             except BaseException:
-                failed.set()
+                stopped.set()
                 raise
 
     with ThreadPoolExecutor(threads, thread_name_prefix="consolidate") as pool:
-        for worker in [pool.submit(work) for _ in range(threads)]:
-            worker.result()
+        try:
+            for worker in [pool.submit(work) for _ in range(threads)]:
+                worker.result()
+        finally:
+            stopped.set()  # Ctrl-C arrives here, not in the threads
 
 
 def _plan_copies(

@@ -14,8 +14,13 @@ from bigft.checkpoint.resume import check_fits, find_resume, load_checkpoint
 from bigft.checkpoint.save import save_checkpoint
 from bigft.data.build import Data, build_data
 from bigft.data.builtin_tokenizer import default_cache_dir, load_builtin_tokenizer
-from bigft.distributed.collectives import barrier, broadcast_object, errors_shared
-from bigft.distributed.collectives import local_rank_zero_first
+from bigft.data.tokenize import find_end_token_ids
+from bigft.distributed.collectives import (
+    barrier,
+    broadcast_object,
+    errors_shared,
+    local_rank_zero_first,
+)
 from bigft.distributed.world import World
 from bigft.engine import swap
 from bigft.engine.build import build_engine, check_precision, open_communication
@@ -27,7 +32,7 @@ from bigft.log import Console
 from bigft.models.facts import ModelFacts, read_facts
 from bigft.models.load import LoadedModel, count_parameters, load_model, plan_parameters
 from bigft.models.savers import save_activations
-from bigft.models.tokenizer import load_tokenizer
+from bigft.models.tokenizer import adopt_special_tokens, load_tokenizer
 from bigft.monitor.meters import count_flops_per_token, find_peak_flops
 from bigft.monitor.sinks import Sinks, build_sinks
 from bigft.optim.build import OptimizerPlan, plan_optimizer
@@ -79,20 +84,23 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
     facts = read_facts(run.model)
     task = build_task(run.task.name)
     cache = default_cache_dir(run.data.cache_dir)
-    with errors_shared():
+    # First on one rank of each host: the built-in tokenizer may have to be trained.
+    with errors_shared(), local_rank_zero_first(world):
         tokenizer = load_tokenizer(run.model, facts, partial(load_builtin_tokenizer, cache))
     data = _build_data(resolved, tokenizer, world)
     total_steps = count_total_steps(run.trainer, data.train.steps_per_epoch)
     _announce_data(data, total_steps, console)
 
     # --- Model, optimizer, engine ---
-    with _swap_folder(resolved, facts, tokenizer, task, world) as ds:
+    with _swap_folder(resolved, folder, facts, tokenizer, task, world) as ds:
         zero = Zero(ds)
         with errors_shared():
             model = load_model(
                 run.model, facts, zero, auto_class=task.auto_class(), tokenizer=tokenizer,
                 dtype=_training_dtype(ds), device=world.device, seed=run.trainer.seed,
             )
+        if not facts.has_weights:
+            adopt_special_tokens(model.module, tokenizer, find_end_token_ids(tokenizer))
         engine = _build_engine(run, ds, model, optimizer, total_steps, world, console)
 
         # --- Resume ---
@@ -218,7 +226,7 @@ def _build_data(resolved: Resolved, tokenizer: Any, world: World) -> Data:
 
 @contextlib.contextmanager
 def _swap_folder(
-    resolved: Resolved, facts: ModelFacts, tokenizer: Any, task: Task, world: World
+    resolved: Resolved, folder: Path, facts: ModelFacts, tokenizer: Any, task: Task, world: World
 ) -> Iterator[dict[str, Any]]:
     """Give the JSON its private NVMe folder, and remove it at the end."""
     if not swap.find_swap_roots(resolved.ds):
@@ -238,6 +246,9 @@ def _swap_folder(
     finally:
         if first_here:
             swap.close_swap(private)
+            with contextlib.suppress(OSError):
+                # nvme_path "auto" made a folder of its own in the run folder; it is empty now.
+                (folder / "nvme").rmdir()
 
 
 def _build_engine(

@@ -244,9 +244,7 @@ def _download(section: ModelSection) -> Path:
     name, revision = section.name, section.revision
     is_offline = not _is_hub_reachable(constants.ENDPOINT)
     try:
-        path = hf_hub_download(
-            name, "config.json", revision=revision, local_files_only=is_offline
-        )
+        path = hf_hub_download(name, "config.json", revision=revision, local_files_only=is_offline)
         return Path(path)
     except (EntryNotFoundError, OSError, ValueError) as error:
         raise _hub_error(name, revision, error) from None

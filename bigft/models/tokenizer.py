@@ -62,3 +62,21 @@ def _load(source: str, section: ModelSection) -> Any:
             f"{flag} {source}: no tokenizer can be loaded from there"
             f" ({str(error).strip().splitlines()[0]}); name one with --model.tokenizer FOLDER_OR_ID"
         ) from error
+
+
+def adopt_special_tokens(module: Any, tokenizer: Any, end_ids: list[int]) -> None:
+    """Give a model with random weights the special tokens of its tokenizer.
+
+    Args:
+        module: A transformers model; its config and generation config are changed.
+        tokenizer: Whose tokens it will be trained on.
+        end_ids: Tokens at which generation stops.
+    """
+    config = module.config.get_text_config()
+    config.bos_token_id = tokenizer.bos_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    generation = module.generation_config
+    generation.bos_token_id = tokenizer.bos_token_id
+    generation.eos_token_id = end_ids
+    generation.pad_token_id = tokenizer.pad_token_id

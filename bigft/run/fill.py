@@ -129,9 +129,10 @@ def _fill_eight_bit(draft: Draft, run: Run) -> None:
     size = draft.get(f"{_ZERO}.sub_group_size")
     if device == "cpu" and (size is None or size > _SUB_GROUP_8BIT):
         draft.fill(f"{_ZERO}.sub_group_size", _SUB_GROUP_8BIT, "bounds the 8-bit step's memory")
+        before = f"{size:,}" if size else "absent"
         draft.announced.append(
-            f"{_ZERO}.sub_group_size {_SUB_GROUP_8BIT:,} (was {f'{size:,}' if size else 'absent'}): bounds the "
-            "temporary memory of the 8-bit step on the host"
+            f"{_ZERO}.sub_group_size {_SUB_GROUP_8BIT:,} (was {before}): bounds the temporary "
+            "memory of the 8-bit step on the host"
         )
 
 

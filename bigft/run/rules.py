@@ -99,8 +99,8 @@ def check_swap_buffers(draft: Draft, run: Run) -> Iterator[Finding]:
     is_nvme = draft.get(f"{_ZERO}.offload_optimizer.device") == "nvme"
     if is_nvme and isinstance(count, int) and count < _ADAM_BUFFERS:
         yield Finding(
-            f"{path} = {count} ({draft.where(path)}): Adam needs at least {_ADAM_BUFFERS} (parameter, gradient, "
-            "two moments)"
+            f"{path} = {count} ({draft.where(path)}): Adam needs at least {_ADAM_BUFFERS} "
+            "(parameter, gradient, two moments)"
         )
 
 

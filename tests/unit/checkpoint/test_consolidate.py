@@ -89,6 +89,25 @@ def test_slices_longer_than_a_chunk_are_joined(
         assert all(torch.equal(written[name], value.to(dtype)) for name, value in weights.items())
 
 
+def test_short_reads_and_writes_are_continued(
+    tmp_path: Path, shards: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite, preadv = os.pwrite, os.preadv
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:5], at))
+    monkeypatch.setattr(os, "preadv", lambda fd, into, at: preadv(fd, [into[0][:7]], at))
+    consolidate(shards, tmp_path / "out", dtype="float32")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(written[name], value) for name, value in weights.items())
+
+
+def test_shard_that_shrinks_while_it_is_read_is_named(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "preadv", lambda fd, into, at: 0)
+    with pytest.raises(CheckpointError, match=r"_optim_states\.pt: ends at byte"):
+        consolidate(shards, tmp_path / "out", dtype="float32")
+
+
 def test_buffers_and_transposed_frozen_parameters(
     tmp_path: Path, write_checkpoint: WriteCheckpoint, weights: Weights
 ) -> None:

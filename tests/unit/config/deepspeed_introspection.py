@@ -27,10 +27,8 @@ def describe(annotation: Any) -> Any:
         return "|".join(map(str, arguments))
     if origin in (list, dict, tuple):
         return "dict" if origin is dict else "list"
-    if not isinstance(annotation, type):
-        return "any"
-    if issubclass(annotation, BaseModel):
-        return model_keys(annotation)
+    if not isinstance(annotation, type) or issubclass(annotation, BaseModel):
+        return "any" if not isinstance(annotation, type) else model_keys(annotation)
     if issubclass(annotation, enum.Enum):
         values = [member.value for member in annotation]
         return "int" if isinstance(values[0], int) else "|".join(map(str, values))

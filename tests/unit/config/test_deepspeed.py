@@ -46,7 +46,9 @@ def test_duplicate_keys_show_their_lines(tmp_path):
 
 def test_the_same_key_in_two_sections_is_no_duplicate(tmp_path):
     file = tmp_path / "a.json"
-    file.write_text('{"bf16": {"enabled": true}, "fp16": {"enabled": [{"enabled": 1}, {"enabled": 2}]}}')
+    file.write_text(
+        '{"bf16": {"enabled": true}, "fp16": {"enabled": [{"enabled": 1}, {"enabled": 2}]}}'
+    )
     assert read_json(str(file))["bf16"] == {"enabled": True}
 
 

@@ -1,6 +1,8 @@
 """The key table equals what the installed DeepSpeed reads."""
 
 import inspect
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +10,9 @@ from bigft.config.deepspeed_keys import ADAM_PARAMS, KEYS, REMOVED, WARMUP_PARAM
 
 pytest.importorskip("deepspeed")
 
-from tests.unit.config import deepspeed_introspection as introspection
+# Beside this file; pytest's importlib mode does not look there by itself.
+sys.path.insert(0, str(Path(__file__).parent))
+import deepspeed_introspection as introspection
 
 # Asked for outside of `DeepSpeedConfig._initialize_params`.
 ELSEWHERE = {"vocabulary_size", "sequence_parallel_size", "data_parallel_size"}

@@ -1,0 +1,46 @@
+"""Shared fixtures: ranks, tiny models, and a clean process for every test."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator["RankPool"]:  # noqa: F821
+    """Two processes with DeepSpeed on the CPU accelerator, shared by the whole session."""
+    from ranks import RankPool
+
+    pool = RankPool(2)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> Iterator["RankPool"]:  # noqa: F821
+    """One process with a process group of its own."""
+    from ranks import RankPool
+
+    pool = RankPool(1)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with weights (`model/`, `tied/`) and data (`chat.jsonl`) for many tests."""
+    from making import make_messages, make_model
+
+    folder = tmp_path_factory.mktemp("shared")
+    make_model(folder / "model")
+    make_model(folder / "tied", tie_word_embeddings=True, seed=1)
+    make_messages(folder / "chat.jsonl")
+    return folder

@@ -1,0 +1,25 @@
+"""Every setting says what it means; no section grows without limit."""
+
+import pytest
+
+from bigft.config.options import COMMANDS
+from bigft.config.typed import fields_of, section_of
+from bigft.run.settings import Run
+
+SECTIONS = {name: section_of(info) for name, info in Run.model_fields.items() if section_of(info)}
+SECTIONS |= {name: command.options for name, command in COMMANDS.items() if command.options}
+
+
+def test_every_setting_has_a_docstring():
+    assert [path for path, info in fields_of(Run) if not info.description] == []
+
+
+@pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
+def test_section_is_documented_and_small(section):
+    assert section.__doc__
+    assert len(section.model_fields) <= 12
+    for name, info in section.model_fields.items():
+        assert info.description, name
+        assert info.description.strip().endswith("."), name
+        assert not info.is_required(), f"{name} has no default"
+        assert not name.startswith(("use_", "enable_", "disable_", "no_")), name

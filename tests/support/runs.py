@@ -1,0 +1,104 @@
+"""What ranks do in integration tests; called by name through `RankPool.run`."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def _resolve(settings: dict[str, Any], folder: str, config: str) -> Any:
+    from bigft.config.request import Request
+    from bigft.run.resolve import resolve, with_output_dir
+
+    flags = {name: str(value) for name, value in settings.items()}
+    recipe = flags.pop("recipe", "")
+    request = Request("train", settings=flags, config=config, recipe=recipe)
+    return with_output_dir(resolve(request, os.environ), folder)
+
+
+def _world() -> Any:
+    from bigft.distributed import world as w
+
+    if torch.distributed.is_initialized():
+        rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return w.World(rank, size, rank, size, torch.device("cpu"))
+    return w.open_world()
+
+
+def train(settings: dict[str, Any], folder: str, config: str) -> dict[str, Any]:
+    """One whole run inside the open process group, export included; returns what tests ask."""
+    import io
+
+    from bigft.log import Console
+
+    resolved = _resolve(settings, folder, config)
+    world = _world()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    err = io.StringIO()
+    console = Console(io.StringIO(), err, is_rank_zero=world.is_rank_zero)
+    from bigft.commands.training import export
+    from bigft.commands.training import train as train_parts
+
+    checkpoint = train_parts(resolved, Path(folder), world, console)
+    if world.is_rank_zero:
+        export(resolved, checkpoint, Path(folder) / "model", console)
+    torch.distributed.barrier()
+    return {"checkpoint": str(checkpoint), "said": err.getvalue()}
+
+
+def try_train(settings: dict[str, Any], folder: str, config: str) -> tuple[str, str, int]:
+    """A run that must fail: class, text and exit code of its error."""
+    from bigft.errors import BigftError
+
+    try:
+        train(settings, folder, config)
+    except BigftError as error:
+        return type(error).__name__, str(error), error.exit_code
+    raise AssertionError("the run went through")
+
+
+def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) -> Any:
+    """Full fp32 gradients of one step, summed micro-batch by micro-batch through the engine."""
+    import io
+    from functools import partial
+
+    from bigft.commands import training as t
+    from bigft.log import Console
+
+    resolved = _resolve(settings, folder, config)
+    world = _world()
+    run = resolved.run
+    t.open_communication(world.device)
+    facts = t.read_facts(run.model)
+    task = t.build_task(run.task.name)
+    tokenizer = t.load_tokenizer(
+        run.model, facts,
+        partial(t.load_builtin_tokenizer, t.default_cache_dir(run.data.cache_dir)),
+    )
+    data = t._build_data(resolved, tokenizer, world)
+    zero = t.Zero(resolved.ds)
+    model = t.load_model(
+        run.model, facts, zero, auto_class=task.auto_class(), tokenizer=tokenizer,
+        dtype=t._training_dtype(resolved.ds), device=world.device, seed=0,
+    )
+    console = Console(io.StringIO(), io.StringIO(), is_rank_zero=False)
+    plan = t.plan_optimizer(run.optim, resolved.ds)
+    with zero.building():
+        engine = t._build_engine(run, resolved.ds, model, plan, steps, world, console)
+    engine.set_training(True)
+    step = next(data.train.steps_from(0))
+    found = []
+    for number, batch in enumerate(step.micro_batches):
+        loss = task.loss(engine, batch)
+        mean = loss.total * (world.size / step.supervised_tokens)
+        engine.deepspeed.backward(mean, scale_wrt_gas=False)
+        if number + 1 < len(step.micro_batches):
+            engine.deepspeed.step()
+    from deepspeed.utils import safe_get_full_grad
+
+    for name, parameter in engine.module.named_parameters():
+        gradient = safe_get_full_grad(parameter)
+        found.append((name, gradient.float().clone() if world.is_rank_zero else None))
+    torch.distributed.barrier()
+    return [(n, g.numpy()) for n, g in found] if world.is_rank_zero else None

@@ -1,0 +1,51 @@
+"""Logits of an engine and of an exported folder on the same input."""
+
+from typing import Any
+
+import torch
+
+INPUT = [[5, 9, 200, 33, 7, 101, 300, 2, 8, 77, 450, 12]]
+
+
+def plain_logits(folder: Any) -> torch.Tensor:
+    """What plain transformers computes, in the folder's own number format."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", output_loading_info=True
+    )
+    assert not info["missing_keys"], info
+    assert not info["unexpected_keys"], info
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor(INPUT)).logits
+
+
+def engine_logits(settings: dict[str, Any], folder: str, config: str) -> Any:
+    """What the engine computes after it has loaded the run's newest checkpoint."""
+    import io
+    from pathlib import Path
+
+    import runs
+
+    from bigft.commands import training as t
+    from bigft.log import Console
+
+    resolved = runs._resolve(settings, folder, config)
+    world = runs._world()
+    t.open_communication(world.device)
+    facts = t.read_facts(resolved.run.model)
+    zero = t.Zero(resolved.ds)
+    tokenizer = t.load_tokenizer(resolved.run.model, facts, lambda: None)
+    task = t.build_task("causal_lm")
+    model = t.load_model(
+        resolved.run.model, facts, zero, auto_class=task.auto_class(), tokenizer=tokenizer,
+        dtype=t._training_dtype(resolved.ds), device=world.device, seed=0,
+    )
+    console = Console(io.StringIO(), io.StringIO(), is_rank_zero=False)
+    plan = t.plan_optimizer(resolved.run.optim, resolved.ds)
+    engine = t._build_engine(resolved.run, resolved.ds, model, plan, 4, world, console)
+    t.load_checkpoint(engine.deepspeed, t.find_resume("auto", Path(folder) / "checkpoints"))
+    engine.set_training(False)
+    with torch.no_grad():
+        logits = engine(input_ids=torch.tensor(INPUT), use_cache=False).logits
+    return logits.float().numpy()

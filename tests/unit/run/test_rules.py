@@ -1,0 +1,86 @@
+"""One case per rule; a rule without a case fails here."""
+
+import pytest
+
+from bigft.cli import parse
+from bigft.errors import ConfigError
+from bigft.run.resolve import resolve
+from bigft.run.rules import RULES, describe_rules
+
+ZERO = "--ds.zero_optimization"
+
+# Rule -> (config, flags, part of its text).
+ERRORS = {
+    "check_stage": ("zero2", f"{ZERO}.offload_param.device=cpu", "needs zero_optimization.stage 3"),
+    "refuse_nvme_below_stage_three": (
+        "zero2",
+        f"{ZERO}.offload_optimizer.device=nvme",
+        "needs zero_optimization.stage 3, not 2",
+    ),
+    "refuse_two_precisions": (
+        "zero3",
+        "--ds.bf16.enabled=true --ds.fp16.enabled=true",
+        "both true",
+    ),
+    "refuse_eight_bit_on_nvme": ("zero3_nvme", "--optim adamw_8bit", "diverges"),
+    "check_swap_buffers": ("zero3_nvme", f"{ZERO}.offload_optimizer.buffer_count=3", "at least 4"),
+    "check_warmup": ("zero3", "--max_steps 5 --optim.warmup_steps 6", "never reach its peak"),
+    "check_schedule_arguments": (
+        "zero3",
+        "--optim.lr_scheduler_type cosine_with_min_lr",
+        "needs a minimum",
+    ),
+    "check_chat_template": ("zero3", "--model.chat_template nowhere.jinja", "no such file"),
+    "check_shard_size": ("zero3", "--checkpoint.max_shard_size big", "is not a size"),
+}
+WARNINGS = {
+    "warn_sequence_longer_than_positions": ("zero3", "--max_length 4096", "2048"),
+    "warn_epochs_without_effect": ("zero3", "--max_steps 5 --num_train_epochs 2", "no effect"),
+    "warn_evaluation_without_data": (
+        "zero3",
+        "--eval_steps 5 --data.eval_fraction 0",
+        "--eval_steps 5 has no effect",
+    ),
+    "warn_held_out_share_without_effect": (
+        "zero3",
+        "--eval_data x --data.eval_fraction 0.1",
+        "no effect",
+    ),
+    "warn_revision_without_effect": ("zero3", "--model.revision main", "not a hub model"),
+    "warn_bf16_accumulation": (
+        "zero3",
+        "--gradient_accumulation_steps 8 --ds.data_types.grad_accum_dtype=bf16",
+        "round away",
+    ),
+}
+
+
+def resolved(config, line):
+    return resolve(parse(["train", "--config", f"ds_configs/{config}.json", *line.split()]), {})
+
+
+@pytest.mark.parametrize(("config", "line", "text"), ERRORS.values(), ids=ERRORS)
+def test_rule_refuses(config, line, text):
+    with pytest.raises(ConfigError) as caught:
+        resolved(config, line)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(("config", "line", "text"), WARNINGS.values(), ids=WARNINGS)
+def test_rule_warns(config, line, text):
+    assert any(text in warning for warning in resolved(config, line).warnings)
+
+
+def test_every_rule_has_a_case_and_a_meaning():
+    assert {rule.__name__ for rule in RULES} == {*ERRORS, *WARNINGS}
+    assert all(meaning for _, meaning in describe_rules())
+
+
+def test_stage_out_of_range_is_refused():
+    with pytest.raises(ConfigError, match="must be 0, 1, 2 or 3"):
+        resolved("zero3", f"{ZERO}.stage=4")
+
+
+def test_broken_warm_up_steps_are_refused():
+    with pytest.raises(ConfigError, match="write a whole one"):
+        resolved("zero3", "--optim.warmup_steps 1.5")
