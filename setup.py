@@ -8,7 +8,16 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "bigft/__init__.py").read_text())[1]
 
-TEST = ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "import-linter>=2", "ruff", "mypy", "types-PyYAML"]
+TEST = [
+    "pytest>=8",
+    "pytest-timeout",
+    "pytest-xdist",
+    "hypothesis",
+    "import-linter>=2",
+    "ruff",
+    "mypy",
+    "types-PyYAML",
+]
 
 setup(
     name="bigft",

@@ -24,11 +24,16 @@ def main(request: Request) -> None:
     )
     loader, info = build_evaluation(section, tokenizer=tokenizer, batch_size=options.batch_size)
     scores = evaluate(
-        build_task("causal_lm"), model, loader.eval_batches(), device=device,
+        build_task("causal_lm"),
+        model,
+        loader.eval_batches(),
+        device=device,
         sum_over_ranks=stay_alone,
     )
     if options.as_json:
-        sys.stdout.write(json.dumps({**scores, "rows": info["rows"], "model": request.words[0]}) + "\n")
+        sys.stdout.write(
+            json.dumps({**scores, "rows": info["rows"], "model": request.words[0]}) + "\n"
+        )
         return
     for name, value in scores.items():
         sys.stdout.write(f"{name:<16}{value:,.4f}\n".replace(".0000\n", "\n"))

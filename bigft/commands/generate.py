@@ -49,7 +49,11 @@ def _chat(model: Any, tokenizer: Any, options: GenerateOptions) -> None:
 
 
 def _answer(
-    model: Any, tokenizer: Any, messages: list[dict[str, str]], options: GenerateOptions, *,
+    model: Any,
+    tokenizer: Any,
+    messages: list[dict[str, str]],
+    options: GenerateOptions,
+    *,
     streamed: bool,
 ) -> str:
     """Generate one answer and return it; `streamed` writes it to standard output as it grows.
@@ -64,11 +68,15 @@ def _answer(
         )
     else:
         inputs = tokenizer(messages[-1]["content"], return_tensors="pt")
-    inputs = {k: v.to(model.device) for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
+    inputs = {
+        k: v.to(model.device) for k, v in inputs.items() if k in ("input_ids", "attention_mask")
+    }
     choice: dict[str, Any] = {"do_sample": options.temperature > 0}
     if options.temperature > 0:
         choice.update(temperature=options.temperature, top_p=options.top_p)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streamed else None
+    streamer = (
+        TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streamed else None
+    )
     output = model.generate(
         **inputs,
         **choice,

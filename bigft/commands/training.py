@@ -96,8 +96,14 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
         zero = Zero(ds)
         with errors_shared():
             model = load_model(
-                run.model, facts, zero, auto_class=task.auto_class(), tokenizer=tokenizer,
-                dtype=_training_dtype(ds), device=world.device, seed=run.trainer.seed,
+                run.model,
+                facts,
+                zero,
+                auto_class=task.auto_class(),
+                tokenizer=tokenizer,
+                dtype=_training_dtype(ds),
+                device=world.device,
+                seed=run.trainer.seed,
             )
         if not facts.has_weights:
             adopt_special_tokens(model.module, tokenizer, find_end_token_ids(tokenizer))
@@ -115,15 +121,29 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
 
         # --- Train ---
         saver = _Checkpoints(run, engine, model, tokenizer, folder / "checkpoints", bound, world)
-        with build_sinks(
-            list(run.monitor.sinks), folder, project=run.monitor.project,
-            settings=run.model_dump(), is_rank_zero=world.is_rank_zero,
-        ) as sinks, _out_of_memory_explained(run):
-            hooks = _build_hooks(run, engine, task, data, facts, model, sinks, saver, world, console)
+        with (
+            build_sinks(
+                list(run.monitor.sinks),
+                folder,
+                project=run.monitor.project,
+                settings=run.model_dump(),
+                is_rank_zero=world.is_rank_zero,
+            ) as sinks,
+            _out_of_memory_explained(run),
+        ):
+            hooks = _build_hooks(
+                run, engine, task, data, facts, model, sinks, saver, world, console
+            )
             hooks.insert(1, _StateBytes(engine, optimizer, console))
             fit(
-                engine, task, data.train, state, hooks, total_steps=total_steps,
-                seed=run.trainer.seed, device=world.device,
+                engine,
+                task,
+                data.train,
+                state,
+                hooks,
+                total_steps=total_steps,
+                seed=run.trainer.seed,
+                device=world.device,
                 max_skipped_in_a_row=run.trainer.max_skipped_in_a_row,
             )
     barrier()
@@ -159,7 +179,8 @@ def _announce(
     ds, run = resolved.ds, resolved.run
     zero = ds["zero_optimization"]
     offload = {
-        part: zero.get(f"offload_{part}", {}).get("device", "none") for part in ("param", "optimizer")
+        part: zero.get(f"offload_{part}", {}).get("device", "none")
+        for part in ("param", "optimizer")
     }
     console.say(f"run folder {folder}")
     console.say(
@@ -252,8 +273,13 @@ def _swap_folder(
 
 
 def _build_engine(
-    run: Run, ds: dict[str, Any], model: LoadedModel, optimizer: OptimizerPlan, total_steps: int,
-    world: World, console: Console,
+    run: Run,
+    ds: dict[str, Any],
+    model: LoadedModel,
+    optimizer: OptimizerPlan,
+    total_steps: int,
+    world: World,
+    console: Console,
 ) -> Engine:
     module = model.module
     note = save_activations(module, run.model.activation_checkpointing, world.device)
@@ -268,7 +294,8 @@ def _build_engine(
         ds=ds,
         groups=build_groups(module, run.optim.weight_decay),
         build_optimizer=optimizer.build,
-        build_scheduler=None if "scheduler" in ds
+        build_scheduler=None
+        if "scheduler" in ds
         else lambda inner: build_schedule(run.optim, inner, total_steps),
         expected_optimizer=optimizer.class_name,
     )
@@ -299,8 +326,14 @@ class _Checkpoints:
     """Saves checkpoints of this run and remembers the newest."""
 
     def __init__(
-        self, run: Run, engine: Engine, model: LoadedModel, tokenizer: Any, folder: Path,
-        bound: dict[str, Any], world: World,
+        self,
+        run: Run,
+        engine: Engine,
+        model: LoadedModel,
+        tokenizer: Any,
+        folder: Path,
+        bound: dict[str, Any],
+        world: World,
     ) -> None:
         self._keep_last = run.checkpoint.keep_last
         self._engine = engine
@@ -312,11 +345,20 @@ class _Checkpoints:
         self.newest: Path | None = None
 
     def save(self, state: State) -> Path:
-        facts = {**self._bound, "step": state.step, "tokens": state.tokens,
-                 "eval_loss": state.eval_loss, "state": state.to_dict()}
+        facts = {
+            **self._bound,
+            "step": state.step,
+            "tokens": state.tokens,
+            "eval_loss": state.eval_loss,
+            "state": state.to_dict(),
+        }
         self.newest = save_checkpoint(
-            self._engine.deepspeed, self._folder, step=state.step, facts=facts,
-            write_assets=self._write_assets, keep_last=self._keep_last,
+            self._engine.deepspeed,
+            self._folder,
+            step=state.step,
+            facts=facts,
+            write_assets=self._write_assets,
+            keep_last=self._keep_last,
             is_rank_zero=self._world.is_rank_zero,
         )
         return self.newest
@@ -361,27 +403,36 @@ class _StateBytes:
 
 
 def _build_hooks(
-    run: Run, engine: Engine, task: Task, data: Data, facts: ModelFacts, model: LoadedModel,
-    sinks: Sinks, checkpoints: _Checkpoints, world: World, console: Console,
+    run: Run,
+    engine: Engine,
+    task: Task,
+    data: Data,
+    facts: ModelFacts,
+    model: LoadedModel,
+    sinks: Sinks,
+    checkpoints: _Checkpoints,
+    world: World,
+    console: Console,
 ) -> list[Hook]:
     mean_length = data.info["tokens"] // max(data.info["rows"], 1)
     flops = count_flops_per_token(
-        count_parameters(model.module), facts.num_layers, facts.hidden_size, mean_length
+        count_parameters(model.module), facts.num_layers or 0, facts.hidden_size or 0, mean_length
     )
     peak = find_peak_flops(world.device)
     rate = Rate(flops, peak * world.size if peak else None)
     hooks: list[Hook] = [
         Reporter(
-            sinks, logging_steps=run.monitor.logging_steps, device=world.device,
-            local_size=world.local_size, rate=rate,
+            sinks,
+            logging_steps=run.monitor.logging_steps,
+            device=world.device,
+            local_size=world.local_size,
+            rate=rate,
             stream=console.err if world.is_rank_zero else None,
         )
     ]
     if data.evaluation is not None:
         hooks.append(
-            Evaluator(
-                run.evaluation, engine, task, data.evaluation, sinks, console, world.device
-            )
+            Evaluator(run.evaluation, engine, task, data.evaluation, sinks, console, world.device)
         )
     hooks.append(Saver(checkpoints.save, run.checkpoint.save_steps))
     return hooks
@@ -398,4 +449,3 @@ def _out_of_memory_explained(run: Run) -> Iterator[None]:
             " --gradient_accumulation_steps; --activation_checkpointing full; a shorter"
             f" --max_length ({run.data.max_length}); --config ds_configs/zero3_offload.json"
         ) from error
-

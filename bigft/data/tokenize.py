@@ -25,6 +25,9 @@ from bigft.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Letters only: templates trim white space, and no message says this.
+_PROBE = "BIGFTxPROBExWORD"
+
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -164,14 +167,50 @@ def _mark_by_prefixes(
         through = Conversation(example.messages[: turn + 1], example.tools)
         prompt = _render(before, tokenizer, tokenize=False, add_generation_prompt=True)
         rendered = _render(through, tokenizer, tokenize=False)
-        if not (rendered.startswith(prompt) and full.startswith(rendered)):
-            raise ValueError(
-                f"the chat template renders message {turn + 1} differently when other messages "
-                "follow, so the assistant's tokens cannot be told apart exactly; give a template "
-                "with {% generation %} tags with --model.chat_template, or set --data.train_on all"
-            )
-        spans.append((len(prompt), len(rendered)))
+        if rendered.startswith(prompt) and full.startswith(rendered):
+            spans.append((len(prompt), len(rendered)))
+        else:
+            spans.append(_find_rewritten_turn(example, turn, prompt, full, tokenizer))
     return _mark_spans(full, spans, tokenizer)
+
+
+def _find_rewritten_turn(
+    example: Conversation,
+    turn: int,
+    prompt: str,
+    full: str,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> tuple[int, int]:
+    """Find an assistant turn that its template renders otherwise once other messages follow.
+
+    Qwen3's template, for one, drops the reasoning of all turns but the last. What counts is how
+    the turn looks in the whole conversation. A probe in place of its words shows where the text
+    behind them begins (`rest`), and how much of that still belongs to the turn (`ending`):
+
+        whole, probed    ...assistant  PROBE <|im_end|> <|im_start|>user Thanks<|im_end|>
+                                             ^ rest
+        through, probed  ...assistant  <think></think> PROBE <|im_end|>
+                                                             ^ ending
+        whole            ...assistant  Yes <|im_end|> <|im_start|>user Thanks<|im_end|>
+        learned                        Yes <|im_end|>
+
+    Raises:
+        ValueError: The turn cannot be told apart exactly even so.
+    """
+    probed = [dict(message) for message in example.messages]
+    probed[turn]["content"] = _PROBE
+    whole = _render(Conversation(probed, example.tools), tokenizer, tokenize=False)
+    through = _render(Conversation(probed[: turn + 1], example.tools), tokenizer, tokenize=False)
+    rest, ending = whole.partition(_PROBE)[2], through.partition(_PROBE)[2]
+    end = len(full) - len(rest) + len(ending)
+    fits = whole.count(_PROBE) == through.count(_PROBE) == 1 and rest.startswith(ending)
+    if not (fits and full.startswith(prompt) and full.endswith(rest) and end >= len(prompt)):
+        raise ValueError(
+            f"the chat template renders message {turn + 1} differently when other messages "
+            "follow, so the assistant's tokens cannot be told apart exactly; give a template "
+            "with {% generation %} tags with --model.chat_template, or set --data.train_on all"
+        )
+    return len(prompt), end
 
 
 def _mark_spans(

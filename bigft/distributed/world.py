@@ -50,7 +50,11 @@ def open_world(environ: Mapping[str, str] | None = None) -> World:
     _put_interpreter_on_path()
     local_rank = int(os.environ["LOCAL_RANK"])
     device = _pick_device(local_rank)
-    backend = "nccl" if device.type == "cuda" else torch.distributed.get_default_backend_for_device(device)
+    backend = (
+        "nccl"
+        if device.type == "cuda"
+        else torch.distributed.get_default_backend_for_device(device)
+    )
     try:
         torch.distributed.init_process_group(
             backend, timeout=_COLLECTIVE_TIMEOUT, device_id=None if device.type == "cpu" else device
@@ -87,7 +91,9 @@ def _complete_environment(environ: Mapping[str, str]) -> None:
             " `deepspeed launch_scripts/run.py ...`, or unset them all for a single process"
         )
     # DeepSpeed's CPU accelerator counts its devices by this variable.
-    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    os.environ.setdefault(
+        "LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
+    )
 
 
 def _find_free_port() -> int:

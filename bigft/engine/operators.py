@@ -49,7 +49,7 @@ def check_build_tools(builders: list[str]) -> None:
     if not problems and "AsyncIOBuilder" in builders and not _links(compiler, _LIBAIO_PROBE):
         problems.append(
             "libaio is missing, but offload to NVMe is asked for; install it (Debian, Ubuntu:"
-            " apt-get install libaio-dev) or offload to host memory: device \"cpu\""
+            ' apt-get install libaio-dev) or offload to host memory: device "cpu"'
         )
     if problems:
         raise_together(LaunchError, problems)

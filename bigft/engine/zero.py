@@ -50,7 +50,6 @@ class Zero:
             return
         # torch 2.13: importing torch._dynamo for the first time inside zero.Init fails with a
         # signature mismatch of new_tensor, and a lazily imported model file does just that.
-        import torch._dynamo
 
         set_hf_deepspeed_config(self)
         yield

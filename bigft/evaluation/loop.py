@@ -39,7 +39,9 @@ def evaluate(
     mean = loss / max(tokens, 1.0)
     return {
         "loss": mean,
-        "perplexity": math.exp(mean) if mean < math.log(float(torch.finfo(torch.float32).max)) else math.inf,
+        "perplexity": math.exp(mean)
+        if mean < math.log(float(torch.finfo(torch.float32).max))
+        else math.inf,
         "token_accuracy": correct / max(tokens, 1.0),
         "tokens": tokens,
     }

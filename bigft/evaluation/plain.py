@@ -15,7 +15,9 @@ def pick_device(name: str) -> torch.device:
         ConfigError: No such device here.
     """
     if name == "auto":
-        current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        current = (
+            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        )
         return torch.device(current.type) if current else torch.device("cpu")
     try:
         device = torch.device(name)

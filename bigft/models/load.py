@@ -25,13 +25,22 @@ class ZeroContext(Protocol):
     """What loading needs to know about ZeRO; `engine.zero.Zero` is the real one."""
 
     @property
-    def partitions_parameters(self) -> bool: ...
-    def building(self) -> contextlib.AbstractContextManager[None]: ...
+    def partitions_parameters(self) -> bool:
+        """Whether each rank holds only its slices."""
+
+    def building(self) -> contextlib.AbstractContextManager[None]:
+        """Build models partitioned inside the block."""
+
     def gathered(
         self, parameters: Iterable[nn.Parameter], *, modifier_rank: int | None = None
-    ) -> contextlib.AbstractContextManager[None]: ...
-    def set_leaf_modules(self, module: nn.Module, classes: list[type[nn.Module]]) -> None: ...
-    def check_partitioned(self, module: nn.Module) -> None: ...
+    ) -> contextlib.AbstractContextManager[None]:
+        """Hold full parameters inside the block."""
+
+    def set_leaf_modules(self, module: nn.Module, classes: list[type[nn.Module]]) -> None:
+        """Gather modules of these classes as a whole."""
+
+    def check_partitioned(self, module: nn.Module) -> None:
+        """Refuse a module with a whole parameter."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +171,8 @@ def _model_class(auto_class: Any, config: Any, section: ModelSection) -> type[nn
         if section.trust_remote_code:
             return None
         raise ConfigError(
-            f"--model {section.name}: transformers has no {auto_class.__name__.removeprefix('Auto')}"
-            f" for model_type {config.model_type!r}; pick a model of that kind"
+            f"--model {section.name}: transformers has no"
+            f" {auto_class.__name__.removeprefix('Auto')} for model_type {config.model_type!r}; pick a model of that kind"
         )
     found: type[nn.Module] = mapping[type(config)]
     return found
@@ -176,7 +185,11 @@ def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> str
     from transformers.utils import is_flash_attn_2_available
 
     half = dtype in (torch.bfloat16, torch.float16)
-    return "flash_attention_2" if half and device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
+    return (
+        "flash_attention_2"
+        if half and device.type == "cuda" and is_flash_attn_2_available()
+        else "sdpa"
+    )
 
 
 def _supported_attention(name: str, model_class: Any, *, explicit: bool) -> str:
@@ -255,7 +268,6 @@ def _is_expert_list(part: nn.Module) -> bool:
 def count_parameters(module: nn.Module) -> int:
     """Count parameters, each tied one once, partitioned or not."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
-
 
 
 def plan_parameters(

@@ -24,7 +24,10 @@ def save_activations(module: Any, mode: str, device: torch.device) -> str | None
     offload = mode == "full_cpu_offload"
     note = None
     if offload and device.type == "cpu":
-        offload, note = False, "activations are in host memory already: full_cpu_offload is full here"
+        offload, note = (
+            False,
+            "activations are in host memory already: full_cpu_offload is full here",
+        )
     # Non-reentrant: the reentrant variant loses gradients of layers without gradient inputs and
     # runs ZeRO-3's hooks twice.
     keywords = {"use_reentrant": False}

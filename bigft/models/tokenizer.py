@@ -43,7 +43,13 @@ def _pick(section: ModelSection, facts: ModelFacts, load_builtin: Callable[[], A
 
 def _has_own(section: ModelSection) -> bool:
     folder = Path(section.name)
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+    )
     return folder.is_dir() and any((folder / name).is_file() for name in names)
 
 

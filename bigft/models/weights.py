@@ -100,7 +100,9 @@ def check_names(skeleton: nn.Module, headers: dict[str, Header], source: str) ->
         missing = set()
     problems = [
         _describe("missing from the files", _without(missing, skeleton, "missing")),
-        _describe("in the files but not in the model", _without(unexpected, skeleton, "unexpected")),
+        _describe(
+            "in the files but not in the model", _without(unexpected, skeleton, "unexpected")
+        ),
         _describe("of another shape", mismatched),
     ]
     if any(problems):
@@ -123,7 +125,11 @@ def _without(names: Iterable[str], module: nn.Module, kind: str) -> list[str]:
     patterns = set(getattr(module, f"_keys_to_ignore_on_load_{kind}", None) or ())
     if kind == "unexpected":
         # Buffers that older files carry and newer models compute.
-        patterns |= {r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"(^|\.)attn\.(masked_)?bias$"}
+        patterns |= {
+            r"rotary_emb\.inv_freq$",
+            r"(^|\.)position_ids$",
+            r"(^|\.)attn\.(masked_)?bias$",
+        }
     return [name for name in names if not any(re.search(p, name) for p in patterns)]
 
 
@@ -156,9 +162,7 @@ def _renamer(skeleton: nn.Module, expected: dict[str, Any]) -> tuple[Any, Any]:
     return rename, is_converted
 
 
-def check_values(
-    module: nn.Module, headers: dict[str, Header], zero: _Gathers, source: str
-) -> int:
+def check_values(module: nn.Module, headers: dict[str, Header], zero: _Gathers, source: str) -> int:
     """Compare two tensors of each layer (a matrix and a vector) with the files, element by element.
 
     Returns:

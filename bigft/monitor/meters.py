@@ -105,7 +105,9 @@ def find_peak_flops(device: torch.device) -> float | None:
     return None
 
 
-def count_flops_per_token(num_parameters: int, num_layers: int, hidden_size: int, length: int) -> float:
+def count_flops_per_token(
+    num_parameters: int, num_layers: int, hidden_size: int, length: int
+) -> float:
     """Model FLOPs of one trained token, without recomputation.
 
     1) Matrices: 2 FLOPs per weight forward, twice that backward: 6 N.

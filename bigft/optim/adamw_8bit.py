@@ -21,9 +21,7 @@ class HostAdamW8bit(bitsandbytes.optim.AdamW8bit):  # type: ignore[misc]
     """`bitsandbytes.optim.AdamW8bit` whose CPU step has bounded temporaries."""
 
     @torch.no_grad()
-    def update_step(
-        self, group: dict[str, Any], p: torch.Tensor, gindex: int, pindex: int
-    ) -> None:
+    def update_step(self, group: dict[str, Any], p: torch.Tensor, gindex: int, pindex: int) -> None:
         """Update one tensor; the same numbers as bitsandbytes, piece by piece on the CPU."""
         state = self.state[p]
         if p.device.type != "cpu" or state["state1"].dtype != torch.uint8 or p.numel() <= _PIECE:
@@ -31,6 +29,7 @@ class HostAdamW8bit(bitsandbytes.optim.AdamW8bit):  # type: ignore[misc]
             return
         state["step"] += 1
         config = self.get_config(gindex, pindex, group)
+        assert p.grad is not None, "an optimizer steps over parameters with gradients"
         weights, gradient = p.data.view(-1), p.grad.view(-1)
         for start in range(0, p.numel(), _PIECE):
             piece = slice(start, start + _PIECE)

@@ -32,7 +32,9 @@ def build_schedule(
         name: int(value) if float(value).is_integer() else value
         for name, value in section.lr_scheduler_kwargs.items()
     }
-    if section.lr_scheduler_type == "cosine_with_min_lr" and not {"min_lr", "min_lr_rate"} & set(kwargs):
+    if section.lr_scheduler_type == "cosine_with_min_lr" and not {"min_lr", "min_lr_rate"} & set(
+        kwargs
+    ):
         kwargs["min_lr_rate"] = _DEFAULT_MIN_LR_RATE
     if section.lr_scheduler_type == "warmup_stable_decay":
         kwargs.setdefault("num_decay_steps", max(1, round(_DEFAULT_DECAY_FRACTION * total_steps)))

@@ -1,1 +1,1 @@
-"""The composition of all settings: flags, recipe and DeepSpeed JSON in, one frozen `Resolved` out."""
+"""The composition of all settings: flags, recipe and DeepSpeed JSON in, `Resolved` out."""

@@ -66,7 +66,7 @@ class CausalLM:
         matrix product and of the largest tensor of the step.
         """
         if self._keeps_columns is None:
-            module = getattr(forward, "module", forward)
+            module: Any = getattr(forward, "module", forward)
             signature = inspect.signature(type(module).forward)
             self._keeps_columns = "logits_to_keep" in signature.parameters
         if not self._keeps_columns:

@@ -33,7 +33,9 @@ class _SumCrossEntropy(torch.autograd.Function):
         for rows in _chunks(logits):
             chunk = logits[rows].float()
             chunk = torch.exp(chunk.sub_(log_normalizers[rows, None]), out=chunk)
-            chunk.scatter_add_(1, labels[rows, None], -torch.ones_like(labels[rows, None], dtype=torch.float32))
+            chunk.scatter_add_(
+                1, labels[rows, None], -torch.ones_like(labels[rows, None], dtype=torch.float32)
+            )
             # Nobody reads the logits after this: the gradient takes their place.
             logits[rows] = chunk.mul_(gradients[0]).to(logits.dtype)
         return logits, None

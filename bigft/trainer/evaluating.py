@@ -18,8 +18,14 @@ class Evaluator:
     """Evaluates at the start, every `eval_steps`, and at the end."""
 
     def __init__(
-        self, section: EvaluationSection, engine: Engine, task: Task, loader: EvalLoader,
-        sinks: Sinks, console: Console, device: torch.device,
+        self,
+        section: EvaluationSection,
+        engine: Engine,
+        task: Task,
+        loader: EvalLoader,
+        sinks: Sinks,
+        console: Console,
+        device: torch.device,
     ) -> None:
         """Hold what an evaluation needs."""
         self._section = section
@@ -48,7 +54,10 @@ class Evaluator:
         self._engine.set_training(False)
         batches = self._loader.eval_batches(self._section.max_eval_batches)
         scores = evaluate(
-            self._task, self._engine, batches, device=self._device,
+            self._task,
+            self._engine,
+            batches,
+            device=self._device,
             sum_over_ranks=lambda row: sum_rows(gather_rows(row, self._device)),
         )
         self._engine.set_training(True)

@@ -73,15 +73,20 @@ def fit(
         state.skipped_steps += result.skipped
         skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
         report = StepReport(
-            loss_sum, data.supervised_tokens, data.tokens, time.perf_counter() - started, result, clock
+            loss_sum,
+            data.supervised_tokens,
+            data.tokens,
+            time.perf_counter() - started,
+            result,
+            clock,
         )
         for hook in hooks:
             hook.stepped(state, report)
         if skipped_in_a_row >= max_skipped_in_a_row:
             raise TrainingError(
                 f"step {state.step}: the gradients were not finite {skipped_in_a_row} times in a"
-                " row (trainer.max_skipped_in_a_row); lower --learning_rate, add --optim.warmup_steps,"
-                " or look for broken rows in the data"
+                " row (trainer.max_skipped_in_a_row); lower --learning_rate, add"
+                " --optim.warmup_steps, or look for broken rows in the data"
             )
     for hook in hooks:
         hook.finished(state)

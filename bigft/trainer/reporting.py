@@ -32,8 +32,14 @@ class Reporter:
     """Adds up steps and writes a row whenever one is due."""
 
     def __init__(
-        self, sinks: Sinks, *, logging_steps: int, device: torch.device, local_size: int,
-        rate: Rate, stream: TextIO | None,
+        self,
+        sinks: Sinks,
+        *,
+        logging_steps: int,
+        device: torch.device,
+        local_size: int,
+        rate: Rate,
+        stream: TextIO | None,
     ) -> None:
         """Report to `sinks`; `stream` is the terminal, None off rank 0."""
         self._sinks = sinks
@@ -113,7 +119,9 @@ class _Progress:
         self._total = total
         self._bar = None
         if stream.isatty():
-            self._bar = tqdm(total=total, initial=done, file=stream, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total, initial=done, file=stream, unit="step", dynamic_ncols=True
+            )
         self._seconds_per_step: float | None = None
         self._shown = -math.inf
 

@@ -5,15 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigft.commands.consolidate import run_consolidate
+from bigft.cli import parse
+from bigft.commands.consolidate import main
 from bigft.errors import ConfigError
+
+
+def run_consolidate(source: str, output_dir: str, **options: str) -> None:
+    words = [f"--{name}={value}" for name, value in options.items()]
+    main(parse(["consolidate", source, f"--output_dir={output_dir}", *words]))
 
 
 def test_json_is_one_object_with_the_keys_of_the_contract(
     tmp_path: Path, write_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_checkpoint(tmp_path / "shards", {"a": torch.ones(3, 3)})
-    run_consolidate(str(tmp_path / "shards"), str(tmp_path / "out"), as_json=True)
+    run_consolidate(str(tmp_path / "shards"), str(tmp_path / "out"), json="true")
     facts = json.loads(capsys.readouterr().out)
     assert set(facts) == {"path", "parameters", "bytes", "seconds", "peak_rss_bytes", "verified"}
     assert facts["path"] == str(tmp_path / "out")
@@ -42,13 +48,15 @@ def test_shard_size_is_respected(tmp_path: Path, write_checkpoint: Callable[...,
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 2
 
 
-def test_all_wrong_words_are_reported_together(tmp_path: Path) -> None:
+def test_all_wrong_values_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        run_consolidate("", "", dtype="int4", max_shard_size="much", model=str(tmp_path))
+        main(parse(["consolidate", str(tmp_path), "--max_shard_size=much", f"--model={tmp_path}"]))
     text = str(caught.value)
-    assert text.startswith("5 problems:")
-    for word in ("run folder", "--output_dir", "--dtype=int4", "--max_shard_size=much", "--model="):
+    assert text.startswith("3 problems:")
+    for word in ("--output_dir", "--max_shard_size much", "--model"):
         assert word in text
+    with pytest.raises(ConfigError, match="int4"):
+        main(parse(["consolidate", str(tmp_path), "--output_dir=x", "--dtype=int4"]))
 
 
 def test_shard_size_of_zero_is_refused(tmp_path: Path) -> None:

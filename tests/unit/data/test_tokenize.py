@@ -79,17 +79,27 @@ def test_prefixes_and_generation_tags_mark_the_same_tokens(
     np.testing.assert_array_equal(tagged.supervised, prefixed.supervised)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(
+def test_a_template_that_rewrites_earlier_turns_is_marked_as_it_stands_in_the_end(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     tokenizer.chat_template = THINKING
     one = [turn("user", "a"), turn("assistant", "b")]
     (row,) = run(Conversation(one), tokenizer)
     assert learned(row, tokenizer) == "<think></think>b<|im_end|>"
+    (row,) = run(Conversation(one * 2), tokenizer)
+    assert learned(row, tokenizer) == "b<|im_end|><think></think>b<|im_end|>"
+
+
+def test_a_template_that_rewrites_what_stands_before_an_answer_is_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    tokenizer.chat_template = "{{ messages | length }}" + THINKING
+    two = [turn("user", "a"), turn("assistant", "b")] * 2
     with pytest.raises(ValueError, match="renders message 2 differently"):
-        run(Conversation([*one, *one]), tokenizer)
+        run(Conversation(two), tokenizer)
+    tokenizer.chat_template = THINKING
     with pytest.raises(ValueError, match="the assistant speaks first"):
-        run(Conversation(one[1:]), tokenizer)
+        run(Conversation(two[1:2]), tokenizer)
 
 
 def test_a_conversation_that_the_template_refuses_is_a_bad_record(
@@ -171,3 +181,30 @@ def test_generation_stops_at_eos_and_at_the_end_of_a_turn(
     assert find_end_token_ids(tokenizer) == ends
     base = build_base_tokenizer()
     assert find_end_token_ids(base) == [base.eos_token_id]
+
+
+# Like Qwen3's: the last answer gets an (empty) block of thoughts, earlier ones lose theirs.
+_FORGETFUL_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% set thoughts = '' %}{% set words = m['content'] or '' %}"
+    "{% if '</think>' in words %}"
+    "{% set thoughts = words.split('</think>')[0].split('<think>')[-1] | trim %}"
+    "{% set words = words.split('</think>')[-1] | trim %}{% endif %}"
+    "{% if m['role'] == 'assistant' and loop.last %}<think>\n{{ thoughts }}\n</think>\n\n{% endif %}"
+    "{{ words }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_dropped_thoughts_are_neither_read_nor_learned(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = _FORGETFUL_TEMPLATE
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "<think>greet back</think>hello"},
+        {"role": "user", "content": "hello?"},
+        {"role": "assistant", "content": "<think>again</think>yes, hello"},
+    ]
+    (row,) = tokenize(Conversation(turns), tokenizer, train_on="assistant", max_length=256)
+    learned = tokenizer.decode(row.input_ids[row.supervised])
+    assert learned == "hello<|im_end|><think>\nagain\n</think>\n\nyes, hello<|im_end|>"
+    assert tokenizer.decode(row.input_ids).count("greet back") == 0

@@ -1,0 +1,61 @@
+"""bigft from Python: `bigft.train(...)` and `bigft.consolidate(...)`, for notebooks and scripts."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigft.commands.train import run_training
+from bigft.config.request import Request
+from bigft.run.resolve import resolve
+
+if TYPE_CHECKING:
+    from bigft.checkpoint.consolidate import Consolidated
+
+
+def train(config: str, *, recipe: str = "", **settings: Any) -> Path:
+    """Train, for notebooks and scripts; the settings are those of `bigft train`.
+
+        bigft.train("ds_configs/zero3.json", model="Qwen/Qwen3-8B", data="mine.jsonl",
+                    optim={"name": "adamw", "weight_decay": 0.1})
+
+    Args:
+        config: DeepSpeed JSON.
+        recipe: YAML with settings.
+        settings: Short flags as keywords; a section takes a dictionary.
+
+    Returns:
+        The folder of the exported model.
+
+    Raises:
+        BigftError: A mistake that the user can repair.
+
+    Collective: every rank of a launch, or one process alone.
+    """
+    request = Request("train", settings=dict(_flatten(settings)), config=config, recipe=recipe)
+    return run_training(resolve(request, os.environ))
+
+
+def consolidate(source: str | Path, output_dir: str | Path, dtype: str = "auto") -> "Consolidated":
+    """Join the ZeRO shards of a run or checkpoint into one Hugging Face folder.
+
+    Args:
+        source: Run folder, committed checkpoint, or stock DeepSpeed checkpoint.
+        output_dir: Folder to write.
+        dtype: `auto`, `bfloat16`, `float16` or `float32`.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, damaged or of an unknown layout.
+    """
+    from bigft.checkpoint.consolidate import consolidate as run
+
+    return run(Path(source), Path(output_dir), dtype=dtype)
+
+
+def _flatten(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    flat = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat += _flatten(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat.append((f"{prefix}{name}", str(value)))
+    return flat

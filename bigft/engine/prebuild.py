@@ -1,0 +1,31 @@
+"""Build DeepSpeed's host operators once: `python -m bigft.engine.prebuild`.
+
+Each takes a minute or two; afterwards they come from the cache (TORCH_EXTENSIONS_DIR, default
+~/.cache/torch_extensions).
+"""
+
+import sys
+
+from bigft.distributed.world import close_world, open_world
+from bigft.engine.operators import build_operators, check_build_tools
+from bigft.errors import BigftError
+
+HOST_OPERATORS = ["CPUAdamBuilder", "AsyncIOBuilder", "ShareMemCommBuilder"]
+
+
+def main() -> None:
+    """Check the tools, then build."""
+    # Opening the world puts the interpreter's folder, where ninja is, on PATH.
+    open_world()
+    try:
+        check_build_tools(HOST_OPERATORS)
+        build_operators(HOST_OPERATORS)
+    except BigftError as error:
+        sys.stderr.write(f"bigft: {error}\n")
+        raise SystemExit(error.exit_code) from None
+    finally:
+        close_world()
+
+
+if __name__ == "__main__":
+    main()
