@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from bigft.config.request import Request
+from bigft.data.sources import find_sources
 from bigft.errors import ConfigError
 from bigft.run.report import render_resolved
 from bigft.run.resolve import Resolved, default_output_dir, resolve, with_output_dir
@@ -19,6 +20,10 @@ from bigft.run.resolve import Resolved, default_output_dir, resolve, with_output
 def main(request: Request) -> None:
     """Resolve the settings; then show them (`--dry_run`) or train."""
     resolved = resolve(request, os.environ)
+    # Ten seconds of imports are too long to wait for the news of a mistyped file name.
+    find_sources(resolved.run.data.train, "--data")
+    if resolved.run.data.eval is not None:
+        find_sources(resolved.run.data.eval, "--eval_data")
     if resolved.dry_run:
         if os.environ.get("RANK", "0") == "0":
             sys.stdout.write(render_resolved(resolved) + "\n")

@@ -69,6 +69,14 @@ class Zero:
         with deepspeed.zero.GatheredParameters(wanted, modifier_rank=modifier_rank):
             yield
 
+    def partition(self, module: nn.Module) -> None:
+        """Partition what was built whole after loading, such as resized embeddings.
+
+        Collective: every rank; rank 0's values count.
+        """
+        if self.partitions_parameters:
+            deepspeed.zero.Init(module=module, config_dict_or_path=self.config)
+
     def set_leaf_modules(self, module: nn.Module, classes: list[type[nn.Module]]) -> None:
         """Gather modules of these classes as a whole, whichever of their children run."""
         if self.partitions_parameters and classes:

@@ -37,7 +37,10 @@ def load_plain(folder: str, device: torch.device) -> tuple[Any, Any]:
         CheckpointError: There is no loadable model; says what to give instead.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    # What these commands print is their result; a bar for each file is not.
+    logging.disable_progress_bar()
     path = Path(folder)
     if path.is_dir() and not (path / "config.json").is_file():
         hint = f"; did you mean {path / 'model'}?" if (path / "model/config.json").is_file() else ""

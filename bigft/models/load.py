@@ -36,6 +36,7 @@ class ZeroContext(Protocol):
     ) -> contextlib.AbstractContextManager[None]:
         """Hold full parameters inside the block."""
 
+    def partition(self, module: nn.Module) -> None: ...
     def set_leaf_modules(self, module: nn.Module, classes: list[type[nn.Module]]) -> None:
         """Gather modules of these classes as a whole."""
 
@@ -121,7 +122,7 @@ def load_model(
     model_class = _model_class(auto_class, config, section)
     attention = _supported_attention(attention, model_class, explicit=section.attention != "auto")
     notes: list[str] = []
-    skeleton = _build_skeleton(auto_class, config, section)
+    skeleton = _build_skeleton(auto_class, config, section, attention, dtype)
     headers = read_headers(facts.weight_files)
     if headers:
         check_names(skeleton, headers, section.name)
@@ -142,11 +143,11 @@ def load_model(
                 config, trust_remote_code=section.trust_remote_code, **arguments
             )
             notes.append(f"{section.name}: no weights there, training starts from random ones")
-    zero.check_partitioned(module)
     if headers:
         check_values(module, headers, zero, section.name)
     if note := grow_vocabulary(module, len(tokenizer), zero):
         notes.append(note)
+    zero.check_partitioned(module)
     experts = find_expert_blocks(module)
     zero.set_leaf_modules(module, experts)
     if experts:
@@ -159,7 +160,7 @@ def _understood(build: Any, name: str) -> Any:
         return build()
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise ConfigError(
-            f"--model {name}: transformers cannot read its config ({str(error).splitlines()[0]});"
+            f"--model {name}: transformers cannot read its config ({_first_line(error)});"
             " check config.json, install the transformers version it asks for, or allow its own"
             " code with --model.trust_remote_code if you trust the author"
         ) from error
@@ -172,7 +173,8 @@ def _model_class(auto_class: Any, config: Any, section: ModelSection) -> type[nn
             return None
         raise ConfigError(
             f"--model {section.name}: transformers has no"
-            f" {auto_class.__name__.removeprefix('Auto')} for model_type {config.model_type!r}; pick a model of that kind"
+            f" {auto_class.__name__.removeprefix('Auto')} for model_type"
+            f" {config.model_type!r}; pick a model of that kind"
         )
     found: type[nn.Module] = mapping[type(config)]
     return found
@@ -202,13 +204,29 @@ def _supported_attention(name: str, model_class: Any, *, explicit: bool) -> str:
     return name
 
 
-def _build_skeleton(auto_class: Any, config: Any, section: ModelSection) -> nn.Module:
+def _build_skeleton(
+    auto_class: Any, config: Any, section: ModelSection, attention: str, dtype: torch.dtype
+) -> nn.Module:
     """Build the model without storage: names, shapes and counts only."""
-    with torch.device("meta"):
-        skeleton: nn.Module = auto_class.from_config(
-            config, trust_remote_code=section.trust_remote_code
-        )
+    try:
+        with torch.device("meta"):
+            skeleton: nn.Module = auto_class.from_config(
+                config,
+                trust_remote_code=section.trust_remote_code,
+                attn_implementation=attention,
+                dtype=dtype,
+            )
+    except (ImportError, ValueError) as error:
+        # transformers knows which kernels are installed and which of them a model can use.
+        raise ConfigError(
+            f"--model.attention {attention}: cannot be used with --model {section.name}"
+            f" ({_first_line(error)}); leave it out, or choose sdpa or eager"
+        ) from error
     return skeleton
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def grow_vocabulary(module: Any, num_tokens: int, zero: ZeroContext) -> str | None:
@@ -237,6 +255,8 @@ def grow_vocabulary(module: Any, num_tokens: int, zero: ZeroContext) -> str | No
         for table in tables:
             if table.shape[0] > old:
                 table[old:] = table[:old].float().mean(0).to(table.dtype)
+    # transformers builds the new tables whole, outside of zero.Init.
+    zero.partition(module)
     new = module.get_input_embeddings().num_embeddings
     return f"vocabulary grown from {old:,} to {new:,} (tokenizer: {num_tokens:,}), new rows = mean"
 
@@ -275,4 +295,5 @@ def plan_parameters(
 ) -> int:
     """Count the parameters that a model will have, without building any of them."""
     config = _understood(lambda: build_config(section, facts, num_tokens), section.name)
-    return count_parameters(_build_skeleton(auto_class, config, section))
+    skeleton = _build_skeleton(auto_class, config, section, "eager", torch.bfloat16)
+    return count_parameters(skeleton)

@@ -7,20 +7,24 @@ layer are compared with the files value by value.
 
 import contextlib
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bigft.errors import CheckpointError
 
 _SHOWN = 8
 _HEADER_LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
+
+# transformers' conversions after which there are as many numbers as before.
+_COUNT_KEEPING = {"MergeModulelist", "SplitModulelist", "Concatenate", "Chunk", "Split", "Transpose"}
 
 
 class _Gathers(Protocol):
@@ -48,8 +52,7 @@ def read_headers(files: Iterable[Path]) -> dict[str, Header]:
         if file.suffix != ".safetensors":
             continue
         for name, entry in _read_header(file).items():
-            if name != "__metadata__":
-                headers[name] = Header(file, tuple(entry["shape"]))
+            headers[name] = Header(file, tuple(entry["shape"]))
     return headers
 
 
@@ -62,9 +65,10 @@ def _read_header(file: Path) -> dict[str, Any]:
             raise CheckpointError(damaged)
         try:
             header: dict[str, Any] = json.loads(stream.read(length))
-        except ValueError as error:
+            header.pop("__metadata__", None)
+            ends = [int(entry["data_offsets"][1]) for entry in header.values()]
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise CheckpointError(damaged) from error
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     if size != _HEADER_LENGTH_BYTES + length + max(ends, default=0):
         raise CheckpointError(damaged)
     return header
@@ -83,21 +87,27 @@ def check_names(skeleton: nn.Module, headers: dict[str, Header], source: str) ->
             each kind).
     """
     expected = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}
-    rename, is_converted = _renamer(skeleton, expected)
-    found: dict[str, tuple[int, ...] | None] = {}
+    rename = _renamer(skeleton, expected)
+    found: set[str] = set()
     unexpected, mismatched = [], []
+    converted: dict[tuple[str, ...], list[int]] = {}
     for name, header in headers.items():
-        target = rename(name)
-        converted = is_converted(name)
-        if target not in expected:
+        targets, is_counted = rename(name)
+        if not set(targets) <= expected.keys():
             unexpected.append(name)
-        elif not converted and header.shape != expected[target]:
-            mismatched.append(f"{name}: file {header.shape}, model {expected[target]}")
-        found[target] = None if converted else header.shape
-    missing = set(expected) - set(found) - set(_tied_names(skeleton))
-    if any(shape is None for shape in found.values()):
-        # A conversion may split one tensor into several; transformers reports those itself.
-        missing = set()
+        elif is_counted is None and header.shape != expected[targets[0]]:
+            mismatched.append(f"{name}: file {header.shape}, model {expected[targets[0]]}")
+        elif is_counted:
+            converted.setdefault(targets, []).append(math.prod(header.shape))
+        found.update(targets)
+    for targets, counts in converted.items():
+        wanted = sum(math.prod(expected[target]) for target in targets)
+        if sum(counts) != wanted:
+            mismatched.append(
+                f"{targets[0]}: {sum(counts):,} numbers in {len(counts)} tensors of the files,"
+                f" model {wanted:,}"
+            )
+    missing = _find_missing(skeleton, expected.keys() - found, found)
     problems = [
         _describe("missing from the files", _without(missing, skeleton, "missing")),
         _describe(
@@ -133,13 +143,24 @@ def _without(names: Iterable[str], module: nn.Module, kind: str) -> list[str]:
     return [name for name in names if not any(re.search(p, name) for p in patterns)]
 
 
-def _tied_names(module: nn.Module) -> set[str]:
+def _find_missing(module: nn.Module, absent: set[str], found: set[str]) -> set[str]:
+    """Leave out tied names of which another one is in the files."""
     tied = getattr(module, "all_tied_weights_keys", None) or {}
-    return set(tied) | set(tied.values())
+    partners: dict[str, set[str]] = {}
+    for one, other in tied.items():
+        joined = partners.get(one, {one}) | partners.get(other, {other})
+        partners.update(dict.fromkeys(joined, joined))
+    return {name for name in absent if not partners.get(name, set()) & found}
 
 
-def _renamer(skeleton: nn.Module, expected: dict[str, Any]) -> tuple[Any, Any]:
-    """Map a name in the files to one in the model, as transformers' loader does."""
+def _renamer(
+    skeleton: nn.Module, expected: dict[str, Any]
+) -> Callable[[str], tuple[tuple[str, ...], bool | None]]:
+    """Map a name in the files to those in the model, as transformers' loader does.
+
+    The mapping also tells what becomes of the tensor: None if it stays as it is; else whether
+    its conversion keeps the count of numbers, as merging experts into one tensor does.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
         WeightConverter,
@@ -152,14 +173,29 @@ def _renamer(skeleton: nn.Module, expected: dict[str, Any]) -> tuple[Any, Any]:
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     prefix = getattr(skeleton, "base_model_prefix", None)
 
-    def rename(name: str) -> str:
-        renamed: str = rename_source_key(name, renamings, converters, prefix, expected)[0]
-        return renamed
+    def rename(name: str) -> tuple[tuple[str, ...], bool | None]:
+        target, pattern = rename_source_key(name, renamings, converters, prefix, expected)
+        if pattern is None:
+            return (target,), None
+        for converter in converters:
+            first, *others = converter.target_patterns
+            if pattern in converter.source_patterns and first in target:
+                operations = {type(operation).__name__ for operation in converter.operations}
+                # One tensor may become several: the name comes with the first of them, and with
+                # a star where it is a list.
+                names = (target, *(target.replace(first, other) for other in others))
+                targets = tuple(found for each in names for found in _expand(each, expected))
+                return targets, operations <= _COUNT_KEEPING
+        return (target,), False
 
-    def is_converted(name: str) -> bool:
-        return rename_source_key(name, renamings, converters, prefix, expected)[1] is not None
+    return rename
 
-    return rename, is_converted
+
+def _expand(name: str, expected: Iterable[str]) -> list[str]:
+    if "*" not in name:
+        return [name]
+    pattern = re.compile(re.escape(name).replace(r"\*", r"\d+"))
+    return [other for other in expected if pattern.fullmatch(other)] or [name]
 
 
 def check_values(module: nn.Module, headers: dict[str, Header], zero: _Gathers, source: str) -> int:
@@ -183,7 +219,8 @@ def check_values(module: nn.Module, headers: dict[str, Header], zero: _Gathers, 
         with zero.gathered([parameter]):
             with safe_open(headers[name].file, framework="pt") as file:
                 wanted = file.get_tensor(name).to(parameter.dtype)
-            same = torch.equal(parameter.detach().cpu(), wanted)
+            # Bytes, not numbers: NaN differs from itself, and is no fault of the loader.
+            same = torch.equal(_as_bytes(parameter.detach().cpu()), _as_bytes(wanted))
         compared += 1
         if not same:
             raise CheckpointError(
@@ -191,6 +228,10 @@ def check_values(module: nn.Module, headers: dict[str, Header], zero: _Gathers, 
                 " loading; this is a fault of the loader: please report the model and versions"
             )
     return compared
+
+
+def _as_bytes(value: Tensor) -> Tensor:
+    return value.contiguous().view(-1).view(torch.uint8)
 
 
 def _pick_per_layer(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -50,6 +50,7 @@ class CausalLM:
             inputs["attention_mask"] = batch.attention_mask
         else:
             inputs["position_ids"] = batch.position_ids
+            inputs |= _find_flash_bounds(forward, batch.position_ids)
         if columns is not None:
             inputs["logits_to_keep"] = columns
             targets_BT = targets_BT[:, columns]
@@ -74,3 +75,25 @@ class CausalLM:
         columns = (targets_BT != IGNORED).any(0).nonzero().squeeze(1)
         # At least one, so that the head takes part in the step on every rank (ZeRO-3 gathers it).
         return columns if len(columns) else torch.zeros(1, dtype=torch.int64, device=columns.device)
+
+
+def _find_flash_bounds(forward: Forward, positions_BT: Tensor) -> dict[str, Any]:
+    """Say where examples begin, for FlashAttention; empty for other attention implementations.
+
+    transformers finds packed examples by their positions only in a batch of one sequence
+    (`_is_packed_sequence`). In a larger one FlashAttention would let them see each other.
+    """
+    config = getattr(getattr(forward, "module", forward), "config", None)
+    name = getattr(config and config.get_text_config(), "_attn_implementation", None) or ""
+    if "flash" not in name:
+        return {}
+    flat = positions_BT.flatten()
+    starts = (flat == 0).nonzero().squeeze(1)
+    bounds = torch.cat([starts, starts.new_tensor([len(flat)])]).to(torch.int32)
+    longest = int(bounds.diff().max())
+    return {
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }

@@ -137,7 +137,7 @@ class Watch:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
         self.peak = 0
 
     def step_done(self, step: int) -> None:
@@ -150,6 +150,7 @@ class Watch:
         if on_gpu:
             torch.cuda.synchronize()
         self.seconds = time.perf_counter() - self.seconds
+        self.cpu_seconds = time.process_time() - self.cpu_seconds
         if step == self.job.steps:
             self.peak = self.gpu_peak if on_gpu else _read_peak_rss()
 
@@ -232,6 +233,12 @@ def run_hf_trainer(job: Job, folder: Path, watch: Watch) -> list[float]:
         max_grad_norm=1.0, optim="adamw_torch_fused", seed=job.seed, logging_steps=1,
         report_to=["tensorboard"], save_strategy="no", remove_unused_columns=False, **checkpointing,
     )
+    if on_cpu:
+        # With use_cpu transformers opens torch's group, but DeepSpeed has not adopted it yet.
+        import deepspeed
+
+        arguments.device  # noqa: B018 - opens the group
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     model = AutoModelForCausalLM.from_pretrained(
         job.model, dtype=torch.bfloat16 if bf16 else torch.float32,
         attn_implementation=job.attention, use_cache=False,
@@ -264,6 +271,7 @@ def run_hf_trainer(job: Job, folder: Path, watch: Watch) -> list[float]:
         callbacks=[Callback()],
     )
     trainer.train()
+    assert type(trainer.model_wrapped).__name__ == "DeepSpeedEngine", "DeepSpeed did not run"
     if not on_cpu:
         watch.gpu_peak = watch.peak = torch.cuda.max_memory_allocated()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
@@ -279,7 +287,10 @@ def run_rank(side: str, job: Job, folder: Path) -> None:
     rank = int(os.environ["RANK"])
     watch = Watch(job)
     losses = (run_bigft if side == "bigft" else run_hf_trainer)(job, folder, watch)
-    result = {"seconds": watch.seconds, "peak_bytes": watch.peak, "losses": losses}
+    result = {
+        "seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, "peak_bytes": watch.peak,
+        "losses": losses,
+    }  # fmt: skip
     (folder / f"result_{rank}.json").write_text(json.dumps(result))
 
 
@@ -336,6 +347,8 @@ def measure(job: Job, rounds: int, *, on_cpu: bool, say: Any) -> dict[str, Any]:
             row = {
                 "tokens_per_second": tokens / ranks[0]["seconds"],
                 "peak_bytes": sum(peaks) if on_cpu else max(peaks),
+                "cpu_seconds_per_step": sum(rank["cpu_seconds"] for rank in ranks)
+                / (job.steps - job.warmup),
                 "first_loss": losses[0],
                 "last_loss": losses[-1],
                 "losses": losses,
@@ -343,13 +356,14 @@ def measure(job: Job, rounds: int, *, on_cpu: bool, say: Any) -> dict[str, Any]:
             found[side].append(row)
             say(
                 f"round {number + 1} {side:>10}: {row['tokens_per_second']:9,.0f} tokens/s,"
+                f" {row['cpu_seconds_per_step']:.3f} CPU s/step,"
                 f" peak {row['peak_bytes'] / 2**20:8,.0f} MiB, loss {row['first_loss']:.4f} ->"
                 f" {row['last_loss']:.4f}"
             )
     medians = {
         side: {
             key: statistics.median(row[key] for row in rows)
-            for key in ("tokens_per_second", "peak_bytes", "last_loss")
+            for key in ("tokens_per_second", "cpu_seconds_per_step", "peak_bytes", "last_loss")
         }
         for side, rows in found.items()
     }
@@ -358,6 +372,7 @@ def measure(job: Job, rounds: int, *, on_cpu: bool, say: Any) -> dict[str, Any]:
     return {
         "medians": medians,
         "speed_ratio": ours["tokens_per_second"] / theirs["tokens_per_second"],
+        "cpu_ratio": ours["cpu_seconds_per_step"] / theirs["cpu_seconds_per_step"],
         "memory_ratio": ours["peak_bytes"] / theirs["peak_bytes"],
         "largest_loss_difference": max(abs(a - b) / b for a, b in pairs),
         "rounds": found,

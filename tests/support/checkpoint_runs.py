@@ -1,0 +1,65 @@
+"""Runs that are disturbed while they save."""
+
+import resource
+from typing import Any
+
+import torch
+
+
+def fail_in_assets(settings: dict[str, Any], folder: str, config: str, step: int) -> Any:
+    """A run whose rank 0 finds the disk full when it writes the tokenizer of this step."""
+    import runs
+
+    from bigft.commands import training as t
+
+    write = t._Checkpoints._write_assets
+
+    def fail(self: Any, target: Any) -> None:
+        if f"step_{step:08d}" in str(target):
+            raise OSError(28, "No space left on device")
+        write(self, target)
+
+    t._Checkpoints._write_assets = fail
+    try:
+        return runs.try_train(settings, folder, config)
+    finally:
+        t._Checkpoints._write_assets = write
+
+
+def fail_in_shards(settings: dict[str, Any], folder: str, config: str, rank: int) -> Any:
+    """A run one of whose ranks may write no file above 20 kB."""
+    import runs
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() == rank:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        return runs.try_train(settings, folder, config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def killed_before_the_commit(settings: dict[str, Any], folder: str, config: str, step: int) -> bool:
+    """A run that ends between the shards of this step and their commit, without cleaning up."""
+    import runs
+
+    from bigft.checkpoint import save
+
+    attempt = save._attempt
+    written: list[str] = []
+
+    def stop(work: Any, target: Any) -> Any:
+        if f"step_{step:08d}" in str(target):
+            written.append(str(target))
+            if len(written) == 3:
+                raise KeyboardInterrupt
+        return attempt(work, target)
+
+    save._attempt = stop
+    try:
+        runs.train(settings, folder, config)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        save._attempt = attempt
+    return False

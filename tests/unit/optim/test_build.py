@@ -1,0 +1,70 @@
+"""Which optimizer is built for which place of its states."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from bigft.errors import ConfigError
+from bigft.optim.build import plan_optimizer
+from bigft.optim.section import OptimSection
+
+
+def _ds(device: str | None = None, **changes: Any) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": 3}
+    if device is not None:
+        zero["offload_optimizer"] = {"device": device}
+    return {"zero_optimization": zero, **changes}
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "class_name", "state_bytes"),
+    [
+        ("adamw", None, "AdamW", 8.0), ("adamw", "none", "AdamW", 8.0),
+        ("adamw", "cpu", "DeepSpeedCPUAdam", 8.0), ("adamw", "nvme", "DeepSpeedCPUAdam", 8.0),
+        ("adamw_8bit", None, "HostAdamW8bit", 2.03), ("adamw_8bit", "cpu", "HostAdamW8bit", 2.03),
+    ],
+)
+def test_the_planned_class_is_the_built_one(name, device, class_name, state_bytes):
+    section = OptimSection(
+        name=name, learning_rate=0.25, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-4
+    )
+    plan = plan_optimizer(section, _ds(device))
+    assert (plan.class_name, plan.state_bytes_per_parameter) == (class_name, state_bytes)
+    weight = torch.nn.Parameter(torch.ones(512, 16))
+    optimizer = plan.build([{"params": [weight], "weight_decay": 0.5}])
+    assert type(optimizer).__name__ == class_name
+    (group,) = optimizer.param_groups
+    assert (group["lr"], tuple(group["betas"]), group["eps"]) == (0.25, (0.8, 0.95), 1e-4)
+    assert group["weight_decay"] == 0.5
+    weight.grad = torch.full_like(weight, 0.1)
+    optimizer.step()
+    # Decoupled decay by lr * weight_decay, then one Adam step of lr.
+    torch.testing.assert_close(weight.data, torch.full_like(weight, 0.875 - 0.25), rtol=0, atol=2e-3)
+    state = optimizer.state[weight]
+    kept = sum(
+        v.numel() * v.element_size() for k, v in state.items()
+        if torch.is_tensor(v) and v.numel() > 1 and not k.startswith("qmap")
+    )
+    assert kept / weight.numel() == pytest.approx(state_bytes, rel=0.01)
+
+
+def test_8bit_states_on_nvme_are_refused_with_the_reason():
+    with pytest.raises(ConfigError, match="diverges") as caught:
+        plan_optimizer(OptimSection(name="adamw_8bit"), _ds("nvme"))
+    assert "zero3_offload.json" in str(caught.value)
+
+
+def test_8bit_states_in_host_memory_say_that_they_are_slow():
+    assert "slower" in plan_optimizer(OptimSection(name="adamw_8bit"), _ds("cpu")).note
+    assert plan_optimizer(OptimSection(name="adamw_8bit"), _ds()).note == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "class_name"),
+    [("AdamW", None, "FusedAdam"), ("Adam", "cpu", "DeepSpeedCPUAdam"), ("Lion", None, "Lion")],
+)
+def test_an_optimizer_block_in_the_json_is_deepspeeds_to_build(kind, device, class_name):
+    plan = plan_optimizer(OptimSection(), _ds(device, optimizer={"type": kind, "params": {}}))
+    assert plan.build is None
+    assert plan.class_name == class_name

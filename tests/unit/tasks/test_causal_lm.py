@@ -1,0 +1,170 @@
+"""The loss of next-token prediction, on real tiny models."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from making import VOCAB, llama_config
+from torch.nn import functional
+
+from bigft.data.collate import collate_packed, collate_padded
+from bigft.data.tokenize import Row
+from bigft.tasks.causal_lm import CausalLM
+from bigft.tasks.task import build_task
+
+
+def _rows(seed: int = 0, lengths: tuple[int, ...] = (9, 14, 5, 11)) -> list[Row]:
+    chooser = np.random.default_rng(seed)
+    rows = []
+    for length in lengths:
+        supervised = np.zeros(length, dtype=bool)
+        supervised[length // 2 :] = True
+        rows.append(Row(chooser.integers(1, VOCAB, length, dtype=np.uint32), supervised))
+    return rows
+
+
+def _model(attention: str = "eager", **changes: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = llama_config(**changes)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+
+
+class FullLogits(torch.nn.Module):
+    """A model of an author who knows nothing of `logits_to_keep`."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, use_cache=None):
+        assert use_cache is False
+        return self.inner(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            use_cache=False,
+        )
+
+
+def _padded(rows: list[Row]) -> Any:
+    return collate_padded([[row] for row in rows], pad_id=0, max_length=64)
+
+
+def _packed(rows: list[Row]) -> Any:
+    return collate_packed([rows], pad_id=0, max_length=64)
+
+
+def _gradients(model: Any, batch: Any) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = build_task("causal_lm").loss(model, batch)
+    loss.total.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    return loss.total.detach(), loss.tokens, gradients
+
+
+def _assert_equal(one: Any, other: Any, prefix: str = "") -> None:
+    assert one[1] == other[1]
+    torch.testing.assert_close(one[0], other[0], rtol=2e-6, atol=0)
+    assert float(sum(gradient.abs().sum() for gradient in one[2].values())) > 1
+    for name, gradient in one[2].items():
+        torch.testing.assert_close(other[2][prefix + name], gradient, rtol=2e-5, atol=2e-6)
+
+
+def test_loss_is_the_sum_over_supervised_next_tokens():
+    rows = _rows()
+    model = _model()
+    loss = CausalLM().loss(model, _padded(rows))
+    wanted, tokens = torch.zeros(()), 0
+    for row in rows:
+        ids = torch.from_numpy(row.input_ids.astype(np.int64))
+        logits = model(input_ids=ids[None], use_cache=False).logits[0]
+        for position in range(1, len(ids)):
+            if row.supervised[position]:
+                wanted = wanted + functional.cross_entropy(logits[position - 1], ids[position])
+                tokens += 1
+    assert loss.tokens == tokens
+    torch.testing.assert_close(loss.total, wanted, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_leaving_out_unneeded_logits_changes_nothing(attention):
+    model = _model(attention)
+    whole = FullLogits(model)
+    for batch in (_padded(_rows()), _packed(_rows())):
+        kept = _gradients(model, batch)
+        full = _gradients(whole, batch)
+        _assert_equal(kept, full, "inner.")
+
+
+def test_only_the_supervised_positions_reach_the_head():
+    model, seen = _model(), []
+    model.lm_head.register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
+    row = _rows(lengths=(20,))[0]
+    CausalLM().loss(model, _padded([row]))
+    assert seen == [10]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_equals_padded(attention):
+    """Examples in one sequence do not see each other, in the loss and in every gradient."""
+    model = _model(attention)
+    rows = _rows()
+    assert _packed(rows).attention_mask is None
+    _assert_equal(_gradients(model, _padded(rows)), _gradients(model, _packed(rows)))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "mixtral"])
+def test_packed_equals_padded_in_other_families(family):
+    from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, MixtralConfig
+
+    common = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+    llama_like = {
+        "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, **common,
+    }
+    config = {
+        "gpt2": lambda: GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **common),
+        "gemma3": lambda: Gemma3TextConfig(
+            sliding_window=8, layer_types=["sliding_attention", "full_attention"], **llama_like
+        ),
+        "mixtral": lambda: MixtralConfig(num_local_experts=4, **llama_like),
+    }[family]()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    rows = _rows()
+    _assert_equal(_gradients(model, _padded(rows)), _gradients(model, _packed(rows)))
+
+
+def test_batch_without_supervised_tokens_has_a_zero_gradient_everywhere():
+    """The last step of an epoch may give a rank padding only; every parameter takes part."""
+    model = _model()
+    for batch in (_padded([]), collate_packed([[]], pad_id=0, max_length=64)):
+        if not len(batch.input_ids):
+            batch = collate_padded([[]], pad_id=0, max_length=64)
+        total, tokens, gradients = _gradients(model, batch)
+        assert (float(total), tokens) == (0.0, 0)
+        assert all(bool((g == 0).all()) for g in gradients.values())
+
+
+def test_score_counts_hits_and_loss():
+    model = _model()
+    rows = _rows()
+    batch = _padded(rows)
+    score = CausalLM().score(model, batch)
+    loss = CausalLM().loss(model, batch)
+    assert score.tokens == loss.tokens
+    assert score.loss == pytest.approx(float(loss.total))
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    targets = batch.labels[:, 1:]
+    hits = (logits[:, :-1].argmax(-1) == targets)[targets != -100].sum()
+    assert score.correct == int(hits)
+    # A model that knows the answer.
+    best = torch.zeros(*batch.input_ids.shape, VOCAB)
+    best.scatter_(2, batch.input_ids.roll(-1, 1)[..., None], 9.0)
+
+    class Oracle(torch.nn.Module):
+        def forward(self, **_: Any) -> Any:
+            return type("Output", (), {"logits": best})()
+
+    assert CausalLM().score(Oracle(), batch).correct == score.tokens
