@@ -67,8 +67,9 @@ def report_errors() -> Iterator[None]:
     try:
         yield
     except BigftError as error:
-        if is_rank_zero:
-            sys.stderr.write(f"bigft: {error}\n")
+        if is_rank_zero or error.is_local:
+            speaker = "bigft" if is_rank_zero else f"bigft, rank {os.environ['RANK']}"
+            sys.stderr.write(f"{speaker}: {error}\n")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         if is_rank_zero:

@@ -12,6 +12,12 @@ class BigftError(Exception):
 
     exit_code = 1
 
+    is_shared = False
+    """All ranks raise it with the same words, so that rank 0 says them for all."""
+
+    is_local = False
+    """Raised in a run by a rank other than 0, for itself: that rank has to say it."""
+
 
 class ConfigError(BigftError):
     """A setting is unknown, contradictory or out of range."""

@@ -6,6 +6,7 @@ rank's log file; bigft keeps the terminal for itself through `Console`.
 """
 
 import contextlib
+import ctypes
 import faulthandler
 import logging
 import os
@@ -57,6 +58,7 @@ def output_to_log(path: Path, *, is_rank_zero: bool) -> Iterator[Console]:
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]
     streams = [os.fdopen(os.dup(fd), "w", encoding="utf-8", errors="replace") for fd in saved]
+    faults_shown = faulthandler.is_enabled()
     handler = _start_log(path)
     # A crash below Python (SIGSEGV, SIGABRT) would otherwise be visible in the log only.
     faulthandler.enable(file=streams[1])
@@ -64,8 +66,12 @@ def output_to_log(path: Path, *, is_rank_zero: bool) -> Iterator[Console]:
         yield Console(streams[0], streams[1], is_rank_zero=is_rank_zero)
     finally:
         faulthandler.disable()
+        if faults_shown:
+            faulthandler.enable()
         sys.stdout.flush()
         sys.stderr.flush()
+        # What C libraries hold in their own buffers would come out on the terminal later.
+        ctypes.CDLL(None).fflush(None)
         os.dup2(saved[0], 1)
         os.dup2(saved[1], 2)
         logging.captureWarnings(False)

@@ -11,10 +11,12 @@ output=runs/quickstart
 # A quickstart starts anew; a run of your own would go on where it stopped.
 rm -rf "$output"
 
-# Few long steps at a high rate: the model is tiny, and so is the time it gets.
+# Many short steps at a high rate: the model is tiny, and so is the time it gets. From random
+# weights the questions are worth learning too, hence train_on all.
 deepspeed launch_scripts/run.py --config ds_configs/zero3.json --output_dir "$output" \
-    --max_steps 150 --learning_rate 2e-3 --optim.lr_scheduler_type cosine \
-    --optim.warmup_steps 0.05 --activation_checkpointing none --eval_steps 50 "$@"
+    --max_length 256 --max_steps 600 --eval_steps 200 --data.train_on all \
+    --learning_rate 1e-3 --optim.warmup_steps 0.05 --optim.adam_beta2 0.99 \
+    --activation_checkpointing none "$@"
 
 question='What does `os.path.join` do?'
 echo

@@ -12,6 +12,7 @@ from bigft.errors import CheckpointError, raise_together
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
+LATEST_NAME = "latest"
 
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 
@@ -82,6 +83,18 @@ def find_committed(checkpoints_dir: Path) -> list[Path]:
         else:
             committed.append(path)
     return committed
+
+
+def find_newest(checkpoints_dir: Path) -> Path | None:
+    """Find the checkpoint that a run wrote last: `latest` names it, else the highest step.
+
+    After a new start in an old folder the last one is not the one with the highest step.
+    """
+    committed = find_committed(checkpoints_dir)
+    latest = checkpoints_dir / LATEST_NAME
+    named = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
+    by_name = {path.name: path for path in committed}
+    return by_name.get(named, committed[-1] if committed else None)
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint.manifest import find_committed, read_manifest
+from bigft.checkpoint.manifest import find_newest, read_manifest
 from bigft.checkpoint.save import SHARDS
 from bigft.checkpoint.swapped import loading_into_swap
 from bigft.errors import CheckpointError, raise_together
@@ -34,18 +34,17 @@ def find_resume(resume: str, checkpoints: Path) -> Path | None:
     if resume == "never":
         return None
     if resume == "auto":
-        committed = find_committed(checkpoints)
-        return committed[-1] if committed else None
+        return find_newest(checkpoints)
     given = Path(resume)
     if (given / "manifest.json").is_file():
         return given
-    committed = find_committed(given / "checkpoints") or find_committed(given)
-    if not committed:
+    newest = find_newest(given / "checkpoints") or find_newest(given)
+    if newest is None:
         raise CheckpointError(
             f"--resume {resume}: no committed checkpoint there; give a folder step_XXXXXXXX with a"
             " manifest.json, a run folder, or auto"
         )
-    return committed[-1]
+    return newest
 
 
 def check_fits(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

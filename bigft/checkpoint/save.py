@@ -8,11 +8,17 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint.manifest import find_committed, sync, write_durably, write_manifest
+from bigft.checkpoint.manifest import (
+    LATEST_NAME,
+    find_committed,
+    sync,
+    write_durably,
+    write_manifest,
+)
 from bigft.checkpoint.swapped import swapped_state_mapped
 from bigft.distributed.collectives import barrier, broadcast_object, raise_first
 from bigft.errors import BigftError, CheckpointError
@@ -69,12 +75,12 @@ def save_checkpoint(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     if is_rank_zero:
-        _rotate(checkpoints, keep_last)
+        _rotate(final, keep_last)
     barrier()
     return final
 
 
-def _attempt(work: Callable[[], None], folder: Path) -> BigftError | None:
+def _attempt(work: Callable[[], object], folder: Path) -> BigftError | None:
     try:
         work()
     except BigftError as error:
@@ -95,8 +101,36 @@ def _start(partial: Path) -> None:
 
 
 def _write_shards(engine: Any, partial: Path) -> None:
-    with swapped_state_mapped(engine):
-        engine.save_checkpoint(str(partial), tag=SHARDS, save_latest=False)
+    with contextlib.ExitStack() as stack:
+        error = _attempt(lambda: stack.enter_context(swapped_state_mapped(engine)), partial)
+        raise_first(error)
+        with _raised_afterwards(engine.checkpoint_engine):
+            engine.save_checkpoint(str(partial), tag=SHARDS, save_latest=False)
+
+
+@contextlib.contextmanager
+def _raised_afterwards(writer: Any) -> Iterator[None]:
+    """Raise a failure of DeepSpeed's file writer at the end of the block.
+
+    `save_checkpoint` ends with a barrier: a rank that left it early, because its disk is full,
+    would meet the others in another collective (gloo aborts, NCCL waits for ever).
+    """
+    errors: list[Exception] = []
+    write = writer.save
+
+    def save(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return write(*args, **kwargs)
+        except (OSError, RuntimeError) as error:
+            errors.append(error)
+
+    writer.save = save
+    try:
+        yield
+    finally:
+        del writer.save
+    if errors:
+        raise errors[0]
 
 
 def _commit(
@@ -110,17 +144,25 @@ def _commit(
     sync(partial)
     if final.exists():
         # A run that resumed from an older checkpoint arrives here again: the newer state wins.
-        shutil.rmtree(final)
+        _remove(final)
     partial.rename(final)
     sync(final.parent)
-    write_durably(final.parent / "latest", final.name + "\n")
+    write_durably(final.parent / LATEST_NAME, final.name + "\n")
 
 
-def _rotate(checkpoints: Path, keep_last: int) -> None:
-    for old in find_committed(checkpoints)[:-keep_last]:
-        # Renamed first: a folder with a checkpoint's name is never half deleted.
-        trash = old.with_name(f"{_UNFINISHED}trash-{old.name}")
+def _rotate(newest: Path, keep_last: int) -> None:
+    committed = find_committed(newest.parent)
+    now = committed.index(newest) + 1
+    # Later steps are of a course that this run has left (--resume never or an older checkpoint):
+    # they go first.
+    for old in [*committed[now:], *committed[:now]][:-keep_last]:
         with contextlib.suppress(OSError):
-            old.rename(trash)
-            shutil.rmtree(trash)
+            _remove(old)
             logger.info("rotated out %s", old.name)
+
+
+def _remove(committed: Path) -> None:
+    # Renamed first: a folder with a checkpoint's name is never half deleted.
+    trash = committed.with_name(f"{_UNFINISHED}trash-{committed.name}")
+    committed.rename(trash)
+    shutil.rmtree(trash)

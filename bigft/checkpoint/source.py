@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint.manifest import MANIFEST_NAME, find_committed, read_manifest
+from bigft.checkpoint.manifest import MANIFEST_NAME, find_newest, read_manifest
 from bigft.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -37,9 +37,9 @@ def find_shards(source: Path) -> Source:
         return _open_step(source)
     # Before DeepSpeed's `latest`: a run's checkpoints/ has a file of that name too, as a hint.
     checkpoints = source / "checkpoints" if (source / "checkpoints").is_dir() else source
-    if committed := find_committed(checkpoints):
-        logger.info("taking the newest committed checkpoint, %s", committed[-1])
-        return _open_step(committed[-1])
+    if newest := find_newest(checkpoints):
+        logger.info("taking the newest committed checkpoint, %s", newest)
+        return _open_step(newest)
     if any(source.glob("*_model_states.pt")) or (source / "latest").is_file():
         return Source(_find_stock(source))
     raise CheckpointError(

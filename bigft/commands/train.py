@@ -12,7 +12,7 @@ from types import FrameType
 
 from bigft.config.request import Request
 from bigft.data.sources import find_sources
-from bigft.errors import ConfigError
+from bigft.errors import BigftError, ConfigError
 from bigft.run.report import render_resolved
 from bigft.run.resolve import Resolved, default_output_dir, resolve, with_output_dir
 
@@ -67,6 +67,9 @@ def run_training(resolved: Resolved) -> Path:
                 export(resolved, finished, model, console)
                 console.result(str(model))
         return model
+    except BigftError as error:
+        error.is_local = not (error.is_shared or world.is_rank_zero)
+        raise
     finally:
         close_world()
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from bigft.engine.operators import build_operators, check_build_tools, find_need
 from bigft.engine.zero import Zero
 from bigft.errors import TrainingError
 from bigft.log import Console
+from bigft.models.download import fetch_weights
 from bigft.models.facts import ModelFacts, read_facts
 from bigft.models.load import LoadedModel, count_parameters, load_model, plan_parameters
 from bigft.models.savers import save_activations
@@ -87,11 +89,14 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
     # First on one rank of each host: the built-in tokenizer may have to be trained.
     with errors_shared(), local_rank_zero_first(world):
         tokenizer = load_tokenizer(run.model, facts, partial(load_builtin_tokenizer, cache))
-    data = _build_data(resolved, tokenizer, world)
+    with errors_shared():
+        data = _build_data(resolved, tokenizer, world)
     total_steps = count_total_steps(run.trainer, data.train.steps_per_epoch)
     _announce_data(data, total_steps, console)
 
     # --- Model, optimizer, engine ---
+    with errors_shared(), local_rank_zero_first(world):
+        facts = replace(facts, weight_files=fetch_weights(run.model, facts))
     with _swap_folder(resolved, folder, facts, tokenizer, task, world) as ds:
         zero = Zero(ds)
         with errors_shared():
@@ -115,22 +120,23 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
         if resumed is not None:
             with errors_shared():
                 manifest = check_fits(resumed, bound)
-            load_checkpoint(engine.deepspeed, resumed)
+            with errors_shared():
+                load_checkpoint(engine.deepspeed, resumed)
             state = State.from_dict(manifest["state"])
             console.say(f"resumed from {resumed.name}, {total_steps - state.step} steps to go")
 
         # --- Train ---
         saver = _Checkpoints(run, engine, model, tokenizer, folder / "checkpoints", bound, world)
-        with (
-            build_sinks(
+        # Only rank 0 opens them: what it cannot open ends all ranks.
+        with errors_shared():
+            opened = build_sinks(
                 list(run.monitor.sinks),
                 folder,
                 project=run.monitor.project,
                 settings=run.model_dump(),
                 is_rank_zero=world.is_rank_zero,
-            ) as sinks,
-            _out_of_memory_explained(run),
-        ):
+            )
+        with opened as sinks, _out_of_memory_explained(run):
             hooks = _build_hooks(
                 run, engine, task, data, facts, model, sinks, saver, world, console
             )

@@ -50,7 +50,9 @@ def raise_first(error: BigftError | None) -> None:
     for rank, entry in enumerate(found):
         if entry is not None:
             kind, text = entry
-            raise kind(text if rank == 0 else f"rank {rank}: {text}")
+            shared = kind(text if rank == 0 else f"rank {rank}: {text}")
+            shared.is_shared = True
+            raise shared
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bigft.engine.engine import Engine
+from bigft.engine.host_memory import return_large_blocks
 from bigft.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ SchedulerBuilder = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LR
 
 def open_communication(device: torch.device) -> None:
     """Let DeepSpeed adopt the open process group. Collective: every rank."""
+    return_large_blocks()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     _check_precision_possible(device)
 

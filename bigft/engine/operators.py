@@ -37,7 +37,8 @@ def check_build_tools(builders: list[str]) -> None:
     problems = []
     compiler = os.environ.get("CXX", "c++")
     needs = ", ".join(name.removesuffix("Builder") for name in builders)
-    if shutil.which(compiler) is None:
+    compiler_found = shutil.which(compiler) is not None
+    if not compiler_found:
         problems.append(
             f"no C++ compiler ({compiler!r} is not on PATH), but DeepSpeed builds {needs} here;"
             " install one (Debian, Ubuntu: apt-get install g++) or set CXX"
@@ -46,7 +47,8 @@ def check_build_tools(builders: list[str]) -> None:
         problems.append(
             f"no ninja on PATH, but DeepSpeed builds {needs} with it; pip install ninja"
         )
-    if not problems and "AsyncIOBuilder" in builders and not _links(compiler, _LIBAIO_PROBE):
+    uses_aio = "AsyncIOBuilder" in builders
+    if compiler_found and uses_aio and not _links(compiler, _LIBAIO_PROBE):
         problems.append(
             "libaio is missing, but offload to NVMe is asked for; install it (Debian, Ubuntu:"
             ' apt-get install libaio-dev) or offload to host memory: device "cpu"'

@@ -77,6 +77,7 @@ def open_swap(private: dict[str, Any], needed_bytes: int, num_parameters: int) -
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            close_swap(private)
             raise ConfigError(
                 f"nvme_path={str(folder.parent)!r} cannot be written ({error.strerror}); name a"
                 " writable folder on a local NVMe disk:"

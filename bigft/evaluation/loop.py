@@ -39,12 +39,16 @@ def evaluate(
     mean = loss / max(tokens, 1.0)
     return {
         "loss": mean,
-        "perplexity": math.exp(mean)
-        if mean < math.log(float(torch.finfo(torch.float32).max))
-        else math.inf,
+        "perplexity": _perplexity(mean),
         "token_accuracy": correct / max(tokens, 1.0),
         "tokens": tokens,
     }
+
+
+def _perplexity(mean: float) -> float:
+    largest = math.log(float(torch.finfo(torch.float32).max))
+    # In this order, so that the perplexity of NaN is NaN.
+    return math.inf if mean > largest else math.exp(mean)
 
 
 def _total(scores: list[Score]) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from bigft.errors import ConfigError
+from bigft.errors import CheckpointError, ConfigError
 from bigft.models.facts import ModelFacts
 from bigft.models.section import ModelSection
 from bigft.models.weights import check_names, check_values, read_headers
@@ -36,7 +36,9 @@ class ZeroContext(Protocol):
     ) -> contextlib.AbstractContextManager[None]:
         """Hold full parameters inside the block."""
 
-    def partition(self, module: nn.Module) -> None: ...
+    def partition(self, module: nn.Module) -> None:
+        """Partition what was built whole after loading."""
+
     def set_leaf_modules(self, module: nn.Module, classes: list[type[nn.Module]]) -> None:
         """Gather modules of these classes as a whole."""
 
@@ -70,9 +72,11 @@ def build_config(section: ModelSection, facts: ModelFacts, num_tokens: int) -> A
         )
     else:
         config = _config_from_dict(facts.config)
-    if not facts.has_weights and num_tokens > config.get_text_config().vocab_size:
-        config.get_text_config().vocab_size = _round_up(num_tokens)
-    config.get_text_config().use_cache = False
+    text = config.get_text_config()
+    # Not every architecture has a vocabulary: `load_model` says so in better words.
+    if not facts.has_weights and num_tokens > getattr(text, "vocab_size", num_tokens):
+        text.vocab_size = _round_up(num_tokens)
+    text.use_cache = False
     return config
 
 
@@ -131,13 +135,7 @@ def load_model(
     # transformers imports the model's file lazily; inside zero.Init that would patch it halfway.
     with zero.building():
         if facts.has_weights:
-            module = auto_class.from_pretrained(
-                section.name,
-                config=config,
-                revision=section.revision or "main",
-                trust_remote_code=section.trust_remote_code,
-                **arguments,
-            )
+            module = _load_weights(auto_class, section, config=config, **arguments)
         else:
             module = auto_class.from_config(
                 config, trust_remote_code=section.trust_remote_code, **arguments
@@ -153,6 +151,21 @@ def load_model(
     if experts:
         notes.append(f"mixture of experts: {', '.join(c.__name__ for c in experts)} gathered whole")
     return LoadedModel(module, attention, notes)
+
+
+def _load_weights(auto_class: Any, section: ModelSection, **arguments: Any) -> Any:
+    try:
+        return auto_class.from_pretrained(
+            section.name,
+            revision=section.revision or "main",
+            trust_remote_code=section.trust_remote_code,
+            **arguments,
+        )
+    except OSError as error:
+        raise CheckpointError(
+            f"--model {section.name}: the weights cannot be read"
+            f" ({str(error).strip().splitlines()[0]}); check the folder, or the name and the network"
+        ) from error
 
 
 def _understood(build: Any, name: str) -> Any:
@@ -208,6 +221,11 @@ def _build_skeleton(
     auto_class: Any, config: Any, section: ModelSection, attention: str, dtype: torch.dtype
 ) -> nn.Module:
     """Build the model without storage: names, shapes and counts only."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    # An earlier run of this process may have left ZeRO-3 on: the skeleton would be partitioned,
+    # with collectives, on those ranks whose garbage collector is late.
+    unset_hf_deepspeed_config()
     try:
         with torch.device("meta"):
             skeleton: nn.Module = auto_class.from_config(

@@ -29,7 +29,12 @@ def load_tokenizer(
                 f"--model.chat_template {section.chat_template}: no such file; give a Jinja file,"
                 " or leave it out for the tokenizer's own template"
             )
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"--model.chat_template {section.chat_template}: cannot be read ({error})"
+            ) from error
     return tokenizer
 
 
@@ -59,7 +64,8 @@ def _load(source: str, section: ModelSection) -> Any:
     try:
         return AutoTokenizer.from_pretrained(
             source,
-            revision=section.revision or "main",
+            # The model's revision means nothing in another repository.
+            revision=(section.revision if source == section.name else None) or "main",
             trust_remote_code=section.trust_remote_code,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -24,7 +24,14 @@ _HEADER_LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 
 # transformers' conversions after which there are as many numbers as before.
-_COUNT_KEEPING = {"MergeModulelist", "SplitModulelist", "Concatenate", "Chunk", "Split", "Transpose"}
+_COUNT_KEEPING = {
+    "MergeModulelist",
+    "SplitModulelist",
+    "Concatenate",
+    "Chunk",
+    "Split",
+    "Transpose",
+}
 
 
 class _Gathers(Protocol):

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from bigft.errors import ConfigError
 from bigft.optim.section import OptimSection
 
 # What these schedules cannot do without, when the user gave nothing.
@@ -25,6 +26,9 @@ def build_schedule(
         section: Name, warm-up and further arguments.
         optimizer: The one whose parameter groups hold the learning rate.
         total_steps: Optimizer steps of the whole run.
+
+    Raises:
+        ConfigError: The schedule takes no such argument, or not this value.
     """
     from transformers import get_scheduler
 
@@ -38,11 +42,18 @@ def build_schedule(
         kwargs["min_lr_rate"] = _DEFAULT_MIN_LR_RATE
     if section.lr_scheduler_type == "warmup_stable_decay":
         kwargs.setdefault("num_decay_steps", max(1, round(_DEFAULT_DECAY_FRACTION * total_steps)))
-    schedule: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
-        section.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=count_warmup_steps(section.warmup_steps, total_steps),
-        num_training_steps=total_steps,
-        scheduler_specific_kwargs=kwargs or None,
-    )
+    try:
+        schedule: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+            section.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=count_warmup_steps(section.warmup_steps, total_steps),
+            num_training_steps=total_steps,
+            scheduler_specific_kwargs=kwargs or None,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"--optim.lr_scheduler_type {section.lr_scheduler_type} cannot be built with"
+            f" lr_scheduler_kwargs {section.lr_scheduler_kwargs} ({error}); transformers'"
+            " documentation of get_scheduler names the arguments of each schedule"
+        ) from error
     return schedule

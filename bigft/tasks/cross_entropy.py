@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# 2^23 elements: 32 MiB of fp32 per temporary; large enough that the loop costs nothing.
+# fp32 elements per temporary: 32 MiB on an accelerator, where the loop should cost nothing; 16 MiB
+# on a CPU (512 x 128k, one thread: 1.05 -> 0.68 s). Smaller ones are a little faster still on idle
+# cores, but each chunk makes the threads wait for each other: twice as slow on busy ones.
 _CHUNK_ELEMENTS = 1 << 23
+_CHUNK_ELEMENTS_CPU = 1 << 22
 
 
 class _SumCrossEntropy(torch.autograd.Function):
@@ -42,7 +45,8 @@ class _SumCrossEntropy(torch.autograd.Function):
 
 
 def _chunks(logits: Tensor) -> list[slice]:
-    step = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
+    elements = _CHUNK_ELEMENTS_CPU if logits.device.type == "cpu" else _CHUNK_ELEMENTS
+    step = max(1, elements // logits.shape[-1])
     return [slice(start, start + step) for start in range(0, len(logits), step)]
 
 
@@ -57,7 +61,7 @@ def sum_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Scalar fp32 with gradient; 0 for `N = 0`.
 
-    Memory: `logits` once, plus 32 MiB of temporaries.
+    Memory: `logits` once, plus temporaries of a few chunks of 32 MiB (16 MiB on a CPU).
     """
     total: Tensor = _SumCrossEntropy.apply(logits, labels)
     return total

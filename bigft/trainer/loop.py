@@ -13,6 +13,9 @@ from bigft.tasks.task import Task
 from bigft.trainer.hooks import Hook, StepReport
 from bigft.trainer.state import State
 
+_SEEDS = 2**64
+"""Seeds that torch tells apart."""
+
 
 def fit(
     engine: Engine,
@@ -96,4 +99,4 @@ def fit(
 def _seed_step(seed: int, step: int) -> None:
     # The rank is part of the stream: dropout must differ between ranks.
     rank = torch.distributed.get_rank()
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % _SEEDS)

@@ -22,7 +22,7 @@ class TrainerSection(Section):
     gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 1
     """Forward and backward passes per optimizer step."""
 
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Seed of the initial weights, the data order and dropout."""
 
     max_skipped_in_a_row: Annotated[int, Field(gt=0)] = 20

@@ -10,7 +10,8 @@ bigft's Loader), the resolved DeepSpeed JSON, AdamW and its schedule, activation
 attention implementation, threads per rank, one logged row per step to TensorBoard. Neither side
 evaluates or saves. The clock runs from the end of the last warm-up step to the end of the last
 step; memory is read at that end (CPU: VmHWM, summed over ranks; GPU: max_memory_allocated, the
-largest rank).
+largest rank). CPU s/step is the processor time of all ranks: on a machine shared with others it is
+the steadier measure of speed.
 
 Needs accelerate, which bigft itself does not: `pip install -e '.[bench]'`.
 """
@@ -33,20 +34,35 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SIDES = ("hf_trainer", "bigft")
 LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-    "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 8192,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "max_position_embeddings": 8192,
 }
 SIZES: dict[str, dict[str, Any]] = {
     "builtin": {},  # bigft's own 6M model
     "35m": {
-        **LLAMA, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
-        "num_attention_heads": 6, "num_key_value_heads": 6, "vocab_size": 32000,
+        **LLAMA,
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "vocab_size": 32000,
         "tie_word_embeddings": False,
     },
     "1b": {  # the shape of Llama 3.2 1B
-        **LLAMA, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
-        "vocab_size": 128256, "tie_word_embeddings": True,
+        **LLAMA,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
     },
 }
 
@@ -101,9 +117,11 @@ def prepare(job: Job) -> None:
     tokenizer = load_builtin_tokenizer(default_cache_dir(None))
     values = dict(SIZES[Path(job.model).name.partition("-")[2]] or BUILTIN_CONFIG)
     torch.manual_seed(job.seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    model = AutoModelForCausalLM.from_config(config)
     environ = {"WORLD_SIZE": str(job.ranks)}
-    os.makedirs(job.model)  # noqa: PTH103
+    shutil.rmtree(job.model, ignore_errors=True)
+    Path(job.model).mkdir(parents=True)
     model.config.save_pretrained(job.model)
     resolved = resolve(parse(job.words(job.config, str(work / "unused"))), environ)
     dtype = torch.bfloat16 if resolved.ds.get("bf16", {}).get("enabled") else torch.float32
@@ -111,9 +129,16 @@ def prepare(job: Job) -> None:
     tokenizer.save_pretrained(job.model)
 
     data = build_data(
-        resolved.run.data, tokenizer=tokenizer, rank=0, local_rank=0, world_size=1,
-        micro_batch_size=1, gradient_accumulation_steps=job.ranks * job.batch * job.accumulation,
-        eval_batch_size=1, seed=job.seed, barrier=lambda: None,
+        resolved.run.data,
+        tokenizer=tokenizer,
+        rank=0,
+        local_rank=0,
+        world_size=1,
+        micro_batch_size=1,
+        gradient_accumulation_steps=job.ranks * job.batch * job.accumulation,
+        eval_batch_size=1,
+        seed=job.seed,
+        barrier=lambda: None,
     )
     rows, tokens = [], []
     steps = data.train.steps_from(0)
@@ -227,11 +252,24 @@ def run_hf_trainer(job: Job, folder: Path, watch: Watch) -> list[float]:
         f"{name}_checkpointing_kwargs": {"use_reentrant": False} if recomputes else None,
     }
     arguments = TrainingArguments(
-        output_dir=str(folder), deepspeed=ds, use_cpu=on_cpu, bf16=bf16, max_steps=job.steps,
-        per_device_train_batch_size=job.batch, gradient_accumulation_steps=job.accumulation,
-        learning_rate=job.learning_rate, lr_scheduler_type="linear", weight_decay=0.01,
-        max_grad_norm=1.0, optim="adamw_torch_fused", seed=job.seed, logging_steps=1,
-        report_to=["tensorboard"], save_strategy="no", remove_unused_columns=False, **checkpointing,
+        output_dir=str(folder),
+        deepspeed=ds,
+        use_cpu=on_cpu,
+        bf16=bf16,
+        max_steps=job.steps,
+        per_device_train_batch_size=job.batch,
+        gradient_accumulation_steps=job.accumulation,
+        learning_rate=job.learning_rate,
+        lr_scheduler_type="linear",
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        seed=job.seed,
+        logging_steps=1,
+        report_to=["tensorboard"],
+        save_strategy="no",
+        remove_unused_columns=False,
+        **checkpointing,
     )
     if on_cpu:
         # With use_cpu transformers opens torch's group, but DeepSpeed has not adopted it yet.
@@ -240,8 +278,10 @@ def run_hf_trainer(job: Job, folder: Path, watch: Watch) -> list[float]:
         arguments.device  # noqa: B018 - opens the group
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     model = AutoModelForCausalLM.from_pretrained(
-        job.model, dtype=torch.bfloat16 if bf16 else torch.float32,
-        attn_implementation=job.attention, use_cache=False,
+        job.model,
+        dtype=torch.bfloat16 if bf16 else torch.float32,
+        attn_implementation=job.attention,
+        use_cache=False,
     )
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -267,7 +307,10 @@ def run_hf_trainer(job: Job, folder: Path, watch: Watch) -> list[float]:
 
     rows = torch.load(Path(job.work) / "rows.pt", weights_only=True)
     trainer = InOrder(
-        model=model, args=arguments, train_dataset=rows, data_collator=collate,
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=collate,
         callbacks=[Callback()],
     )
     trainer.train()
@@ -339,9 +382,8 @@ def measure(job: Job, rounds: int, *, on_cpu: bool, say: Any) -> dict[str, Any]:
         for side in SIDES if number % 2 == 0 else SIDES[::-1]:
             folder = work / f"{side}_{number}"
             start(["--side", side, "--folder", str(folder)], job, folder, job.ranks, on_cpu=on_cpu)
-            ranks = [
-                json.loads((folder / f"result_{rank}.json").read_text()) for rank in range(job.ranks)
-            ]
+            files = [folder / f"result_{rank}.json" for rank in range(job.ranks)]
+            ranks = [json.loads(file.read_text()) for file in files]
             peaks = [rank["peak_bytes"] for rank in ranks]
             losses = ranks[0]["losses"]
             row = {
@@ -379,7 +421,7 @@ def measure(job: Job, rounds: int, *, on_cpu: bool, say: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -401,7 +443,47 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one object on stdout")
     for hidden in ("--side", "--folder", "--job", "--prepare"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def build_job(options: argparse.Namespace, work: Path) -> Job:
+    config = options.config
+    if not Path(config).is_file():
+        config = str(ROOT / "ds_configs" / f"{config}.json")
+    if options.fp32:
+        values = json.loads(Path(config).read_text())
+        config = str(work / "fp32.json")
+        Path(config).write_text(json.dumps({**values, "bf16": {"enabled": False}}))
+    return Job(
+        work=str(work), config=config, model=str(work / f"model-{options.size}"),
+        ranks=options.ranks, batch=options.batch, accumulation=options.accumulation,
+        max_length=options.max_length, steps=options.steps, warmup=options.warmup,
+        activation_checkpointing=options.activation_checkpointing, attention=options.attention,
+        threads=options.threads or max(1, (os.cpu_count() or 1) // options.ranks),
+    )  # fmt: skip
+
+
+def render(result: dict[str, Any], options: argparse.Namespace) -> str:
+    keys = ("tokens_per_second", "cpu_seconds_per_step", "peak_bytes", "last_loss")
+    lines = [
+        f"{options.size}, {Path(options.config).stem}, {result['ranks']} rank(s) x"
+        f" {result['threads']} thread(s), {options.max_length} tokens x {options.batch} x"
+        f" {options.accumulation}, medians of {options.rounds} on {result['device']}",
+        f"{'':>12} {'tokens/s':>10} {'CPU s/step':>10} {'peak MiB':>10} {'last loss':>10}",
+    ]
+    for side in SIDES:
+        rate, cpu, peak, loss = (result["medians"][side][key] for key in keys)
+        lines.append(f"{side:>12} {rate:>10,.0f} {cpu:>10.3f} {peak / 2**20:>10,.0f} {loss:>10.4f}")
+    lines.append(
+        f"{'ratio':>12} {result['speed_ratio']:>10.3f} {result['cpu_ratio']:>10.3f}"
+        f" {result['memory_ratio']:>10.3f}   losses differ by at most"
+        f" {result['largest_loss_difference']:.1e}"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    options = parse_options()
     if options.job:
         job = Job(**json.loads(options.job))
         if options.prepare:
@@ -417,50 +499,21 @@ def main() -> None:
     import torch
 
     on_cpu = options.device == "cpu" or not torch.cuda.is_available()
-    kept = bool(options.work)
     work = Path(options.work or tempfile.mkdtemp(prefix="bigft-versus-")).absolute()
-    config = options.config
-    if not Path(config).is_file():
-        config = str(ROOT / "ds_configs" / f"{config}.json")
-    if options.fp32:
-        values = json.loads(Path(config).read_text())
-        config = str(work / "fp32.json")
-        work.mkdir(parents=True, exist_ok=True)
-        Path(config).write_text(json.dumps({**values, "bf16": {"enabled": False}}))
-    job = Job(
-        work=str(work), config=config, model=str(work / f"model-{options.size}"),
-        ranks=options.ranks, batch=options.batch, accumulation=options.accumulation,
-        max_length=options.max_length, steps=options.steps, warmup=options.warmup,
-        activation_checkpointing=options.activation_checkpointing, attention=options.attention,
-        threads=options.threads or max(1, (os.cpu_count() or 1) // options.ranks),
-    )
+    work.mkdir(parents=True, exist_ok=True)
+    job = build_job(options, work)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        if not (work / "rows.pt").exists():
-            start(["--prepare", "yes"], job, work / "prepare", 1, on_cpu=on_cpu)
+        start(["--prepare", "yes"], job, work / "prepare", 1, on_cpu=on_cpu)
         result = measure(job, options.rounds, on_cpu=on_cpu, say=say)
     finally:
-        if not kept:
+        if not options.work:
             shutil.rmtree(work, ignore_errors=True)
     result = {"device": "cpu" if on_cpu else torch.cuda.get_device_name(), **asdict(job), **result}
-    if options.json:
-        print(json.dumps(result))
-        return
-    ours, theirs = result["medians"]["bigft"], result["medians"]["hf_trainer"]
-    print(
-        f"{options.size}, {Path(options.config).stem}, {job.ranks} rank(s) x {job.threads} thread(s),"
-        f" {job.max_length} tokens x {job.batch} x {job.accumulation}, medians of {options.rounds}\n"
-        f"{'':>12} {'tokens/s':>10} {'peak MiB':>10} {'last loss':>10}\n"
-        f"{'HF Trainer':>12} {theirs['tokens_per_second']:>10,.0f}"
-        f" {theirs['peak_bytes'] / 2**20:>10,.0f} {theirs['last_loss']:>10.4f}\n"
-        f"{'bigft':>12} {ours['tokens_per_second']:>10,.0f} {ours['peak_bytes'] / 2**20:>10,.0f}"
-        f" {ours['last_loss']:>10.4f}\n"
-        f"{'ratio':>12} {result['speed_ratio']:>10.3f} {result['memory_ratio']:>10.3f}"
-        f"   losses differ by at most {result['largest_loss_difference']:.1e}"
-    )
+    print(json.dumps(result) if options.json else render(result, options))
 
 
 if __name__ == "__main__":

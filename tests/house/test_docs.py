@@ -57,7 +57,9 @@ def test_commands_of_the_pages_resolve(command: str, tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"text": "x"}\n')
     (tmp_path / "sft.yaml").write_text("learning_rate: 1e-5\n")
     words = command.split()
-    words = words[next(n for n, w in enumerate(words) if w == "train" or w.endswith("run.py")) + 1 :]
+    words = words[
+        next(n for n, w in enumerate(words) if w == "train" or w.endswith("run.py")) + 1 :
+    ]
     known = {"Qwen/Qwen3-8B": tmp_path, "FOLDER_OR_ID": tmp_path, "...": tmp_path}
     words = [str(known.get(word, word)) for word in words]
     words = [w.replace("mine.jsonl", str(tmp_path / "mine.jsonl")) for w in words]
@@ -67,7 +69,10 @@ def test_commands_of_the_pages_resolve(command: str, tmp_path: Path) -> None:
     words = [word for word in words if word != "--dry_run"]
     result = subprocess.run(
         [sys.executable, "-m", "bigft", "train", *words, "--dry_run"],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "WORLD_SIZE": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "WORLD_SIZE": "1"},
     )
     assert result.returncode == 0, result.stderr
     assert "strategy" in result.stdout

@@ -20,9 +20,16 @@ OFFLOAD = str(ROOT / "ds_configs/zero3_offload.json")
 
 def _settings(shared: Path, **changes: Any) -> dict[str, Any]:
     return {
-        "model": shared / "model", "data": shared / "chat.jsonl", "max_length": 64,
-        "learning_rate": 1e-3, "data.cache_dir": shared / "cache", "data.eval_fraction": 0.1,
-        "per_device_train_batch_size": 2, "max_steps": 4, "ds.bf16.enabled": "false", **changes,
+        "model": shared / "model",
+        "data": shared / "chat.jsonl",
+        "max_length": 64,
+        "learning_rate": 1e-3,
+        "data.cache_dir": shared / "cache",
+        "data.eval_fraction": 0.1,
+        "per_device_train_batch_size": 2,
+        "max_steps": 4,
+        "ds.bf16.enabled": "false",
+        **changes,
     }
 
 
@@ -67,7 +74,6 @@ def test_failed_save_ends_all_ranks_alike_and_spoils_nothing(two_ranks, shared_f
 def test_shards_that_one_rank_cannot_write_end_all_ranks(two_ranks, shared_folder, tmp_path, rank):
     settings = _settings(shared_folder, save_steps=2)
     run = str(tmp_path / "run")
-    two_ranks.run("runs:_world")
     failed = two_ranks.run("checkpoint_runs:fail_in_shards", settings, run, ZERO3, rank, timeout=60)
     for kind, text, code in failed:
         assert (kind, code) == ("CheckpointError", 5)
@@ -78,9 +84,7 @@ def test_shards_that_one_rank_cannot_write_end_all_ranks(two_ranks, shared_folde
 def test_leftovers_of_a_killed_save_do_not_count(two_ranks, shared_folder, tmp_path):
     settings = _settings(shared_folder, save_steps=2)
     run, checkpoints = tmp_path / "run", tmp_path / "run/checkpoints"
-    killed = two_ranks.run(
-        "checkpoint_runs:killed_before_the_commit", settings, str(run), ZERO3, 4
-    )
+    killed = two_ranks.run("checkpoint_runs:killed_before_the_commit", settings, str(run), ZERO3, 4)
     assert killed == [True, True]
     left = [name for name in _names(checkpoints) if name.startswith(".tmp-step_00000004")]
     assert len(left) == 1
@@ -96,13 +100,20 @@ def test_another_run_cannot_continue_and_hears_every_difference(
 ):
     make_messages(tmp_path / "other.jsonl", seed=7)
     settings = _settings(
-        shared_folder, data=tmp_path / "other.jsonl", optim="adamw_8bit", seed=3, resume=finished,
+        shared_folder,
+        data=tmp_path / "other.jsonl",
+        optim="adamw_8bit",
+        seed=3,
+        resume=finished,
     )
     kind, text, code = one_rank.run("runs:try_train", settings, str(tmp_path / "run"), ZERO3)[0]
     assert (kind, code) == ("CheckpointError", 5)
     for difference in (
-        "number of ranks: 2 in the checkpoint, 1 now", "sequences per step: 4", "data, tokenizer",
-        "optimizer: 'AdamW' in the checkpoint, 'HostAdamW8bit' now", "seed: 42",
+        "number of ranks: 2 in the checkpoint, 1 now",
+        "sequences per step: 4",
+        "data, tokenizer",
+        "optimizer: 'AdamW' in the checkpoint, 'HostAdamW8bit' now",
+        "seed: 42",
     ):
         assert difference in text
     assert "--resume never" in text
@@ -177,7 +188,8 @@ def test_8bit_states_survive_a_resume(two_ranks, shared_folder, tmp_path, config
     np.testing.assert_allclose(
         [row["loss"] for row in half], [row["loss"] for row in whole[2:]], rtol=1e-6
     )
-    one, other = (load_file(tmp_path / f"{name}/model/model.safetensors") for name in ("whole", "half"))
+    files = (tmp_path / f"{name}/model/model.safetensors" for name in ("whole", "half"))
+    one, other = map(load_file, files)
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, rtol=1e-6, atol=1e-7)
 

@@ -23,9 +23,15 @@ SMALL_STAY_NOT = {"ds.zero_optimization.stage3_param_persistence_threshold": 0}
 
 def _settings(shared: Path, model: Path, **changes: Any) -> dict[str, Any]:
     return {
-        "model": model, "data": shared / "chat.jsonl", "max_length": 64, "learning_rate": 1e-3,
-        "data.cache_dir": shared / "cache", "data.eval_fraction": 0.1, "max_steps": 3,
-        "per_device_train_batch_size": 2, **changes,
+        "model": model,
+        "data": shared / "chat.jsonl",
+        "max_length": 64,
+        "learning_rate": 1e-3,
+        "data.cache_dir": shared / "cache",
+        "data.eval_fraction": 0.1,
+        "max_steps": 3,
+        "per_device_train_batch_size": 2,
+        **changes,
     }
 
 
@@ -41,7 +47,12 @@ def _gpt2() -> Any:
     from transformers import GPT2Config
 
     return GPT2Config(
-        n_embd=48, n_layer=2, n_head=4, vocab_size=VOCAB, n_positions=256, bos_token_id=0,
+        n_embd=48,
+        n_layer=2,
+        n_head=4,
+        vocab_size=VOCAB,
+        n_positions=256,
+        bos_token_id=0,
         eos_token_id=0,
     )
 
@@ -50,9 +61,17 @@ def _qwen3() -> Any:
     from transformers import Qwen3Config
 
     return Qwen3Config(
-        hidden_size=48, intermediate_size=100, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, vocab_size=VOCAB, max_position_embeddings=256,
-        tie_word_embeddings=False, bos_token_id=None, eos_token_id=0,
+        hidden_size=48,
+        intermediate_size=100,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=VOCAB,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=0,
     )
 
 
@@ -60,10 +79,19 @@ def _gemma3() -> Any:
     from transformers import Gemma3TextConfig
 
     return Gemma3TextConfig(
-        hidden_size=48, intermediate_size=100, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, vocab_size=VOCAB, max_position_embeddings=256,
-        sliding_window=16, layer_types=["sliding_attention", "full_attention"], bos_token_id=None,
-        eos_token_id=0, pad_token_id=0,
+        hidden_size=48,
+        intermediate_size=100,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=VOCAB,
+        max_position_embeddings=256,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
     )
 
 
@@ -71,9 +99,17 @@ def _mixtral() -> Any:
     from transformers import MixtralConfig
 
     return MixtralConfig(
-        hidden_size=48, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=VOCAB, max_position_embeddings=256, num_local_experts=4,
-        num_experts_per_tok=2, bos_token_id=None, eos_token_id=0,
+        hidden_size=48,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCAB,
+        max_position_embeddings=256,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        bos_token_id=None,
+        eos_token_id=0,
     )
 
 
@@ -99,7 +135,9 @@ def test_family_trains_and_its_export_equals_the_engine(two_ranks, shared_folder
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_loaded_weights_are_partitioned_and_equal_the_files(two_ranks, shared_folder, tmp_path, family):
+def test_loaded_weights_are_partitioned_and_equal_the_files(
+    two_ranks, shared_folder, tmp_path, family
+):
     from transformers import AutoModelForCausalLM
 
     model = make_pretrained(tmp_path / "model", FAMILIES[family]())
@@ -258,8 +296,8 @@ def test_model_from_scratch_brings_no_tokenizer(two_ranks, shared_folder, tmp_pa
     llama_config(vocab_size=100).save_pretrained(folder)
     source = folder if by == "folder" else folder / "config.json"
     settings = _settings(shared_folder, source, **FP32)
-    said = two_ranks.run("runs:train", settings, str(tmp_path / "run"), ZERO3, timeout=400)[0]["said"]
-    assert "random" in said
+    results = two_ranks.run("runs:train", settings, str(tmp_path / "run"), ZERO3, timeout=400)
+    assert "random" in results[0]["said"]
     losses = _read_losses(tmp_path / "run")
     assert losses[-1] < losses[0]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
@@ -305,7 +343,8 @@ def test_fp16_is_refused_where_it_cannot_be_computed(two_ranks, shared_folder, t
     if get_accelerator().is_fp16_supported():
         pytest.skip("this CPU computes in fp16")
     settings = _settings(shared_folder, shared_folder / "model") | {
-        "ds.bf16.enabled": "false", "ds.fp16.enabled": "true",
+        "ds.bf16.enabled": "false",
+        "ds.fp16.enabled": "true",
     }
     kind, text, code = two_ranks.run("runs:try_train", settings, str(tmp_path / "run"), ZERO3)[0]
     assert (kind, code) == ("ConfigError", 2)
@@ -319,3 +358,15 @@ def test_attention_that_cannot_run_is_refused(two_ranks, shared_folder, tmp_path
     assert (kind, code) == ("ConfigError", 2)
     assert f"--model.attention {name}" in text
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+def test_tracker_that_is_not_installed_ends_all_ranks(two_ranks, shared_folder, tmp_path):
+    """Only rank 0 opens the trackers; the others must not wait for it."""
+    settings = _settings(shared_folder, shared_folder / "model")
+    (tmp_path / "recipe.yaml").write_text("monitor: {sinks: [wandb]}")
+    settings["recipe"] = tmp_path / "recipe.yaml"
+    for kind, text, code in two_ranks.run(
+        "runs:try_train", settings, str(tmp_path / "run"), ZERO3, timeout=60
+    ):
+        assert (kind, code) == ("ConfigError", 2)
+        assert "pip install 'bigft[wandb]'" in text

@@ -14,9 +14,15 @@ pytestmark = pytest.mark.distributed
 
 def _settings(shared: Path, **changes: Any) -> dict[str, Any]:
     return {
-        "model": shared / "model", "data": shared / "chat.jsonl", "max_length": 64,
-        "learning_rate": 1e-3, "data.cache_dir": shared / "cache", "data.eval_fraction": 0.1,
-        "per_device_train_batch_size": 2, "max_steps": 4, **changes,
+        "model": shared / "model",
+        "data": shared / "chat.jsonl",
+        "max_length": 64,
+        "learning_rate": 1e-3,
+        "data.cache_dir": shared / "cache",
+        "data.eval_fraction": 0.1,
+        "per_device_train_batch_size": 2,
+        "max_steps": 4,
+        **changes,
     }
 
 
@@ -39,20 +45,28 @@ def test_gradients_do_not_depend_on_ranks_or_accumulation(one_rank, two_ranks, s
     """Oracle: one rank with a batch of 8 = two ranks with 4 = one rank accumulating 4 x 2."""
     base = _settings(shared_folder, **FP32)
     function, config = "runs:gradients", _config("zero3")
-    whole = dict(one_rank.run(function, {**base, "per_device_train_batch_size": 8}, "x", config, 4)[0])
-    split = dict(two_ranks.run(function, {**base, "per_device_train_batch_size": 4}, "x", config, 4)[0])
+    whole = dict(
+        one_rank.run(function, {**base, "per_device_train_batch_size": 8}, "x", config, 4)[0]
+    )
+    split = dict(
+        two_ranks.run(function, {**base, "per_device_train_batch_size": 4}, "x", config, 4)[0]
+    )
     accumulated = dict(
         one_rank.run(
             function,
             {**base, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
-            "x", config, 4,
+            "x",
+            config,
+            4,
         )[0]
     )
     both = dict(
         two_ranks.run(
             function,
             {**base, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
-            "x", config, 4,
+            "x",
+            config,
+            4,
         )[0]
     )
     norm = np.sqrt(sum((g**2).sum() for g in whole.values()))
@@ -75,11 +89,20 @@ def _reference_losses(shared: Path, steps: int) -> list[float]:
     tokenizer = AutoTokenizer.from_pretrained(shared / "model")
     data = build_data(
         DataSection(
-            train=str(shared / "chat.jsonl"), max_length=64, eval_fraction=0.1,
+            train=str(shared / "chat.jsonl"),
+            max_length=64,
+            eval_fraction=0.1,
             cache_dir=str(shared / "cache"),
         ),
-        tokenizer=tokenizer, rank=0, local_rank=0, world_size=1, micro_batch_size=4,
-        gradient_accumulation_steps=1, eval_batch_size=1, seed=42, barrier=lambda: None,
+        tokenizer=tokenizer,
+        rank=0,
+        local_rank=0,
+        world_size=1,
+        micro_batch_size=4,
+        gradient_accumulation_steps=1,
+        eval_batch_size=1,
+        seed=42,
+        barrier=lambda: None,
     )
     model = AutoModelForCausalLM.from_pretrained(shared / "model", dtype=torch.float32)
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -125,7 +148,9 @@ def test_thirty_steps_equal_plain_torch(two_ranks, shared_folder, tmp_path, refe
     assert worst <= 2e-4
 
 
-@pytest.mark.parametrize("config", ["zero1", "zero2_offload", "zero3", "zero3_offload", "zero3_nvme"])
+@pytest.mark.parametrize(
+    "config", ["zero1", "zero2_offload", "zero3", "zero3_offload", "zero3_nvme"]
+)
 def test_resume_goes_on_where_the_run_stopped(two_ranks, shared_folder, tmp_path, config):
     """Train 6 = train 3, stop, resume 3: the same losses, the same weights."""
     settings = _settings(shared_folder, max_steps=6, save_steps=3, **FP32)
@@ -158,7 +183,9 @@ def test_export_gives_the_same_evaluation_in_plain_transformers(
 
     settings = _settings(shared_folder, model=shared_folder / folder)
     two_ranks.run("runs:train", settings, str(tmp_path / "run"), _config("zero3"))
-    logits = two_ranks.run("runs_check:engine_logits", settings, str(tmp_path / "run"), _config("zero3"))
+    logits = two_ranks.run(
+        "runs_check:engine_logits", settings, str(tmp_path / "run"), _config("zero3")
+    )
     plain = runs_check.plain_logits(tmp_path / "run/model")
     assert plain.dtype == torch.bfloat16
     assert torch.equal(torch.from_numpy(logits[0]).to(torch.bfloat16), plain)
@@ -195,7 +222,9 @@ def test_a_repeat_from_resolved_gives_the_same_losses(two_ranks, shared_folder, 
     two_ranks.run("runs:train", settings, str(tmp_path / "a"), _config("zero3"))
     resolved = tmp_path / "a/resolved"
     two_ranks.run(
-        "runs:train", {"recipe": resolved / "run.yaml"}, str(tmp_path / "b"),
+        "runs:train",
+        {"recipe": resolved / "run.yaml"},
+        str(tmp_path / "b"),
         str(resolved / "ds_config.json"),
     )
     assert read_losses(tmp_path / "b") == read_losses(tmp_path / "a")

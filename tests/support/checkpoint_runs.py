@@ -27,16 +27,27 @@ def fail_in_assets(settings: dict[str, Any], folder: str, config: str, step: int
 
 
 def fail_in_shards(settings: dict[str, Any], folder: str, config: str, rank: int) -> Any:
-    """A run one of whose ranks may write no file above 20 kB."""
+    """A run one of whose ranks may write only small files while it saves."""
     import runs
 
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if torch.distributed.is_initialized() and torch.distributed.get_rank() == rank:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    from bigft.checkpoint import save
+
+    write = save._write_shards
+
+    def write_limited(engine: Any, partial: Any) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if torch.distributed.get_rank() == rank:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+        try:
+            write(engine, partial)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    save._write_shards = write_limited
     try:
         return runs.try_train(settings, folder, config)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        save._write_shards = write
 
 
 def killed_before_the_commit(settings: dict[str, Any], folder: str, config: str, step: int) -> bool:
@@ -46,13 +57,10 @@ def killed_before_the_commit(settings: dict[str, Any], folder: str, config: str,
     from bigft.checkpoint import save
 
     attempt = save._attempt
-    written: list[str] = []
 
     def stop(work: Any, target: Any) -> Any:
-        if f"step_{step:08d}" in str(target):
-            written.append(str(target))
-            if len(written) == 3:
-                raise KeyboardInterrupt
+        if f"step_{step:08d}" in str(target) and any(target.glob("shards/*optim_states.pt")):
+            raise KeyboardInterrupt
         return attempt(work, target)
 
     save._attempt = stop

@@ -19,7 +19,8 @@ def make_tokenizer(folder: Path, *, chat: bool = True) -> Any:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, show_progress=False,
+        vocab_size=VOCAB,
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
     )
@@ -41,9 +42,17 @@ def llama_config(**changes: Any) -> Any:
     from transformers import LlamaConfig
 
     values = dict(
-        hidden_size=48, intermediate_size=100, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=VOCAB, max_position_embeddings=256,
-        tie_word_embeddings=False, bos_token_id=None, eos_token_id=0, pad_token_id=0,
+        hidden_size=48,
+        intermediate_size=100,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCAB,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
     )
     return LlamaConfig(**{**values, **changes})
 

@@ -31,8 +31,14 @@ def load(settings: dict[str, Any], folder: str, config: str) -> dict[str, Any]:
     zero = t.Zero(resolved.ds)
     tokenizer = t.load_tokenizer(resolved.run.model, facts, lambda: None)
     model = t.load_model(
-        resolved.run.model, facts, zero, auto_class=t.build_task("causal_lm").auto_class(),
-        tokenizer=tokenizer, dtype=t._training_dtype(resolved.ds), device=world.device, seed=0,
+        resolved.run.model,
+        facts,
+        zero,
+        auto_class=t.build_task("causal_lm").auto_class(),
+        tokenizer=tokenizer,
+        dtype=t._training_dtype(resolved.ds),
+        device=world.device,
+        seed=0,
     )
     module: Any = model.module
     values, whole = {}, []
@@ -43,8 +49,12 @@ def load(settings: dict[str, Any], folder: str, config: str) -> dict[str, Any]:
             values[name] = parameter.detach().float().numpy().copy()
     torch.distributed.barrier()
     return {
-        "notes": model.notes, "attention": model.attention, "values": values, "whole": whole,
-        "count": t.count_parameters(module), "vocab_size": module.config.get_text_config().vocab_size,
+        "notes": model.notes,
+        "attention": model.attention,
+        "values": values,
+        "whole": whole,
+        "count": t.count_parameters(module),
+        "vocab_size": module.config.get_text_config().vocab_size,
         "tied": module.get_output_embeddings().weight is module.get_input_embeddings().weight,
     }
 
@@ -110,9 +120,12 @@ def train_routed(steps: int, *, leaves: bool = True) -> list[float]:
     if leaves:
         zero.set_leaf_modules(module, find_expert_blocks(module))
     engine = build_engine(
-        module, ds=ds, groups=[{"params": list(module.parameters())}],
+        module,
+        ds=ds,
+        groups=[{"params": list(module.parameters())}],
         build_optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2, fused=True),
-        build_scheduler=None, expected_optimizer="AdamW",
+        build_scheduler=None,
+        expected_optimizer="AdamW",
     )
     losses = []
     torch.manual_seed(world.rank)

@@ -66,7 +66,8 @@ class RankPool:
         for rank in range(self.world_size):
             here, there = context.Pipe()
             process = context.Process(
-                target=_serve, args=(there, rank, self.world_size, port, str(self.log_folder)),
+                target=_serve,
+                args=(there, rank, self.world_size, port, str(self.log_folder)),
                 daemon=True,
             )
             process.start()
@@ -94,9 +95,14 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int, logs: str) -
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
-        LOCAL_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1",
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        DS_ACCELERATOR="cpu",
+        OMP_NUM_THREADS="1",
     )
     sys.path.insert(0, str(SUPPORT))
     while (message := pipe.recv()) is not None:

@@ -73,14 +73,21 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
     facts = t.read_facts(run.model)
     task = t.build_task(run.task.name)
     tokenizer = t.load_tokenizer(
-        run.model, facts,
+        run.model,
+        facts,
         partial(t.load_builtin_tokenizer, t.default_cache_dir(run.data.cache_dir)),
     )
     data = t._build_data(resolved, tokenizer, world)
     zero = t.Zero(resolved.ds)
     model = t.load_model(
-        run.model, facts, zero, auto_class=task.auto_class(), tokenizer=tokenizer,
-        dtype=t._training_dtype(resolved.ds), device=world.device, seed=0,
+        run.model,
+        facts,
+        zero,
+        auto_class=task.auto_class(),
+        tokenizer=tokenizer,
+        dtype=t._training_dtype(resolved.ds),
+        device=world.device,
+        seed=0,
     )
     console = Console(io.StringIO(), io.StringIO(), is_rank_zero=False)
     plan = t.plan_optimizer(run.optim, resolved.ds)

@@ -38,8 +38,14 @@ def engine_logits(settings: dict[str, Any], folder: str, config: str) -> Any:
     tokenizer = t.load_tokenizer(resolved.run.model, facts, lambda: None)
     task = t.build_task("causal_lm")
     model = t.load_model(
-        resolved.run.model, facts, zero, auto_class=task.auto_class(), tokenizer=tokenizer,
-        dtype=t._training_dtype(resolved.ds), device=world.device, seed=0,
+        resolved.run.model,
+        facts,
+        zero,
+        auto_class=task.auto_class(),
+        tokenizer=tokenizer,
+        dtype=t._training_dtype(resolved.ds),
+        device=world.device,
+        seed=0,
     )
     console = Console(io.StringIO(), io.StringIO(), is_rank_zero=False)
     plan = t.plan_optimizer(resolved.run.optim, resolved.ds)

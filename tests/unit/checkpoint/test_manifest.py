@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from bigft.checkpoint.manifest import find_committed, read_manifest, write_manifest
+from bigft.checkpoint.manifest import (
+    find_committed,
+    find_newest,
+    read_manifest,
+    write_manifest,
+)
 from bigft.errors import CheckpointError
 
 
@@ -79,3 +84,16 @@ def test_committed_checkpoints_come_oldest_first(
 
 def test_no_checkpoints_folder_has_no_checkpoints(tmp_path: Path) -> None:
     assert find_committed(tmp_path / "none") == []
+
+
+def test_newest_is_the_one_that_the_run_wrote_last(tmp_path: Path) -> None:
+    """After a new start in an old folder the last one is not the one with the highest step."""
+    assert find_newest(tmp_path / "none") is None
+    old, new = make_step(tmp_path, 20), make_step(tmp_path, 3)
+    assert find_newest(tmp_path) == old
+    (tmp_path / "latest").write_text("step_00000003\n")
+    assert find_newest(tmp_path) == new
+    (new / "rng.json").write_text("damaged")
+    assert find_newest(tmp_path) == old
+    (tmp_path / "latest").write_bytes(b"\xff../..")
+    assert find_newest(tmp_path) == old

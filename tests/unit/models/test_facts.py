@@ -34,7 +34,7 @@ def write_model(folder, config=None, **files):
 
 def test_builtin_model_has_random_weights():
     facts = facts_of("builtin")
-    assert (facts.hidden_size, facts.num_layers, facts.vocab_size) == (256, 6, 4096)
+    assert (facts.hidden_size, facts.num_layers, facts.vocab_size) == (384, 3, 4096)
     assert facts.tied
     assert not facts.has_weights
     assert facts.max_position_embeddings == 2048

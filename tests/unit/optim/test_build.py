@@ -20,9 +20,12 @@ def _ds(device: str | None = None, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "device", "class_name", "state_bytes"),
     [
-        ("adamw", None, "AdamW", 8.0), ("adamw", "none", "AdamW", 8.0),
-        ("adamw", "cpu", "DeepSpeedCPUAdam", 8.0), ("adamw", "nvme", "DeepSpeedCPUAdam", 8.0),
-        ("adamw_8bit", None, "HostAdamW8bit", 2.03), ("adamw_8bit", "cpu", "HostAdamW8bit", 2.03),
+        ("adamw", None, "AdamW", 8.0),
+        ("adamw", "none", "AdamW", 8.0),
+        ("adamw", "cpu", "DeepSpeedCPUAdam", 8.0),
+        ("adamw", "nvme", "DeepSpeedCPUAdam", 8.0),
+        ("adamw_8bit", None, "HostAdamW8bit", 2.03),
+        ("adamw_8bit", "cpu", "HostAdamW8bit", 2.03),
     ],
 )
 def test_the_planned_class_is_the_built_one(name, device, class_name, state_bytes):
@@ -40,10 +43,12 @@ def test_the_planned_class_is_the_built_one(name, device, class_name, state_byte
     weight.grad = torch.full_like(weight, 0.1)
     optimizer.step()
     # Decoupled decay by lr * weight_decay, then one Adam step of lr.
-    torch.testing.assert_close(weight.data, torch.full_like(weight, 0.875 - 0.25), rtol=0, atol=2e-3)
+    wanted = torch.full_like(weight, 0.875 - 0.25)
+    torch.testing.assert_close(weight.data, wanted, rtol=0, atol=2e-3)
     state = optimizer.state[weight]
     kept = sum(
-        v.numel() * v.element_size() for k, v in state.items()
+        v.numel() * v.element_size()
+        for k, v in state.items()
         if torch.is_tensor(v) and v.numel() > 1 and not k.startswith("qmap")
     )
     assert kept / weight.numel() == pytest.approx(state_bytes, rel=0.01)

@@ -22,8 +22,11 @@ def test_norms_and_biases_of_gpt2_are_not_decayed():
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16, n_positions=8))
     found = _names(model)
     assert found[0.1] == [
-        "transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.attn.c_attn.weight",
-        "transformer.h.0.attn.c_proj.weight", "transformer.h.0.mlp.c_fc.weight",
+        "transformer.wte.weight",
+        "transformer.wpe.weight",
+        "transformer.h.0.attn.c_attn.weight",
+        "transformer.h.0.attn.c_proj.weight",
+        "transformer.h.0.mlp.c_fc.weight",
         "transformer.h.0.mlp.c_proj.weight",
     ]
     assert "transformer.h.0.ln_1.weight" in found[0.0]

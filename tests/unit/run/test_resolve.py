@@ -203,10 +203,10 @@ def test_shipped_configs_are_six():
 def test_sizes_come_from_the_model(tmp_path):
     resolved = resolve(parse(["train", "--config", "ds_configs/zero3_nvme.json"]), {})
     zero = resolved.ds["zero_optimization"]
-    assert zero["reduce_bucket_size"] == 256 * 256
-    assert zero["stage3_prefetch_bucket_size"] == int(0.9 * 256 * 256)
-    assert zero["stage3_param_persistence_threshold"] == 2560
-    assert zero["offload_param"]["buffer_size"] >= 4096 * 256
+    assert zero["reduce_bucket_size"] == 384 * 384
+    assert zero["stage3_prefetch_bucket_size"] == int(0.9 * 384 * 384)
+    assert zero["stage3_param_persistence_threshold"] == 3840
+    assert zero["offload_param"]["buffer_size"] >= 4096 * 384
 
 
 def test_nvme_goes_below_the_run_folder(tmp_path):

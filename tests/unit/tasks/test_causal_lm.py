@@ -20,7 +20,7 @@ def _rows(seed: int = 0, lengths: tuple[int, ...] = (9, 14, 5, 11)) -> list[Row]
     for length in lengths:
         supervised = np.zeros(length, dtype=bool)
         supervised[length // 2 :] = True
-        rows.append(Row(chooser.integers(1, VOCAB, length, dtype=np.uint32), supervised))
+        rows.append(Row(chooser.integers(1, VOCAB, length, dtype=np.int32), supervised))
     return rows
 
 
@@ -42,7 +42,9 @@ class FullLogits(torch.nn.Module):
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, use_cache=None):
         assert use_cache is False
         return self.inner(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
             use_cache=False,
         )
 
@@ -120,8 +122,13 @@ def test_packed_equals_padded_in_other_families(family):
 
     common = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
     llama_like = {
-        "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, **common,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        **common,
     }
     config = {
         "gpt2": lambda: GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **common),
@@ -139,9 +146,8 @@ def test_packed_equals_padded_in_other_families(family):
 def test_batch_without_supervised_tokens_has_a_zero_gradient_everywhere():
     """The last step of an epoch may give a rank padding only; every parameter takes part."""
     model = _model()
-    for batch in (_padded([]), collate_packed([[]], pad_id=0, max_length=64)):
-        if not len(batch.input_ids):
-            batch = collate_padded([[]], pad_id=0, max_length=64)
+    for collate in (collate_padded, collate_packed):
+        batch = collate([[]], pad_id=0, max_length=64)
         total, tokens, gradients = _gradients(model, batch)
         assert (float(total), tokens) == (0.0, 0)
         assert all(bool((g == 0).all()) for g in gradients.values())
@@ -154,7 +160,7 @@ def test_score_counts_hits_and_loss():
     score = CausalLM().score(model, batch)
     loss = CausalLM().loss(model, batch)
     assert score.tokens == loss.tokens
-    assert score.loss == pytest.approx(float(loss.total))
+    assert score.loss == pytest.approx(loss.total.item())
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     targets = batch.labels[:, 1:]
     hits = (logits[:, :-1].argmax(-1) == targets)[targets != -100].sum()

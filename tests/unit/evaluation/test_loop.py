@@ -1,0 +1,55 @@
+"""Scores weighted by tokens."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from bigft.data.collate import collate_padded
+from bigft.evaluation.loop import evaluate, stay_alone, sum_rows
+from bigft.tasks.task import Score
+
+CPU = torch.device("cpu")
+
+
+class Scripted:
+    """A task whose scores are known."""
+
+    def __init__(self, scores: list[Score]) -> None:
+        self._scores = iter(scores)
+
+    def score(self, forward: Any, batch: Any) -> Score:
+        return next(self._scores)
+
+
+def _evaluate(scores: list[Score], sum_over_ranks: Any = stay_alone) -> dict[str, float]:
+    batch = collate_padded([[]], pad_id=0, max_length=8)
+    return evaluate(
+        Scripted(scores), None, [batch] * len(scores), device=CPU, sum_over_ranks=sum_over_ranks
+    )
+
+
+def test_batches_count_by_their_tokens():
+    found = _evaluate([Score(10.0, 5, 10), Score(90.0, 0, 30), Score(0.0, 0, 0)])
+    assert found == {
+        "loss": 2.5,
+        "perplexity": pytest.approx(math.exp(2.5)),
+        "token_accuracy": 0.125,
+        "tokens": 40,
+    }
+
+
+def test_ranks_are_added_before_the_mean_is_taken():
+    other = torch.tensor([30.0, 10.0, 10.0], dtype=torch.float64)
+    found = _evaluate(
+        [Score(10.0, 5, 10)],
+        lambda row: sum_rows(torch.stack([torch.tensor(row, dtype=torch.float64), other])),
+    )
+    assert (found["loss"], found["token_accuracy"], found["tokens"]) == (2.0, 0.75, 20.0)
+
+
+def test_hopeless_models_have_a_perplexity_that_is_no_lie():
+    assert _evaluate([Score(1e6, 0, 10)])["perplexity"] == math.inf
+    assert math.isnan(_evaluate([Score(math.nan, 0, 10)])["perplexity"])
+    assert _evaluate([])["loss"] == 0.0

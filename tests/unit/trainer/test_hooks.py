@@ -1,0 +1,143 @@
+"""When things happen, and what is written about them."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bigft.engine.engine import StepResult
+from bigft.monitor.meters import PhaseClock
+from bigft.monitor.sinks import build_sinks
+from bigft.trainer.clock import count_total_steps
+from bigft.trainer.hooks import StepReport, is_due
+from bigft.trainer.reporting import Rate, Reporter
+from bigft.trainer.saving import Saver
+from bigft.trainer.section import TrainerSection
+from bigft.trainer.state import State
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone(tmp_path_factory):
+    """A process group of one, over which the reporter gathers."""
+    if torch.distributed.is_initialized():
+        yield
+        return
+    store = torch.distributed.FileStore(str(tmp_path_factory.mktemp("store") / "f"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def _report(loss: float, supervised: int = 10, skipped: bool = False) -> StepReport:
+    result = StepResult(1e-3, None if skipped else 0.5, skipped)
+    return StepReport(torch.tensor(loss), supervised, 20, 0.5, result, PhaseClock(CPU))
+
+
+def _run(tmp_path: Path, reports: list[StepReport], **changes: Any) -> tuple[list[Any], str]:
+    stream = changes.pop("stream", io.StringIO())
+    with build_sinks([], tmp_path, project="", settings={}, is_rank_zero=True) as sinks:
+        reporter = Reporter(
+            sinks,
+            logging_steps=changes.get("logging_steps", 1),
+            device=CPU,
+            local_size=1,
+            rate=changes.get("rate", Rate(1e6, None)),
+            stream=stream,
+        )
+        state = State()
+        reporter.started(state, len(reports))
+        for report in reports:
+            state.step += 1
+            reporter.stepped(state, report)
+        reporter.finished(state)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    return rows, stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("every", "due"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (0, [5]), (9, [5])]
+)
+def test_things_happen_every_so_often_and_at_the_end(every, due):
+    assert [step for step in range(1, 6) if is_due(step, every, 5)] == due
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({}, 30),
+        ({"num_train_epochs": 2.5}, 75),
+        ({"num_train_epochs": 0.01}, 1),
+        ({"max_steps": 7}, 7),
+        ({"max_steps": 7, "num_train_epochs": 3.0}, 7),
+    ],
+)
+def test_steps_of_a_run(settings, steps):
+    assert count_total_steps(TrainerSection(**settings), 30) == steps
+
+
+def test_state_survives_a_manifest_of_another_version():
+    state = State(step=3, tokens=10, skipped_steps=1, epoch=0.5, eval_loss=2.0)
+    written = json.loads(json.dumps({**state.to_dict(), "invented_later": 1}))
+    assert State.from_dict(written) == state
+    assert State.from_dict({"step": 2}) == State(step=2)
+
+
+def test_saver_saves_when_due_and_at_the_end():
+    saved = []
+
+    def save(state: State) -> Path:
+        saved.append(state.step)
+        return Path()
+
+    saver = Saver(save, 2)
+    saver.started(State(), 5)
+    for step in range(1, 6):
+        saver.stepped(State(step=step), _report(1.0))
+    saver.finished(State(step=5))
+    assert saved == [2, 4, 5]
+
+
+def test_a_row_is_the_token_mean_over_its_steps(tmp_path):
+    reports = [_report(10.0, 10), _report(90.0, 30), _report(8.0, 4)]
+    rows, _ = _run(tmp_path, reports, logging_steps=2, rate=Rate(1e6, 1e9))
+    assert [row["step"] for row in rows] == [2, 3]
+    assert [row["loss"] for row in rows] == [2.5, 2.0]
+    assert [row["tokens_per_second"] for row in rows] == [40.0, 40.0]
+    assert [row["step_seconds"] for row in rows] == [0.5, 0.5]
+    assert rows[0]["mfu"] == pytest.approx(40 * 1e6 / 1e9)
+
+
+def test_only_the_end_is_logged_when_logging_is_off(tmp_path):
+    rows, _ = _run(tmp_path, [_report(10.0)] * 3, logging_steps=0)
+    assert [row["step"] for row in rows] == [3]
+
+
+def test_a_skipped_step_is_a_row_without_numbers(tmp_path):
+    rows, text = _run(tmp_path, [_report(float("nan"), skipped=True)])
+    assert rows[0]["loss"] is None
+    assert rows[0]["grad_norm"] is None
+    assert "loss nan" in text
+
+
+def test_without_a_terminal_there_are_lines_not_a_bar(tmp_path):
+    _, text = _run(tmp_path, [_report(10.0)] * 3)
+    lines = text.splitlines()
+    # The first, and the last; ten seconds have not gone by between.
+    assert lines[0].startswith("step 1/3: loss 1.0000, lr 1.00e-03, 40 tok/s, 1.0s left")
+    assert lines[1].startswith("step 3/3")
+    assert len(lines) == 2
+
+
+def test_on_a_terminal_there_is_a_bar(tmp_path):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    _, text = _run(tmp_path, [_report(10.0)] * 3, stream=Terminal())
+    assert "3/3" in text
+    assert "loss 1.0000" in text

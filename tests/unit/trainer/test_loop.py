@@ -1,0 +1,175 @@
+"""The loop itself, with plain torch in the engine's place."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from making import VOCAB, llama_config
+from torch import nn
+
+from bigft.data.collate import collate_padded
+from bigft.data.loader import Loader
+from bigft.data.store import StoreWriter, TokenStore
+from bigft.data.tokenize import Row
+from bigft.engine.engine import StepResult
+from bigft.errors import TrainingError
+from bigft.tasks.causal_lm import CausalLM
+from bigft.trainer.loop import fit
+from bigft.trainer.state import State
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone(tmp_path_factory):
+    """A process group of one, which the loop asks for its rank."""
+    if torch.distributed.is_initialized():
+        yield
+        return
+    store = torch.distributed.FileStore(str(tmp_path_factory.mktemp("store") / "f"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+class PlainEngine:
+    """The engine's face over plain torch: SGD, and a step that is skipped when asked."""
+
+    def __init__(self, module: nn.Module, broken_steps: set[int] | None = None) -> None:
+        self.module = module
+        self._optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        self._broken = broken_steps or set()
+        self.steps = 0
+        self.noise: list[float] = []
+
+    def __call__(self, **inputs: Any) -> Any:
+        self.noise.append(torch.rand(()).item())
+        return self.module(**inputs)
+
+    def set_training(self, training: bool) -> None:
+        self.module.train(training)
+
+    def backward(self, loss_sum: torch.Tensor, global_tokens: int) -> None:
+        (loss_sum / max(global_tokens, 1)).backward()
+
+    def step(self) -> StepResult:
+        self.steps += 1
+        skipped = self.steps in self._broken
+        if not skipped:
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        return StepResult(0.1, None if skipped else 1.0, skipped)
+
+
+class Watcher:
+    """Writes down what it was told."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+        self.losses: list[float] = []
+
+    def started(self, state: State, total_steps: int) -> None:
+        self.heard.append(("started", state.step, total_steps))
+
+    def stepped(self, state: State, report: Any) -> None:
+        self.heard.append(state.step)
+        self.losses.append(float(report.loss_sum) / report.supervised_tokens)
+
+    def finished(self, state: State) -> None:
+        self.heard.append("finished")
+
+
+def _engine(broken: set[int] | None = None) -> PlainEngine:
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return PlainEngine(LlamaForCausalLM(llama_config(num_hidden_layers=1)), broken)
+
+
+@pytest.fixture
+def loader(tmp_path) -> Any:
+    chooser = np.random.default_rng(0)
+    rows = []
+    for length in (6, 9, 5, 8, 7):
+        supervised = np.ones(length, dtype=bool)
+        supervised[0] = False
+        rows.append(Row(chooser.integers(1, VOCAB, length, dtype=np.int32), supervised))
+    (tmp_path / "store").mkdir()
+    writer = StoreWriter(tmp_path / "store")
+    writer.append(rows, 0)
+    writer.finish()
+
+    def build(micro_batch_size: int = 1, accumulation: int = 2) -> Loader:
+        return Loader(
+            TokenStore(tmp_path / "store"),
+            [np.array([i]) for i in range(len(rows))],
+            micro_batch_size=micro_batch_size,
+            gradient_accumulation_steps=accumulation,
+            rank=0,
+            world_size=1,
+            seed=1,
+            collate=lambda items: collate_padded(items, pad_id=0, max_length=16),
+        )
+
+    return build
+
+
+def _fit(engine: Any, loader: Any, state: State, hooks: list[Any], **changes: Any) -> State:
+    options = {"total_steps": 6, "seed": 3, "device": CPU, "max_skipped_in_a_row": 3, **changes}
+    return fit(engine, CausalLM(), loader, state, hooks, **options)
+
+
+def test_hooks_hear_every_step_once(loader):
+    watcher = Watcher()
+    state = _fit(_engine(), loader(), State(), [watcher])
+    assert watcher.heard == [("started", 0, 6), 1, 2, 3, 4, 5, 6, "finished"]
+    assert (state.step, state.epoch, state.tokens, state.skipped_steps) == (6, 2.0, 70, 0)
+    assert watcher.losses[3] < watcher.losses[0]
+
+
+def test_accumulation_changes_nothing(loader):
+    one, other = Watcher(), Watcher()
+    _fit(_engine(), loader(2, 1), State(), [one])
+    _fit(_engine(), loader(1, 2), State(), [other])
+    np.testing.assert_allclose(one.losses, other.losses, rtol=2e-6)
+
+
+def test_a_resumed_run_sees_the_same_data_and_dropout(loader):
+    whole, engine = Watcher(), _engine()
+    _fit(engine, loader(), State(), [whole])
+    half = _engine()
+    middle = _fit(half, loader(), State(), [], total_steps=4)
+    seen = len(half.noise)
+    rest = Watcher()
+    torch.rand(17)  # whatever happens between
+    _fit(half, loader(), State.from_dict(middle.to_dict()), [rest])
+    assert rest.heard == [("started", 4, 6), 5, 6, "finished"]
+    assert rest.losses == whole.losses[4:]
+    assert half.noise[seen:] == engine.noise[seen:]
+    assert len(set(engine.noise)) == len(engine.noise), "each step draws from its own stream"
+
+
+def test_a_finished_run_takes_no_step(loader):
+    watcher, engine = Watcher(), _engine()
+    _fit(engine, loader(), State(step=6), [watcher])
+    assert watcher.heard == [("started", 6, 6), "finished"]
+    assert engine.steps == 0
+
+
+def test_skipped_steps_in_a_row_end_the_run(loader):
+    watcher, state = Watcher(), State()
+    with pytest.raises(TrainingError, match="step 5: the gradients were not finite 3 times"):
+        _fit(_engine({3, 4, 5}), loader(), state, [watcher])
+    assert (state.step, state.skipped_steps) == (5, 3)
+    assert watcher.heard[-1] == 5, "the row of the last step is written before the error"
+
+
+def test_skipped_steps_with_good_ones_between_do_not(loader):
+    state = _fit(_engine({1, 2, 4, 5}), loader(), State(), [])
+    assert (state.step, state.skipped_steps) == (6, 4)
+
+
+@pytest.mark.parametrize("seed", [0, 20_301_231, 2**32 - 1])
+def test_any_seed_serves(loader, seed):
+    _fit(_engine(), loader(), State(), [], seed=seed, total_steps=1)
