@@ -164,7 +164,7 @@ def _load_weights(auto_class: Any, section: ModelSection, **arguments: Any) -> A
     except OSError as error:
         raise CheckpointError(
             f"--model {section.name}: the weights cannot be read"
-            f" ({str(error).strip().splitlines()[0]}); check the folder, or the name and the network"
+            f" ({str(error).strip().splitlines()[0]}); check the folder, or name and network"
         ) from error
 
 

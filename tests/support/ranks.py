@@ -5,6 +5,7 @@ alive and are handed one function after another. After a failure or a time-out t
 unknown state: it is killed, and the next test gets a fresh one.
 """
 
+import contextlib
 import importlib
 import os
 import socket
@@ -19,7 +20,7 @@ from typing import Any
 SUPPORT = Path(__file__).parent
 
 
-class RankFailed(AssertionError):
+class RankFailedError(AssertionError):
     """A rank raised; the text is its traceback."""
 
 
@@ -51,7 +52,7 @@ class RankPool:
                 timeout = 5
         if errors:
             self.close()
-            raise RankFailed("\n".join(errors))
+            raise RankFailedError("\n".join(errors))
         return results
 
     def _log_tail(self, rank: int) -> str:
@@ -78,10 +79,8 @@ class RankPool:
     def close(self) -> None:
         """Stop the processes."""
         for pipe in self._pipes:
-            try:
+            with contextlib.suppress(OSError):
                 pipe.send(None)
-            except OSError:
-                pass
         for process in self._processes:
             process.join(3)
             if process.is_alive():

@@ -190,7 +190,8 @@ _FORGETFUL_TEMPLATE = (
     "{% if '</think>' in words %}"
     "{% set thoughts = words.split('</think>')[0].split('<think>')[-1] | trim %}"
     "{% set words = words.split('</think>')[-1] | trim %}{% endif %}"
-    "{% if m['role'] == 'assistant' and loop.last %}<think>\n{{ thoughts }}\n</think>\n\n{% endif %}"
+    "{% if m['role'] == 'assistant' and loop.last %}"
+    "<think>\n{{ thoughts }}\n</think>\n\n{% endif %}"
     "{{ words }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

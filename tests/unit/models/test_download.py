@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,9 @@ def test_hub_shards_come_from_the_cache(tmp_path: Path, monkeypatch: pytest.Monk
     (refs / "main").write_text(snapshot.name)
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     (snapshot / "model.safetensors.index.json").write_text(
-        '{"metadata": {"total_size": 8}, "weight_map": {"a": "%s", "b": "%s"}}' % tuple(shards)
+        json.dumps(
+            {"metadata": {"total_size": 8}, "weight_map": dict(zip("ab", shards, strict=True))}
+        )
     )
     for shard in shards:
         (snapshot / shard).write_bytes(b"")
