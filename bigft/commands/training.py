@@ -43,6 +43,7 @@ from bigft.optim.schedule import build_schedule
 from bigft.run.record import record
 from bigft.run.resolve import Resolved
 from bigft.run.settings import Run
+from bigft.tasks.packing import check_packing
 from bigft.tasks.task import Task, build_task
 from bigft.trainer.clock import count_total_steps
 from bigft.trainer.evaluating import Evaluator
@@ -65,22 +66,7 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
     run = resolved.run
 
     # --- Check what can be checked before anything expensive starts ---
-    with errors_shared():
-        resumed = find_resume(run.checkpoint.resume, folder / "checkpoints")
-        optimizer = plan_optimizer(run.optim, resolved.ds)
-        check_precision(resolved.ds)
-        operators = find_needed_operators(
-            resolved.ds,
-            on_cpu=world.device.type == "cpu",
-            uses_cpu_adam=optimizer.class_name == "DeepSpeedCPUAdam",
-        )
-        check_build_tools(operators)
-        if world.is_rank_zero:
-            record(resolved, os.environ, folder)
-    _announce(resolved, optimizer, world, folder, console)
-    with local_rank_zero_first(world):
-        build_operators(operators)
-    open_communication(world.device)
+    optimizer, resumed = _check_first(resolved, folder, world, console)
 
     # --- Data ---
     facts = read_facts(run.model)
@@ -113,6 +99,17 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
         if not facts.has_weights:
             adopt_special_tokens(model.module, tokenizer, find_end_token_ids(tokenizer))
         engine = _build_engine(run, ds, model, optimizer, total_steps, world, console)
+
+        if run.data.packing != "none":
+            engine.set_training(False)
+            with errors_shared():
+                check_packing(
+                    task,
+                    engine,
+                    num_sequences=ds["train_micro_batch_size_per_gpu"],
+                    num_tokens=len(tokenizer),
+                    device=world.device,
+                )
 
         # --- Resume ---
         bound = _bound_facts(resolved, world, optimizer, model, data)
@@ -225,6 +222,30 @@ def _announce_data(data: Data, total_steps: int, console: Console) -> None:
 
 
 # --- Parts ---
+
+
+def _check_first(
+    resolved: Resolved, folder: Path, world: World, console: Console
+) -> tuple[OptimizerPlan, Path | None]:
+    """Check the host and the run folder, say what will run, build DeepSpeed's operators."""
+    run = resolved.run
+    with errors_shared():
+        resumed = find_resume(run.checkpoint.resume, folder / "checkpoints")
+        optimizer = plan_optimizer(run.optim, resolved.ds)
+        check_precision(resolved.ds)
+        operators = find_needed_operators(
+            resolved.ds,
+            on_cpu=world.device.type == "cpu",
+            uses_cpu_adam=optimizer.class_name == "DeepSpeedCPUAdam",
+        )
+        check_build_tools(operators)
+        if world.is_rank_zero:
+            record(resolved, os.environ, folder)
+    _announce(resolved, optimizer, world, folder, console)
+    with local_rank_zero_first(world):
+        build_operators(operators)
+    open_communication(world.device)
+    return optimizer, resumed
 
 
 def _training_dtype(ds: dict[str, Any]) -> torch.dtype:

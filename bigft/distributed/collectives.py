@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bigft.distributed.world import World
-from bigft.errors import BigftError
+from bigft.errors import BigftError, LaunchError
 
 _T = TypeVar("_T")
 
@@ -61,11 +61,14 @@ def errors_shared() -> Iterator[None]:
 
     Collective: every rank.
     """
-    error = None
+    error: BigftError | None = None
     try:
         yield
     except BigftError as caught:
         error = caught
+    except OSError as caught:
+        # A full or vanished disk on one host must not leave the others waiting.
+        error = LaunchError(f"{caught.strerror or caught}: {caught.filename or 'no file named'}")
     raise_first(error)
 
 

@@ -44,13 +44,13 @@ class CausalLM:
         # The logits of a token predict the next one: shift the labels, not the logits.
         targets_BT = torch.full_like(batch.labels, IGNORED)
         targets_BT[:, :-1] = batch.labels[:, 1:]
-        columns = self._needed_columns(forward, targets_BT)
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
         if batch.attention_mask is not None:
             inputs["attention_mask"] = batch.attention_mask
         else:
             inputs["position_ids"] = batch.position_ids
             inputs |= _find_flash_bounds(forward, batch.position_ids)
+        columns = self._needed_columns(forward, targets_BT)
         if columns is not None:
             inputs["logits_to_keep"] = columns
             targets_BT = targets_BT[:, columns]
