@@ -5,6 +5,7 @@ Only `bigft.run.resolve` and the modules it calls see a draft; everybody else ge
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bigft.config.deepspeed import AUTO, find_value, has_value, set_value
@@ -58,7 +59,7 @@ class Draft:
         for entries in (self.typed, self.adopted):
             for path in entries.keys() - merged.keys():
                 del entries[path]
-        return run
+        return _without_tilde(run)
 
     def adopt(self, path: str, value: Any, source: str) -> None:
         """Let the Run take a value that nobody typed as a setting."""
@@ -81,3 +82,10 @@ class Draft:
         """Write a JSON value and remember why."""
         set_value(self.ds, path, value)
         self.ds_origin[path] = why
+
+
+def _without_tilde(run: Run) -> Run:
+    """Spell out `~` in model names: the shell leaves it alone in `--model=~/m`, and so do hubs."""
+    names = {"name": run.model.name, "tokenizer": run.model.tokenizer}
+    full = {key: str(Path(n).expanduser()) for key, n in names.items() if n and n.startswith("~")}
+    return run.model_copy(update={"model": run.model.model_copy(update=full)}) if full else run

@@ -73,6 +73,7 @@ def check_packing(attention: str) -> dict[str, Any]:
 def check_reload(run: str) -> dict[str, Any]:
     """Compare logits of the engine that resumed a run with those of the exported folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from bigft.cli import parse
     from bigft.distributed.world import close_world, open_world
@@ -104,6 +105,8 @@ def check_reload(run: str) -> dict[str, Any]:
     ids = torch.arange(3, 67, device=world.device)[None]
     with torch.no_grad():
         ours = engine(input_ids=ids, use_cache=False).logits
+        # Else transformers would build the plain model partitioned, too.
+        unset_hf_deepspeed_config()
         plain, info = AutoModelForCausalLM.from_pretrained(
             folder / "model",
             dtype="auto",

@@ -389,3 +389,10 @@ def test_report_shows_strategy_batch_and_changes(run):
     assert "flag --max_length" in page
     assert "--ds.zero_optimization.stage" in page
     assert "max_position_embeddings 2048" in page
+
+
+def test_a_tilde_in_a_model_name_is_spelled_out(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
+    assert run("--model=~/m").run.model.name == str(tmp_path / "m")
