@@ -282,14 +282,10 @@ def _swap_folder(
         return
     private = swap.with_private_swap(resolved.ds, broadcast_object(swap.new_run_name()))
     first_here = world.local_rank == 0
-    with errors_shared():
-        if first_here:
-            swap.remove_orphans(resolved.ds)
-            count = plan_parameters(resolved.run.model, facts, task.auto_class(), len(tokenizer))
-            needed = swap.plan_swap_bytes(resolved.ds, count, world.local_size / world.size)
-            swap.open_swap(private, needed, count)
-            swap.sign_swap(private)
     try:
+        with errors_shared():
+            if first_here:
+                _open_swap(resolved, private, facts, tokenizer, task, world)
         yield private
     finally:
         if first_here:
@@ -297,6 +293,21 @@ def _swap_folder(
             with contextlib.suppress(OSError):
                 # nvme_path "auto" made a folder of its own in the run folder; it is empty now.
                 (folder / "nvme").rmdir()
+
+
+def _open_swap(
+    resolved: Resolved,
+    private: dict[str, Any],
+    facts: ModelFacts,
+    tokenizer: Any,
+    task: Task,
+    world: World,
+) -> None:
+    swap.remove_orphans(resolved.ds)
+    count = plan_parameters(resolved.run.model, facts, task.auto_class(), len(tokenizer))
+    needed = swap.plan_swap_bytes(resolved.ds, count, world.local_size / world.size)
+    swap.open_swap(private, needed, count)
+    swap.sign_swap(private)
 
 
 def _build_engine(

@@ -114,8 +114,8 @@ def load_with_transformers(folder: Path, out: Path) -> tuple[Any, dict[str, Any]
 def test_export_imports_neither_torch_nor_deepspeed(checkpoints: Path, tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from bigft.commands.consolidate import run_consolidate\n"
-        "run_consolidate(sys.argv[1], sys.argv[2], as_json=True)\n"
+        "from bigft.cli import main\n"
+        "main(['consolidate', sys.argv[1], '--output_dir', sys.argv[2], '--json'])\n"
         "print(sorted({'torch', 'deepspeed', 'transformers'} & set(sys.modules)))\n"
     )
     command = [sys.executable, "-c", code, str(checkpoints / PLAIN[0]), str(tmp_path / "out")]
