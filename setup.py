@@ -11,7 +11,6 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "bigft/__init__.py").read_
 TEST = [
     "pytest>=8",
     "pytest-timeout",
-    "pytest-xdist",
     "hypothesis",
     "import-linter>=2",
     "ruff",
