@@ -434,7 +434,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=0, help="0: every GPU; 1 on a CPU")
     parser.add_argument("--only", default="", help="rows with this in the name; several: a,b")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
-    parser.add_argument("--out", default=os.environ.get("OUT", "."), help="folder for the JSON")
+    parser.add_argument("--out", default=".", help="folder for the JSON")
     options = parser.parse_args()
     started = time.monotonic()
     on_cpu = options.device == "cpu" or not torch.cuda.is_available()
