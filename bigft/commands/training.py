@@ -453,8 +453,12 @@ def _build_hooks(
     console: Console,
 ) -> list[Hook]:
     mean_length = data.info["tokens"] // max(data.info["rows"], 1)
+    weights = count_parameters(model.module)
+    if not facts.tied:
+        # Looking a row up is no matrix product; a tied table is one, as the head.
+        weights -= (facts.vocab_size or 0) * (facts.hidden_size or 0)
     flops = count_flops_per_token(
-        count_parameters(model.module), facts.num_layers or 0, facts.hidden_size or 0, mean_length
+        weights, facts.num_layers or 0, facts.hidden_size or 0, mean_length
     )
     peak = find_peak_flops(world.device)
     rate = Rate(flops, peak * world.size if peak else None)

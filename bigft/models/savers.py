@@ -1,5 +1,6 @@
 """Activation checkpointing: what is kept of the forward pass, and what is computed again."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -31,10 +32,14 @@ def save_activations(module: Any, mode: str, device: torch.device) -> str | None
     # Non-reentrant: the reentrant variant loses gradients of layers without gradient inputs and
     # runs ZeRO-3's hooks twice.
     keywords = {"use_reentrant": False}
-    if hasattr(module, "activation_checkpointing_enable"):
-        module.activation_checkpointing_enable(keywords, offload=offload)
+    # The old name is what older transformers 5 know; the first argument is the same.
+    enable = getattr(module, "activation_checkpointing_enable", None)
+    enable = enable or module.gradient_checkpointing_enable
+    if not offload:
+        enable(keywords)
+    elif "offload" in inspect.signature(enable).parameters:
+        enable(keywords, offload=True)
     else:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
-        if offload:
-            note = "this transformers version keeps layer inputs on the device: update it"
+        enable(keywords)
+        note = "this transformers version keeps layer inputs on the device: update it"
     return note
