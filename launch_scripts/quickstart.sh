@@ -14,7 +14,7 @@ rm -rf "$output"
 # Many short steps at a high rate: the model is tiny, and so is the time it gets. From random
 # weights the questions are worth learning too, hence train_on all.
 deepspeed launch_scripts/run.py --config ds_configs/zero3.json --output_dir "$output" \
-    --max_length 256 --max_steps 600 --eval_steps 200 --data.train_on all \
+    --max_length 256 --max_steps 400 --eval_steps 100 --data.train_on all \
     --learning_rate 1e-3 --optim.warmup_steps 0.05 --optim.adam_beta2 0.99 \
     --activation_checkpointing none "$@"
 
