@@ -96,11 +96,13 @@ def test_every_clash_is_listed_with_both_sources(run):
 
 
 def test_equal_answers_are_no_clash(run):
-    run(
+    resolved = run(
         "--learning_rate 1e-4 --optim adamw --per_device_train_batch_size 8",
         optimizer={"type": "AdamW", "params": {"lr": 0.0001}},
         train_micro_batch_size_per_gpu="8",
     )
+    assert resolved.run.optim.learning_rate == resolved.ds["optimizer"]["params"]["lr"] == 1e-4
+    assert resolved.ds["train_micro_batch_size_per_gpu"] == 8
 
 
 def test_optimizer_typed_twice_is_a_clash(run):

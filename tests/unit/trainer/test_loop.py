@@ -172,4 +172,6 @@ def test_skipped_steps_with_good_ones_between_do_not(loader):
 
 @pytest.mark.parametrize("seed", [0, 20_301_231, 2**32 - 1])
 def test_any_seed_serves(loader, seed):
-    _fit(_engine(), loader(), State(), [], seed=seed, total_steps=1)
+    state = State()
+    _fit(_engine(), loader(), state, [], seed=seed, total_steps=1)
+    assert state.step == 1
