@@ -18,6 +18,7 @@ _LENGTH = 8
 # group the tokens of a mixture of experts otherwise, and round otherwise.
 _TOLERANCE = 1e-7
 _TOLERANCE_EXPERTS = 1e-3
+_NOISE_FACTOR = 10
 
 
 @torch.no_grad()
@@ -40,17 +41,19 @@ def check_packing(
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(num_tokens, (3, _LENGTH), generator=generator)
-    losses = [
+    first, again, other = (
         task.score(forward, _pack(neighbour, drawn[2], num_sequences).to(device)).loss
-        for neighbour in drawn[:2]
-    ]
+        for neighbour in (drawn[0], drawn[0], drawn[1])
+    )
+    # Kernels that do not add in a fixed order differ from themselves by this much.
+    noise = _NOISE_FACTOR * abs(first - again)
     module: Any = getattr(forward, "module", forward)
     has_experts = any("expert" in key for key in module.config.to_dict())
     tolerance = _TOLERANCE_EXPERTS if has_experts else _TOLERANCE
-    if abs(losses[0] - losses[1]) > tolerance * abs(losses[0]):
+    if abs(first - other) > tolerance * abs(first) + noise:
         raise ConfigError(
             f"--packing best_fit: {type(module).__name__} does not keep examples apart that share a"
-            f" sequence (the same example scores {losses[0]:.7g} and {losses[1]:.7g} behind two"
+            f" sequence (the same example scores {first:.7g} and {other:.7g} behind two"
             " different neighbours); use --packing none"
         )
 
