@@ -34,8 +34,8 @@ def test_everything_but_the_console_goes_to_the_log(tmp_path, terminal):
         # Buffered inside of libc, as a C++ library's messages are.
         libc.printf(b"from printf\n")
         subprocess.run(["/bin/sh", "-c", "echo from a child"], check=True)
-        logging.getLogger("some.library").warning("a warning")
-        logging.getLogger("some.library").debug("a detail")
+        logging.getLogger("third_party").warning("a warning")
+        logging.getLogger("third_party").debug("a detail")
         warnings.warn("of Python", stacklevel=1)
         console.say("to the person")
         console.result("the result")
