@@ -24,7 +24,8 @@ from bigft.distributed.collectives import (
 )
 from bigft.distributed.world import World
 from bigft.engine import swap
-from bigft.engine.build import build_engine, check_precision, open_communication
+from bigft.engine.build import build_engine, check_precision
+from bigft.engine.communication import open_communication
 from bigft.engine.engine import Engine
 from bigft.engine.operators import build_operators, check_build_tools, find_needed_operators
 from bigft.engine.zero import Zero

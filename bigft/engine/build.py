@@ -9,31 +9,12 @@ import torch
 from torch import nn
 
 from bigft.engine.engine import Engine
-from bigft.engine.host_memory import return_large_blocks
 from bigft.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 OptimizerBuilder = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 SchedulerBuilder = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
-
-
-def open_communication(device: torch.device) -> None:
-    """Let DeepSpeed adopt the open process group. Collective: every rank."""
-    return_large_blocks()
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    _check_precision_possible(device)
-
-
-def _check_precision_possible(device: torch.device) -> None:
-    from deepspeed.accelerator import get_accelerator
-
-    name = get_accelerator().device_name()
-    if name != device.type:
-        raise ConfigError(
-            f"DeepSpeed chose the accelerator {name!r} but torch offers {device.type!r};"
-            f" set DS_ACCELERATOR={device.type}"
-        )
 
 
 def check_precision(ds: dict[str, Any]) -> None:

@@ -275,8 +275,11 @@ def run_hf_trainer(job: Job, folder: Path, watch: Watch) -> list[float]:
         # With use_cpu transformers opens torch's group, but DeepSpeed has not adopted it yet.
         import deepspeed
 
+        from bigft.engine.communication import unlink_shared_buffers
+
         arguments.device  # noqa: B018 - opens the group
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        unlink_shared_buffers()
     model = AutoModelForCausalLM.from_pretrained(
         job.model,
         dtype=torch.bfloat16 if bf16 else torch.float32,

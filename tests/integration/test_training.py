@@ -247,3 +247,10 @@ def test_metrics_have_the_keys_of_the_contract(two_ranks, shared_folder, tmp_pat
     assert [row["step"] for row in evaluations] == [0, 2, 4]
     assert {"eval_perplexity", "eval_token_accuracy"} <= evaluations[0].keys()
     assert list((tmp_path / "run/tensorboard").glob("events.*"))
+
+
+def test_shared_memory_is_freed_with_the_last_process(two_ranks):
+    """A named buffer in /dev/shm would hold 66 MiB per rank until the machine restarts."""
+    for lines in two_ranks.run("runs:mapped_shared_buffers"):
+        assert len(lines) >= 2, "each rank maps the buffers of both"
+        assert all(line.endswith("(deleted)") for line in lines), lines

@@ -15,12 +15,15 @@ import torch._dynamo  # a first import inside zero.Init fails with torch 2.13
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bigft.engine.communication import unlink_shared_buffers
+
 IDS = torch.arange(1, 34).reshape(1, 33) * 7 % 257
 
 
 def main() -> None:
     out = Path(sys.argv[1])
     deepspeed.init_distributed("gloo", verbose=False)
+    unlink_shared_buffers()
     for stage in (1, 2, 3):
         for precision in ("bf16", "fp32"):
             for tie in (True, False):

@@ -109,3 +109,12 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
         found.append((name, gradient.float().clone() if world.is_rank_zero else None))
     torch.distributed.barrier()
     return [(n, g.numpy()) for n, g in found] if world.is_rank_zero else None
+
+
+def mapped_shared_buffers() -> list[str]:
+    """Lines of /proc/self/maps about DeepSpeed's all-reduce buffers, after the start of a run."""
+    from bigft.engine.communication import open_communication
+
+    open_communication(_world().device)
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return [line for line in maps if "deepspeed_allreduce_buffer" in line]
