@@ -72,7 +72,7 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
     # --- Data ---
     facts = read_facts(run.model)
     task = build_task(run.task.name)
-    cache = default_cache_dir(run.data.cache_dir)
+    cache = default_cache_dir(run.data.loading.cache_dir)
     # First on one rank of each host: the built-in tokenizer may have to be trained.
     with errors_shared(), local_rank_zero_first(world):
         tokenizer = load_tokenizer(run.model, facts, partial(load_builtin_tokenizer, cache))

@@ -64,5 +64,5 @@ def write_text_atomically(path: Path, text: str) -> None:
 def _build_cache_error(path: Path, error: OSError) -> DataError:
     return DataError(
         f"the data cache {path.parent} cannot be written: {error.strerror or error}; "
-        "choose another folder with --data.cache_dir"
+        "choose another folder with --data.loading.cache_dir"
     )

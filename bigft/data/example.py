@@ -29,7 +29,17 @@ class Conversation:
     tools: list[dict[str, Any]] | None = None
 
 
-Example = Text | PromptAnswer | Conversation
+@dataclass(frozen=True)
+class Labelled:
+    """A text, or a pair of texts, with a label; a causal language model learns to write it."""
+
+    text: str
+    label: str | int | float
+    second: str | None = None
+    """The other text of a pair."""
+
+
+Example = Text | PromptAnswer | Conversation | Labelled
 
 
 def compute_digest(example: Example) -> int:

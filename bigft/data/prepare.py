@@ -63,7 +63,7 @@ def open_store(
     sources = find_sources(spec, flag)
     found = [f"{source.kind}:{source.name}:{source.compute_fingerprint()}" for source in sources]
     digest = compute_store_digest([*_describe_request(section, tokenizer), *found])
-    folder = default_cache_dir(section.cache_dir) / "tokens" / digest
+    folder = default_cache_dir(section.loading.cache_dir) / "tokens" / digest
     if not folder.is_dir():
         write_once(folder, partial(_write_store, sources, section, tokenizer))
     return TokenStore(folder)
@@ -155,7 +155,7 @@ def _find_handoff(
     specs: list[tuple[str, str]], section: DataSection, tokenizer: "PreTrainedTokenizerBase"
 ) -> Path:
     request = compute_store_digest([*_describe_request(section, tokenizer), json.dumps(specs)])
-    return default_cache_dir(section.cache_dir) / "handoff" / f"{request}.json"
+    return default_cache_dir(section.loading.cache_dir) / "handoff" / f"{request}.json"
 
 
 def _make_and_tell(

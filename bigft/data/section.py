@@ -5,17 +5,37 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from bigft.config.section import Section
+from bigft.data.clean.section import CleanSection
+
+
+class LoadingSection(Section):
+    """How rows get from the disk into a step."""
+
+    cache_dir: str | None = None
+    """Folder for tokenised data and the built-in tokenizer; absent: `$XDG_CACHE_HOME/bigft` or
+    `~/.cache/bigft`."""
+
+    num_proc: Annotated[int, Field(ge=0)] | None = None
+    """Processes that tokenise; absent: one per core for large data, none but this one for small."""
+
+    num_workers: Annotated[int, Field(ge=0, le=64)] = 1
+    """Threads that prepare the next steps' batches during a step; the order never depends on it."""
+
+    streaming: bool = False
+    """Tokenise while training and keep nothing on the disk, for data larger than it. Needs
+    `--max_steps` and `--eval_data`; rows are shuffled within a buffer only."""
 
 
 class DataSection(Section):
     """Where examples come from and how they become rows of tokens."""
 
     train: str = "builtin"
-    """File, folder, glob or hub id; several separated by commas. `builtin` is a corpus read from
+    """File, folder, glob or hub id; several separated by commas, each with an optional `:weight`
+    (share of the tokens). Of a hub id also `org/name/subset@split`. `builtin` is a corpus read from
     the running Python's standard library documentation."""
 
     eval: str | None = None
-    """As `train`; absent: a held-out share of the training data."""
+    """As `train`, without weights; absent: a held-out share of the training data."""
 
     max_length: Annotated[int, Field(gt=1)] = 1024
     """Tokens per sequence."""
@@ -23,14 +43,27 @@ class DataSection(Section):
     packing: Literal["none", "best_fit"] = "best_fit"
     """`best_fit` puts several examples into one sequence; they do not see each other."""
 
+    overlong: Literal["auto", "truncate", "split", "drop", "error"] = "auto"
+    """What becomes of a row longer than `max_length`: cut off on the right, split into several,
+    left out, or an error. `auto` splits raw text and truncates everything else."""
+
+    train_on: Literal["assistant", "last_assistant", "all"] = "assistant"
+    """Which tokens count in the loss of a conversation or of a prompt with its answer. Raw text
+    always counts as a whole."""
+
+    format: str = "auto"
+    """Name of the data format, where the columns fit more than one; `auto` recognises it."""
+
+    columns: dict[str, str] = {}
+    """Which column to read for a name that the format knows: `--data.columns.prompt question`."""
+
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What a row that cannot be read means: the end of the run before it starts, or a line in
+    `rejected.jsonl` of the run folder."""
+
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Share of the examples held out for evaluation when `eval` is absent; chosen by a hash of
     the example, so a row never moves between the two."""
 
-    train_on: Literal["assistant", "all"] = "assistant"
-    """Which tokens count in the loss of a conversation or of a prompt with its answer. Raw text
-    always counts as a whole."""
-
-    cache_dir: str | None = None
-    """Folder for tokenised data and the built-in tokenizer; absent: `$XDG_CACHE_HOME/bigft` or
-    `~/.cache/bigft`."""
+    clean: CleanSection = CleanSection()
+    loading: LoadingSection = LoadingSection()

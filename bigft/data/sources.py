@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bigft.data.corpus import compute_corpus_digest, read_corpus
-from bigft.data.readers import READERS, find_suffix
+from bigft.data.readers.files import READERS, find_suffix
 from bigft.errors import DataError, raise_together
 
 BUILTIN = "builtin"

@@ -152,7 +152,7 @@ class Place:
             "config": ROOT / "ds_configs" / f"{config}.json", "model": self.model(size),
             "output_dir": folder, "max_length": length, "max_steps": steps,
             "per_device_train_batch_size": batch, "learning_rate": 3e-4 if size == "1b" else 1e-3,
-            "data.cache_dir": self.folder / "cache", "data.eval_fraction": 0,
+            "data.loading.cache_dir": self.folder / "cache", "data.eval_fraction": 0,
             "monitor.sinks": "[]", **settings,
         }  # fmt: skip
         words = [f"--{key}={value}" for key, value in values.items()]

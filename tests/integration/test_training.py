@@ -18,7 +18,7 @@ def _settings(shared: Path, **changes: Any) -> dict[str, Any]:
         "data": shared / "chat.jsonl",
         "max_length": 64,
         "learning_rate": 1e-3,
-        "data.cache_dir": shared / "cache",
+        "data.loading.cache_dir": shared / "cache",
         "data.eval_fraction": 0.1,
         "per_device_train_batch_size": 2,
         "max_steps": 4,

@@ -75,7 +75,7 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
     tokenizer = t.load_tokenizer(
         run.model,
         facts,
-        partial(t.load_builtin_tokenizer, t.default_cache_dir(run.data.cache_dir)),
+        partial(t.load_builtin_tokenizer, t.default_cache_dir(run.data.loading.cache_dir)),
     )
     data = t._build_data(resolved, tokenizer, world)
     zero = t.Zero(resolved.ds)

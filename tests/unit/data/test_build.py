@@ -38,7 +38,12 @@ def test_all_rows_are_trained_on_or_held_out(
     tmp_path: Path, path: str, packing: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     section = DataSection.model_validate(
-        {"train": path, "cache_dir": str(tmp_path), "packing": packing, "eval_fraction": 0.1}
+        {
+            "train": path,
+            "loading": {"cache_dir": str(tmp_path)},
+            "packing": packing,
+            "eval_fraction": 0.1,
+        }
     )
     data = build(section, tokenizer)
     info = data.info
@@ -63,7 +68,9 @@ def test_a_folder_of_its_own_is_evaluated_as_a_whole(
     tmp_path: Path, path: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     (tmp_path / "e.txt").write_text("Held out.")
-    section = DataSection(train=path, eval=str(tmp_path / "e.txt"), cache_dir=str(tmp_path))
+    section = DataSection(
+        train=path, eval=str(tmp_path / "e.txt"), loading={"cache_dir": str(tmp_path)}
+    )
     data = build(section, tokenizer)
     assert (data.info["train_rows"], data.info["eval_rows"]) == (200, 1)
     assert data.evaluation is not None
@@ -74,7 +81,9 @@ def test_a_folder_of_its_own_is_evaluated_as_a_whole(
 def test_nothing_is_held_out_when_nothing_is_asked_for(
     tmp_path: Path, path: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    data = build(DataSection(train=path, cache_dir=str(tmp_path), eval_fraction=0), tokenizer)
+    data = build(
+        DataSection(train=path, loading={"cache_dir": str(tmp_path)}, eval_fraction=0), tokenizer
+    )
     assert data.evaluation is None
     assert data.info["train_rows"] == 200
 
@@ -84,10 +93,12 @@ def test_a_missing_chat_template_is_filled_in_for_conversations_only(
 ) -> None:
     (tmp_path / "e.txt").write_text("Raw.")
     tokenizer.chat_template = None
-    build(DataSection(train=str(tmp_path / "e.txt"), cache_dir=str(tmp_path)), tokenizer)
+    build(
+        DataSection(train=str(tmp_path / "e.txt"), loading={"cache_dir": str(tmp_path)}), tokenizer
+    )
     assert tokenizer.chat_template is None
     for _ in range(2):
-        build(DataSection(train=path, cache_dir=str(tmp_path)), tokenizer)
+        build(DataSection(train=path, loading={"cache_dir": str(tmp_path)}), tokenizer)
     assert "<|im_start|>" in str(tokenizer.chat_template)
     assert caplog.text.count("no chat template") == 1
 
@@ -95,7 +106,7 @@ def test_a_missing_chat_template_is_filled_in_for_conversations_only(
 def test_rows_with_nothing_to_learn_are_a_data_error(
     tmp_path: Path, path: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    section = DataSection(train=path, cache_dir=str(tmp_path), max_length=4)
+    section = DataSection(train=path, loading={"cache_dir": str(tmp_path)}, max_length=4)
     with pytest.raises(DataError, match="none of the 200 rows"):
         build(section, tokenizer)
 
@@ -103,7 +114,7 @@ def test_rows_with_nothing_to_learn_are_a_data_error(
 def test_evaluation_alone_takes_every_row(
     tmp_path: Path, path: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    section = DataSection(train=path, cache_dir=str(tmp_path))
+    section = DataSection(train=path, loading={"cache_dir": str(tmp_path)})
     loader, info = build_evaluation(section, tokenizer=tokenizer, batch_size=3)
     found = sum(batch.supervised_tokens for batch in loader.eval_batches())
     assert found == loader.supervised_tokens == info["supervised_tokens"]

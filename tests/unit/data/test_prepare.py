@@ -20,7 +20,9 @@ def write_jsonl(path: Path, records: list[dict[str, object]]) -> str:
 def open_one(
     spec: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, **more: object
 ) -> TokenStore:
-    section = DataSection.model_validate({"cache_dir": str(tmp_path / "cache"), **more})
+    section = DataSection.model_validate(
+        {"loading": {"cache_dir": str(tmp_path / "cache")}, **more}
+    )
     return open_store(spec, "--data", section, tokenizer)
 
 
@@ -92,7 +94,7 @@ def open_on_two_ranks(
     barrier = threading.Barrier(2, timeout=60)
 
     def run(local_rank: int) -> list[TokenStore] | BaseException:
-        section = DataSection(cache_dir=str(tmp_path / "cache"))
+        section = DataSection(loading={"cache_dir": str(tmp_path / "cache")})
         try:
             return open_stores(
                 specs,

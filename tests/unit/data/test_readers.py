@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from bigft.data.readers import READERS, find_suffix
+from bigft.data.readers.files import READERS, find_suffix
 from bigft.errors import DataError
 
 RECORDS = [{"text": "één"}, {"text": 'two, "three"\nfour'}]

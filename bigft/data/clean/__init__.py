@@ -1,0 +1,1 @@
+"""Optional cleaning of examples, between reading and tokenising."""

@@ -1,0 +1,1 @@
+"""One module per kind of file: a path in, raw rows with their places out."""
