@@ -92,7 +92,7 @@ def _reference_losses(shared: Path, steps: int) -> list[float]:
             train=str(shared / "chat.jsonl"),
             max_length=64,
             eval_fraction=0.1,
-            cache_dir=str(shared / "cache"),
+            loading={"cache_dir": str(shared / "cache")},
         ),
         tokenizer=tokenizer,
         rank=0,
