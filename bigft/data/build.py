@@ -1,22 +1,26 @@
 """Settings in, loaders out."""
 
-import hashlib
+import contextlib
+import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 
+from bigft.data.cache import default_cache_dir, write_text_atomically
 from bigft.data.collate import collate_packed, collate_padded
-from bigft.data.loader import Collate, EvalLoader, Loader
-from bigft.data.pack import Bins, compute_utilisation, pack_best_fit, pack_none
-from bigft.data.prepare import open_store, open_stores
+from bigft.data.loader import Collate, EvalLoader, Loader, Share, StoreLoader
+from bigft.data.prepare import describe_request, open_store
+from bigft.data.rows import Rows
 from bigft.data.section import DataSection
-from bigft.data.split import RowNumbers, split_by_digest
-from bigft.data.store import TokenStore
+from bigft.data.select import Selection, describe_selection, open_selection, select_all
+from bigft.data.sources import find_sources
+from bigft.data.store import StoreInfo, TokenStore, compute_store_digest
 from bigft.data.tokenize import find_chat_template
+from bigft.errors import BigftError, DataError, raise_together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,19 +36,42 @@ class Data:
     evaluation: EvalLoader | None
     """None when nothing is held out and `--eval_data` is absent."""
 
+    sources: tuple[str, ...]
+    """Names of the parts of the training data, by their numbers in batches."""
+
+    eval_sources: tuple[str, ...]
     info: dict[str, Any]
     """Counts for people and for `bigft data --json`."""
 
+    rejected_files: tuple[Path, ...]
+    """Raw rows that became no tokens, one JSON object per line; empty files included."""
 
-def build_data(  # noqa: PLR0913
+
+@dataclass(frozen=True)
+class Opened:
+    """The stores of a run and what is chosen of them."""
+
+    names: tuple[str, ...]
+    eval_names: tuple[str, ...]
+    train: Rows
+    evaluation: Rows
+    """The same object as `train` where a share of it is held out."""
+
+    selection: Selection
+
+    @property
+    def stores(self) -> tuple[TokenStore, ...]:
+        """All stores, each once."""
+        same = self.evaluation is self.train
+        return self.train.stores if same else self.train.stores + self.evaluation.stores
+
+
+def build_data(
     section: DataSection,
     *,
     tokenizer: "PreTrainedTokenizerBase",
-    rank: int,
+    share: Share,
     local_rank: int,
-    world_size: int,
-    micro_batch_size: int,
-    gradient_accumulation_steps: int,
     eval_batch_size: int,
     seed: int,
     barrier: Callable[[], None],
@@ -57,11 +84,8 @@ def build_data(  # noqa: PLR0913
     Args:
         section: Settings of the data.
         tokenizer: The same on every rank.
-        rank: This rank in the data-parallel group.
+        share: What this rank gets of each step.
         local_rank: This rank on its host.
-        world_size: Ranks in the data-parallel group.
-        micro_batch_size: Sequences per rank and micro-step.
-        gradient_accumulation_steps: Micro-steps per step.
         eval_batch_size: Sequences per rank and evaluation batch.
         seed: Decides the order.
         barrier: Returns when every rank has called it.
@@ -71,32 +95,32 @@ def build_data(  # noqa: PLR0913
 
     Collective: all ranks; `barrier` is called once.
     """
-    specs = [(section.train, "--data")]
-    if section.eval is not None:
-        specs.append((section.eval, "--eval_data"))
-    stores = open_stores(specs, section, tokenizer, local_rank=local_rank, barrier=barrier)
-    _set_chat_template(tokenizer, stores)
-    train_part, eval_part = _divide(stores, section)
-    collate = _choose_collate(section, tokenizer)
-    train = Loader(
-        train_part.store,
-        train_part.bins,
-        micro_batch_size=micro_batch_size,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        rank=rank,
-        world_size=world_size,
+    opened = _open_shared(section, tokenizer, seed, local_rank=local_rank, barrier=barrier)
+    _set_chat_template(tokenizer, opened.stores)
+    selection = opened.selection
+    train = StoreLoader(
+        opened.train,
+        selection.build_plan(opened.train, section, seed=seed),
+        share,
         seed=seed,
-        collate=collate,
+        collate=_choose_collate(section, tokenizer, opened.train),
+        num_workers=section.loading.num_workers,
+        order="by_length" if section.packing == "none" else "shuffled",
     )
     evaluation = EvalLoader(
-        eval_part.store,
-        eval_part.bins,
-        batch_size=eval_batch_size,
-        rank=rank,
-        world_size=world_size,
-        collate=collate,
+        opened.evaluation,
+        selection.evaluation,
+        replace(share, micro_batch_size=eval_batch_size, gradient_accumulation_steps=1),
+        collate=_choose_collate(section, tokenizer, opened.evaluation),
     )
-    return Data(train, evaluation if eval_part.bins else None, _describe(train_part, eval_part))
+    return Data(
+        train,
+        evaluation if len(selection.evaluation) else None,
+        opened.names,
+        opened.eval_names,
+        describe(opened, section),
+        tuple(store.rejected_file for store in opened.stores),
+    )
 
 
 def build_evaluation(
@@ -105,81 +129,139 @@ def build_evaluation(
     tokenizer: "PreTrainedTokenizerBase",
     batch_size: int,
     flag: str = "--data",
-) -> tuple[EvalLoader, dict[str, Any]]:
+) -> tuple[EvalLoader, dict[str, Any], tuple[str, ...]]:
     """Build batches of everything in `section.train`, in one process, for scoring a model.
+
+    Returns:
+        The loader, counts, and the names of the parts.
 
     Raises:
         DataError: The data are missing, bad or empty.
     """
-    store = open_store(section.train, flag, section, tokenizer)
-    _set_chat_template(tokenizer, [store])
-    part = _pack(store, np.arange(len(store)), section)
-    collate = _choose_collate(section, tokenizer)
-    loader = EvalLoader(
-        store, part.bins, batch_size=batch_size, rank=0, world_size=1, collate=collate
-    )
-    return loader, {**_describe_store(store), "packing_utilisation": part.utilisation}
+    names, rows = _open_rows(section.train, flag, section, tokenizer)
+    _set_chat_template(tokenizer, rows.stores)
+    bins = select_all(rows, section)
+    collate = _choose_collate(section, tokenizer, rows)
+    loader = EvalLoader(rows, bins, Share(batch_size), collate=collate)
+    return loader, describe_stores(rows.stores), names
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Some rows of a store, packed."""
+def open_all(
+    section: DataSection, tokenizer: "PreTrainedTokenizerBase", seed: int
+) -> Opened:
+    """Tokenise what is not yet in the cache, choose and pack, in this process.
 
-    store: TokenStore
-    rows: RowNumbers
-    bins: Bins
-    utilisation: float
-
-
-def _divide(stores: list[TokenStore], section: DataSection) -> tuple[_Part, _Part]:
-    store = stores[0]
-    if section.eval is None:
-        train_rows, eval_rows = split_by_digest(store.digests, section.eval_fraction)
-    else:
-        train_rows, eval_rows = np.arange(len(store)), np.arange(len(stores[1]))
-    return _pack(store, train_rows, section), _pack(stores[-1], eval_rows, section)
-
-
-def _pack(store: TokenStore, rows: RowNumbers, section: DataSection) -> _Part:
-    lengths = store.lengths[rows]
-    if section.packing == "none":
-        bins = pack_none(lengths)
-    else:
-        bins = pack_best_fit(lengths, section.max_length)
-    utilisation = compute_utilisation(lengths, len(bins), section.max_length)
-    return _Part(store, rows, [rows[places] for places in bins], utilisation)
+    Raises:
+        DataError: The data are missing, bad or empty; all problems are listed.
+    """
+    problems = []
+    specs = [(section.train, "--data")]
+    if section.eval is not None:
+        specs.append((section.eval, "--eval_data"))
+    found = []
+    for spec, flag in specs:
+        try:
+            found.append(_open_rows(spec, flag, section, tokenizer))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise_together(DataError, problems)
+    weights = [part.weight for part in find_sources(section.train, "--data")]
+    (names, train), (eval_names, evaluation) = found[0], found[-1]
+    selection = open_selection(train, evaluation, weights, section, seed=seed)
+    return Opened(names, eval_names, train, evaluation, selection)
 
 
-def _describe(train: _Part, evaluation: _Part) -> dict[str, Any]:
+def _open_rows(
+    spec: str, flag: str, section: DataSection, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[tuple[str, ...], Rows]:
+    stores, problems = [], []
+    parts = find_sources(spec, flag)
+    for part in parts:
+        try:
+            stores.append(open_store(part, section, tokenizer))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise_together(DataError, problems)
+    return tuple(part.name for part in parts), Rows(stores)
+
+
+# What is said.
+
+
+def describe(opened: Opened, section: DataSection) -> dict[str, Any]:
+    """Count what a run will see."""
     return {
-        **_describe_store(train.store),
-        "digest": _digest_order(train),
-        "packing_utilisation": train.utilisation,
-        "train_rows": len(train.rows),
-        "train_sequences": len(train.bins),
-        "eval_rows": len(evaluation.rows),
-        "eval_sequences": len(evaluation.bins),
+        **describe_stores(opened.stores),
+        **describe_selection(opened.selection, opened.train, opened.evaluation, section),
+        "sources": list(opened.names),
     }
 
 
-def _digest_order(part: _Part) -> str:
-    """Digest what the order of the data follows from: the rows and how they are packed."""
-    digest = hashlib.sha256(part.store.digests[part.rows].tobytes())
-    # The same examples under another tokenizer or mask are other data.
-    digest.update(part.store.lengths[part.rows].tobytes())
-    digest.update(part.store.supervised_counts[part.rows].tobytes())
-    for rows in part.bins:
-        digest.update(rows.astype(np.int64).tobytes() + b"|")
-    return digest.hexdigest()[:16]
+def describe_stores(stores: tuple[TokenStore, ...]) -> dict[str, Any]:
+    """Add up what was counted while the rows were tokenised."""
+    total = StoreInfo()
+    for store in stores:
+        total.add(store.info)
+    counts = {key: value for key, value in vars(total).items() if key not in ("formats", "content")}
+    rejected = total.bad_rows + total.unsupervised_rows
+    return {"format": "+".join(sorted(total.formats)), **counts, "rejected_rows": rejected}
 
 
-def _describe_store(store: TokenStore) -> dict[str, Any]:
-    counts = asdict(store.info)
-    formats = counts.pop("formats")
-    return {"format": "+".join(sorted(formats)), **counts}
+# Sharing the result between the ranks of a host.
 
 
-def _set_chat_template(tokenizer: "PreTrainedTokenizerBase", stores: list[TokenStore]) -> None:
+def _open_shared(
+    section: DataSection,
+    tokenizer: "PreTrainedTokenizerBase",
+    seed: int,
+    *,
+    local_rank: int,
+    barrier: Callable[[], None],
+) -> Opened:
+    """Let local rank 0 make what is missing; the others wait, and then find it in the cache.
+
+    What went wrong is left in a file, so this works before any process group exists. Every run
+    writes it anew before the barrier, so the note of an earlier run is never read.
+    """
+    request = [*describe_request(section, tokenizer), section.model_dump_json(), str(seed)]
+    folder = default_cache_dir(section.loading.cache_dir) / "handoff"
+    note = folder / f"{compute_store_digest(request)}.json"
+    if local_rank != 0:
+        barrier()
+        _raise_noted(note)
+        return open_all(section, tokenizer, seed)
+    error_text = None
+    try:
+        return open_all(section, tokenizer, seed)
+    except Exception as error:
+        error_text = (
+            str(error) if isinstance(error, BigftError) else f"{type(error).__name__}: {error}"
+        )
+        raise
+    finally:
+        # If the cache cannot be written, that is the error already, and no note is left.
+        with contextlib.suppress(DataError):
+            write_text_atomically(note, json.dumps({"error": error_text}))
+        barrier()
+
+
+def _raise_noted(note: Path) -> None:
+    try:
+        text = json.loads(note.read_text(encoding="utf-8"))["error"]
+    except (OSError, ValueError) as error:
+        raise DataError(f"local rank 0 left no note about the data: {error}") from error
+    if text is not None:
+        raise DataError(text)
+
+
+# Parts.
+
+
+def _set_chat_template(
+    tokenizer: "PreTrainedTokenizerBase", stores: tuple[TokenStore, ...]
+) -> None:
     if tokenizer.chat_template is None and any(store.info.conversations for store in stores):
         tokenizer.chat_template = find_chat_template(tokenizer)
         _logger.warning(
@@ -188,8 +270,13 @@ def _set_chat_template(tokenizer: "PreTrainedTokenizerBase", stores: list[TokenS
         )
 
 
-def _choose_collate(section: DataSection, tokenizer: "PreTrainedTokenizerBase") -> Collate:
+def _choose_collate(
+    section: DataSection, tokenizer: "PreTrainedTokenizerBase", rows: Rows
+) -> Collate:
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    pad_id = next(int(token) for token in candidates if token is not None)
-    collate = collate_padded if section.packing == "none" else collate_packed
-    return partial(collate, pad_id=pad_id, max_length=section.max_length)
+    return partial(
+        collate_padded if section.packing == "none" else collate_packed,
+        pad_id=next(int(token) for token in candidates if token is not None),
+        max_length=section.max_length,
+        sources_told=len(rows.stores) > 1,
+    )

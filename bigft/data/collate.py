@@ -33,14 +33,18 @@ class Batch:
     """None when several examples share a sequence: then `position_ids` restart at each example,
     and that is how the model tells them apart."""
 
+    sources: torch.Tensor | None = None
+    """Number of the part of the data that each token comes from; None when there is one part."""
+
     def to(self, device: torch.device | str) -> "Batch":
         """Copy the tensors to a device."""
-        mask = self.attention_mask
+        mask, sources = self.attention_mask, self.sources
         return Batch(
             self.input_ids.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
             self.position_ids.to(device, non_blocking=True),
             None if mask is None else mask.to(device, non_blocking=True),
+            None if sources is None else sources.to(device, non_blocking=True),
         )
 
     @property
@@ -49,9 +53,11 @@ class Batch:
         return int((self.labels != IGNORED).sum())
 
 
-def collate_packed(items: Sequence[Sequence[Row]], *, pad_id: int, max_length: int) -> Batch:
+def collate_packed(
+    items: Sequence[Sequence[Row]], *, pad_id: int, max_length: int, sources_told: bool = False
+) -> Batch:
     """Lay the rows of each item end to end; padding is one more example without labels."""
-    arrays = _Arrays(items, pad_id, max_length)
+    arrays = _Arrays(items, pad_id, max_length, sources_told)
     for sequence, rows in enumerate(items):
         start = 0
         for row in rows:
@@ -61,13 +67,15 @@ def collate_packed(items: Sequence[Sequence[Row]], *, pad_id: int, max_length: i
     return arrays.build(attention_mask=None)
 
 
-def collate_padded(items: Sequence[Sequence[Row]], *, pad_id: int, max_length: int) -> Batch:
+def collate_padded(
+    items: Sequence[Sequence[Row]], *, pad_id: int, max_length: int, sources_told: bool = False
+) -> Batch:
     """Put one row into each sequence, padded on the right and masked there.
 
     Raises:
         ValueError: An item has more than one row.
     """
-    arrays = _Arrays(items, pad_id, max_length)
+    arrays = _Arrays(items, pad_id, max_length, sources_told)
     mask = np.zeros_like(arrays.input_ids)
     arrays.position_ids[:] = np.arange(arrays.width)
     for sequence, rows in enumerate(items):
@@ -83,7 +91,9 @@ def collate_padded(items: Sequence[Sequence[Row]], *, pad_id: int, max_length: i
 class _Arrays:
     """The arrays of a batch while it is filled."""
 
-    def __init__(self, items: Sequence[Sequence[Row]], pad_id: int, max_length: int) -> None:
+    def __init__(
+        self, items: Sequence[Sequence[Row]], pad_id: int, max_length: int, sources_told: bool
+    ) -> None:
         longest = max((sum(len(row) for row in rows) for rows in items), default=0)
         rounded = -(-max(longest, 1) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
         self.width = max(longest, min(rounded, max_length))
@@ -91,12 +101,17 @@ class _Arrays:
         self.input_ids: npt.NDArray[np.int64] = np.full(shape, pad_id, dtype=np.int64)
         self.labels: npt.NDArray[np.int64] = np.full(shape, IGNORED, dtype=np.int64)
         self.position_ids: npt.NDArray[np.int64] = np.zeros(shape, dtype=np.int64)
+        self.sources: npt.NDArray[np.int64] | None = None
+        if sources_told:
+            self.sources = np.zeros(shape, dtype=np.int64)
 
     def place(self, sequence: int, start: int, row: Row) -> None:
         end = start + len(row)
         self.input_ids[sequence, start:end] = row.input_ids
         self.labels[sequence, start:end] = np.where(row.supervised, row.input_ids, IGNORED)
         self.position_ids[sequence, start:end] = np.arange(len(row))
+        if self.sources is not None:
+            self.sources[sequence, start:end] = row.source
 
     def build(self, attention_mask: npt.NDArray[np.int64] | None) -> Batch:
         return Batch(
@@ -104,4 +119,5 @@ class _Arrays:
             torch.from_numpy(self.labels),
             torch.from_numpy(self.position_ids),
             None if attention_mask is None else torch.from_numpy(attention_mask),
+            None if self.sources is None else torch.from_numpy(self.sources),
         )

@@ -1,6 +1,6 @@
 """The order of the data: which sequences each rank sees at each step, computable at any step.
 
-The sequences of a step are a slice of the epoch's shuffled order. They are dealt out in the order
+The sequences of a step are a slice of the epoch's order. They are dealt out in the order
 micro-step, rank, place in the micro-batch; so the slice does not depend on how its size is made
 up of ranks, accumulation and micro-batch.
 
@@ -12,16 +12,47 @@ up of ranks, accumulation and micro-batch.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from bigft.data.collate import Batch
+from bigft.data.cursor import Cursor
+from bigft.data.order import shuffle, shuffle_by_length
 from bigft.data.pack import Bins
-from bigft.data.store import TokenStore
+from bigft.data.plan import Plan
+from bigft.data.prefetch import prefetch
+from bigft.data.rows import Rows
 from bigft.data.tokenize import Row
 
+Numbers = npt.NDArray[np.int64]
 Collate = Callable[[Sequence[Sequence[Row]]], Batch]
+
+
+@dataclass(frozen=True)
+class Share:
+    """How the sequences of a step are dealt out, and which of them this rank gets."""
+
+    micro_batch_size: int
+    """Sequences per rank and micro-step."""
+
+    gradient_accumulation_steps: int = 1
+    """Micro-steps per step."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences per step over all ranks."""
+        return self.micro_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def mine(self, micro_step: int) -> slice:
+        """Say which of a step's sequences this rank takes in a micro-step."""
+        start = (micro_step * self.world_size + self.rank) * self.micro_batch_size
+        return slice(start, start + self.micro_batch_size)
 
 
 @dataclass(frozen=True)
@@ -38,116 +69,132 @@ class StepBatches:
     epoch: float
     """Epochs done when this step is done."""
 
+    cursor: Cursor
+    """Where the next step begins."""
 
-class Loader:
-    """Training batches, endless, starting at any step at once."""
 
-    def __init__(  # noqa: PLR0913
+class Loader(Protocol):
+    """Training batches without end."""
+
+    steps_per_epoch: int | None
+    """Steps until every sequence was seen; None where nobody knows before the end."""
+
+    def steps_from(self, cursor: Cursor) -> Iterator[StepBatches]:
+        """Give the batches of the step that begins at `cursor`, and of all that follow."""
+
+
+class StoreLoader:
+    """Training batches from tokenised rows, starting at any place at once."""
+
+    def __init__(
         self,
-        store: TokenStore,
-        bins: Bins,
+        rows: Rows,
+        plan: Plan,
+        share: Share,
         *,
-        micro_batch_size: int,
-        gradient_accumulation_steps: int,
-        rank: int,
-        world_size: int,
         seed: int,
         collate: Collate,
-        epochs_shuffled: bool = True,
+        num_workers: int = 0,
+        order: str = "shuffled",
     ) -> None:
         """Prepare the order; no token is read yet.
 
         Args:
-            store: The rows.
-            bins: Row numbers per sequence.
-            micro_batch_size: Sequences per rank and micro-step.
-            gradient_accumulation_steps: Micro-steps per step.
-            rank: This rank in the data-parallel group.
-            world_size: Ranks in that group.
+            rows: All rows.
+            plan: The rows of each sequence, epoch by epoch.
+            share: What this rank gets of a step.
             seed: Decides the order together with the epoch's number.
             collate: Makes a batch from lists of rows.
-            epochs_shuffled: Whether each epoch has an order of its own; else that of `bins`.
+            num_workers: Threads that work ahead; see `bigft.data.prefetch`.
+            order: `shuffled`, `by_length` (shuffled, neighbours of similar length) or `given`.
         """
-        self._store = store
-        self._bins = bins
-        self._micro_batch_size = micro_batch_size
-        self._micro_steps = gradient_accumulation_steps
-        self._rank = rank
-        self._world_size = world_size
+        self._rows = rows
+        self._plan = plan
+        self._share = share
         self._seed = seed
         self._collate = collate
-        self._epochs_shuffled = epochs_shuffled
-        self._tokens = _sum_over_bins(store.lengths, bins)
-        self._supervised = _sum_over_bins(store.supervised_counts, bins)
-
-    @property
-    def global_batch_size(self) -> int:
-        """Sequences per step over all ranks."""
-        return self._micro_batch_size * self._micro_steps * self._world_size
-
-    @property
-    def steps_per_epoch(self) -> int:
+        self._num_workers = num_workers
+        self._order = order
+        # Prefetching crosses into the next epoch before this one is over.
+        self._open_epoch = lru_cache(maxsize=2)(self._build_epoch)
+        self.steps_per_epoch: int | None = math.ceil(len(plan.bins(0)) / share.global_batch_size)
         """Steps until every sequence was seen; the last one may be filled up with padding."""
-        return math.ceil(len(self._bins) / self.global_batch_size)
 
-    def steps_from(self, step: int) -> Iterator[StepBatches]:
-        """Give the batches of step `step`, `step + 1`, ... without end; 0 is the first."""
-        order_epoch, order = -1, np.arange(0)
+    def steps_from(self, cursor: Cursor) -> Iterator[StepBatches]:
+        """Give the batches of the step that begins at `cursor`, and of all that follow."""
+        return prefetch(self._build_step, self._places(cursor), self._num_workers)
+
+    def _places(self, cursor: Cursor) -> Iterator["_Place"]:
+        epoch, position = cursor.epoch, cursor.position
         while True:
-            epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-            if epoch != order_epoch:
-                order_epoch, order = epoch, self._shuffle(epoch)
-            start = step_of_epoch * self.global_batch_size
-            yield self._build_step(order[start : start + self.global_batch_size], step)
-            step += 1
+            opened = self._open_epoch(epoch)
+            while position < len(opened.order):
+                numbers = opened.order[position : position + self._share.global_batch_size]
+                position += len(numbers)
+                is_over = position == len(opened.order)
+                after = Cursor(epoch + 1) if is_over else Cursor(epoch, position)
+                yield _Place(opened, numbers, after, epoch + position / len(opened.order))
+            epoch, position = epoch + 1, 0
 
-    def _shuffle(self, epoch: int) -> npt.NDArray[np.int64]:
-        if not self._epochs_shuffled:
-            return np.arange(len(self._bins))
-        generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-        return generator.permutation(len(self._bins))
+    def _build_epoch(self, epoch: int) -> "_Epoch":
+        bins = self._plan.bins(epoch)
+        tokens = bins.sum(self._rows.lengths)
+        if self._order == "given":
+            order = np.arange(len(bins))
+        elif self._order == "by_length":
+            order = shuffle_by_length(tokens, seed=self._seed, epoch=epoch)
+        else:
+            order = shuffle(len(bins), seed=self._seed, epoch=epoch)
+        return _Epoch(bins, order, tokens, bins.sum(self._rows.supervised_counts))
 
-    def _build_step(self, numbers: npt.NDArray[np.int64], step: int) -> StepBatches:
-        per_micro_step = self._micro_batch_size * self._world_size
-        mine = []
-        for micro_step in range(self._micro_steps):
-            start = micro_step * per_micro_step + self._rank * self._micro_batch_size
-            items = load_items(self._store, self._bins, numbers[start:], self._micro_batch_size)
-            mine.append(self._collate(items))
+    def _build_step(self, place: "_Place") -> StepBatches:
+        epoch, numbers = place.epoch, place.numbers
+        load = partial(load_items, self._rows, epoch.bins, count=self._share.micro_batch_size)
         return StepBatches(
-            micro_batches=mine,
-            supervised_tokens=int(self._supervised[numbers].sum()),
-            tokens=int(self._tokens[numbers].sum()),
-            epoch=(step + 1) / self.steps_per_epoch,
+            micro_batches=[
+                self._collate(load(numbers[self._share.mine(micro_step)]))
+                for micro_step in range(self._share.gradient_accumulation_steps)
+            ],
+            supervised_tokens=int(epoch.supervised[numbers].sum()),
+            tokens=int(epoch.tokens[numbers].sum()),
+            epoch=place.epochs_done,
+            cursor=place.after,
         )
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    bins: Bins
+    order: Numbers
+    tokens: Numbers
+    supervised: Numbers
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One step's slice of the order."""
+
+    epoch: _Epoch
+    numbers: Numbers
+    after: Cursor
+    epochs_done: float
 
 
 class EvalLoader:
     """Evaluation batches: each sequence once, as many batches on every rank."""
 
-    def __init__(
-        self,
-        store: TokenStore,
-        bins: Bins,
-        *,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        collate: Collate,
-    ) -> None:
+    def __init__(self, rows: Rows, bins: Bins, share: Share, *, collate: Collate) -> None:
         """Prepare the order; no token is read yet."""
-        self._store = store
+        self._rows = rows
         self._bins = bins
-        self._batch_size = batch_size
-        self._rank = rank
-        self._world_size = world_size
+        self._share = share
         self._collate = collate
-        self.supervised_tokens = int(_sum_over_bins(store.supervised_counts, bins).sum())
+        self.supervised_tokens = int(bins.sum(rows.supervised_counts).sum())
         """Over all ranks and batches."""
 
     def __len__(self) -> int:
         """Count the batches of this rank, the same number on every rank."""
-        return math.ceil(len(self._bins) / (self._batch_size * self._world_size))
+        return math.ceil(len(self._bins) / self._share.global_batch_size)
 
     def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Give this rank's batches in a fixed order; the last ones may be only padding.
@@ -157,22 +204,12 @@ class EvalLoader:
         """
         numbers = np.arange(len(self._bins))
         for batch in range(len(self) if limit is None else min(limit, len(self))):
-            start = (batch * self._world_size + self._rank) * self._batch_size
-            yield self._collate(
-                load_items(self._store, self._bins, numbers[start:], self._batch_size)
-            )
+            mine = numbers[self._share.mine(batch)]
+            items = load_items(self._rows, self._bins, mine, count=self._share.micro_batch_size)
+            yield self._collate(items)
 
 
-def load_items(
-    store: TokenStore, bins: Bins, numbers: npt.NDArray[np.int64], count: int
-) -> list[list[Row]]:
-    """Load the first `count` sequences of `numbers`; where there are fewer, add empty ones."""
-    items = [[store.load_row(int(row)) for row in bins[number]] for number in numbers[:count]]
+def load_items(rows: Rows, bins: Bins, numbers: Numbers, *, count: int) -> list[list[Row]]:
+    """Load the sequences of `numbers`, and add empty ones until there are `count`."""
+    items = [[rows.load_row(int(row)) for row in bins[number]] for number in numbers]
     return items + [[] for _ in range(count - len(items))]
-
-
-def _sum_over_bins(per_row: npt.NDArray[np.int64], bins: Bins) -> npt.NDArray[np.int64]:
-    if not bins:
-        return np.zeros(0, dtype=np.int64)
-    starts = np.cumsum([0] + [len(rows) for rows in bins[:-1]])
-    return np.add.reduceat(per_row[np.concatenate(bins)], starts)

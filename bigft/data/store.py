@@ -4,16 +4,17 @@
   tokens.npy       int32, all rows one after the other
   supervised.npy   bool, the same length
   offsets.npy      int64, (rows + 1,): where each row starts
-  learned.npy      int64, (rows,): supervised tokens per row
+  learned.npy      int32, (rows,): supervised tokens per row
   digests.npy      uint64, (rows,): a hash of the example that the row comes from
+  signatures.npy   uint32, (rows, 64): only where near duplicates are looked for
+  rejected.jsonl   raw rows that became no tokens, and why
   info.json        counts
 """
 
-import array
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,8 @@ import numpy.typing as npt
 from bigft.data.tokenize import Row
 from bigft.errors import DataError
 
+SIGNATURE_SIZE = 64
+
 
 @dataclass
 class StoreInfo:
@@ -32,18 +35,82 @@ class StoreInfo:
     formats: dict[str, int] = field(default_factory=dict)
     """Records per format."""
 
+    records: int = 0
+    """Rows of the source, whatever became of them."""
+
     rows: int = 0
-    rejected_rows: int = 0
+    """Rows of tokens."""
+
+    bad_rows: int = 0
+    """Records that could not be read."""
+
+    unsupervised_rows: int = 0
     """Rows without a supervised token; they are left out."""
 
     tokens: int = 0
     supervised_tokens: int = 0
+    overlong_rows: int = 0
+    """Examples longer than a sequence, whatever became of them."""
+
     truncated_rows: int = 0
     split_rows: int = 0
-    """Texts that became more than one row."""
+    """Examples that became more than one row."""
 
     conversations: int = 0
     """Examples that were rendered with a chat template."""
+
+    touched: dict[str, int] = field(default_factory=dict)
+    """Rows that each step of the cleaning changed or left out."""
+
+    content: str = ""
+    """Digest of the rows themselves, the same on every machine."""
+
+    def add(self, other: "StoreInfo") -> None:
+        """Add the counts of another part of the same data."""
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            if isinstance(value, int):
+                setattr(self, name, mine + value)
+            elif isinstance(value, dict):
+                for key, count in value.items():
+                    mine[key] = mine.get(key, 0) + count
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A raw row that became no tokens."""
+
+    origin: str
+    """Where it stands: `a.jsonl:3`."""
+
+    reason: str
+    content: Any
+    """The row itself, so that nothing is lost."""
+
+    is_bad: bool = True
+    """Whether it could not be read; else it has nothing to learn."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The rows that some records became, ready to be written."""
+
+    tokens: npt.NDArray[np.int32]
+    """All rows one after the other."""
+
+    supervised: npt.NDArray[np.bool_]
+    lengths: npt.NDArray[np.int64]
+    """`(rows,)`."""
+
+    learned: npt.NDArray[np.int32]
+    """`(rows,)`, supervised tokens."""
+
+    digests: npt.NDArray[np.uint64]
+    signatures: npt.NDArray[np.uint32] | None
+    """`(rows, 64)`."""
+
+    rejected: list[Rejected]
+    info: StoreInfo
 
 
 class TokenStore:
@@ -61,7 +128,7 @@ class TokenStore:
             self._tokens = np.load(folder / "tokens.npy", mmap_mode="r")
             self._supervised = np.load(folder / "supervised.npy", mmap_mode="r")
             self._offsets: npt.NDArray[np.int64] = np.load(folder / "offsets.npy", mmap_mode="r")
-            self.supervised_counts: npt.NDArray[np.int64] = np.load(
+            self.supervised_counts: npt.NDArray[np.int32] = np.load(
                 folder / "learned.npy", mmap_mode="r"
             )
             self.digests: npt.NDArray[np.uint64] = np.load(folder / "digests.npy", mmap_mode="r")
@@ -78,7 +145,18 @@ class TokenStore:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens per row, `(rows,)`."""
-        return self._offsets[1:] - self._offsets[:-1]
+        return np.diff(self._offsets)
+
+    @property
+    def signatures(self) -> npt.NDArray[np.uint32]:
+        """MinHash signatures, `(rows, 64)`; only where near duplicates are looked for."""
+        found: npt.NDArray[np.uint32] = np.load(self.folder / "signatures.npy", mmap_mode="r")
+        return found
+
+    @property
+    def rejected_file(self) -> Path:
+        """One JSON object per raw row that became no tokens: `origin`, `reason`, `row`."""
+        return self.folder / "rejected.jsonl"
 
     def load_row(self, number: int) -> Row:
         """Copy one row into memory."""
@@ -89,7 +167,7 @@ class TokenStore:
 class StoreWriter:
     """Appends rows to the files of a store.
 
-    Memory: 24 bytes per row; the tokens go straight to the files.
+    Memory: 20 bytes per row; everything else goes straight to the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -98,48 +176,49 @@ class StoreWriter:
         self._open = contextlib.ExitStack()
         self._tokens = self._start("tokens.npy", np.dtype(np.int32))
         self._supervised = self._start("supervised.npy", np.dtype(np.bool_))
-        self._offsets = array.array("q", [0])
-        self._learned = array.array("q")
-        self._digests = array.array("Q")
+        self._signatures: IO[bytes] | None = None
+        self._rejected = self._open.enter_context(
+            (folder / "rejected.jsonl").open("w", encoding="utf-8")
+        )
+        self._lengths: list[npt.NDArray[np.int64]] = []
+        self._learned: list[npt.NDArray[np.int32]] = []
+        self._digests: list[npt.NDArray[np.uint64]] = []
         self.info = StoreInfo()
 
-    def append(self, rows: Sequence[Row], digest: int) -> None:
-        """Write the rows of one example; those without a supervised token are only counted."""
-        self.info.split_rows += len(rows) > 1
-        for row in rows:
-            learned = int(row.supervised.sum())
-            if learned == 0:
-                self.info.rejected_rows += 1
-                continue
-            self._tokens.write(row.input_ids.astype(np.int32, copy=False).tobytes())
-            self._supervised.write(row.supervised.tobytes())
-            self._offsets.append(self._offsets[-1] + len(row))
-            self._learned.append(learned)
-            self._digests.append(digest)
-            self.info.truncated_rows += row.is_truncated
+    def append(self, chunk: Chunk) -> None:
+        """Write the rows of one chunk."""
+        self._tokens.write(chunk.tokens.tobytes())
+        self._supervised.write(chunk.supervised.tobytes())
+        self._lengths.append(chunk.lengths)
+        self._learned.append(chunk.learned)
+        self._digests.append(chunk.digests)
+        if chunk.signatures is not None:
+            self._signatures = self._signatures or self._start("signatures.npy", _SIGNATURE)
+            self._signatures.write(chunk.signatures.tobytes())
+        for row in chunk.rejected:
+            line = {"origin": row.origin, "reason": row.reason, "row": row.content}
+            self._rejected.write(json.dumps(line, default=str) + "\n")
+        self.info.add(chunk.info)
 
     def finish(self) -> None:
-        """Complete all files.
-
-        Raises:
-            DataError: No row was written.
-        """
+        """Complete all files."""
         info = self.info
-        info.rows, info.tokens = len(self._learned), self._offsets[-1]
-        info.supervised_tokens = sum(self._learned)
-        if not info.rows:
-            self.close()
-            raise DataError(
-                f"none of the {info.rejected_rows} rows has a token to train on: each has only "
-                "prompts, or its answer begins after --max_length tokens"
-            )
-        for file, dtype in ((self._tokens, np.int32), (self._supervised, np.bool_)):
-            file.seek(0)
-            _write_header(file, np.dtype(dtype), info.tokens)
+        lengths = np.concatenate([np.zeros(0, np.int64), *self._lengths])
+        learned = np.concatenate([np.zeros(0, np.int32), *self._learned])
+        digests = np.concatenate([np.zeros(0, np.uint64), *self._digests])
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        info.rows, info.tokens = len(lengths), int(offsets[-1])
+        info.supervised_tokens = int(learned.sum())
+        content = hashlib.blake2b(digest_size=16)
+        for name, array in (("offsets", offsets), ("learned", learned), ("digests", digests)):
+            content.update(array.tobytes())
+            np.save(self._folder / f"{name}.npy", array)
+        info.content = content.hexdigest()
+        _complete(self._tokens, np.dtype(np.int32), info.tokens)
+        _complete(self._supervised, np.dtype(np.bool_), info.tokens)
+        if self._signatures is not None:
+            _complete(self._signatures, _SIGNATURE, info.rows)
         self.close()
-        _save(self._folder / "offsets.npy", self._offsets, np.int64)
-        _save(self._folder / "learned.npy", self._learned, np.int64)
-        _save(self._folder / "digests.npy", self._digests, np.uint64)
         (self._folder / "info.json").write_text(json.dumps(asdict(info), indent=1))
 
     def close(self) -> None:
@@ -152,6 +231,9 @@ class StoreWriter:
         return file
 
 
+_SIGNATURE = np.dtype((np.uint32, (SIGNATURE_SIZE,)))
+
+
 def compute_store_digest(parts: Iterable[str]) -> str:
     """Compute a folder name from everything that the rows depend on."""
     digest = hashlib.blake2b(digest_size=16)
@@ -160,11 +242,12 @@ def compute_store_digest(parts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def _complete(file: IO[bytes], dtype: np.dtype[Any], length: int) -> None:
+    file.seek(0)
+    _write_header(file, dtype, length)
+
+
 def _write_header(file: IO[bytes], dtype: np.dtype[Any], length: int) -> None:
     # numpy pads a header so that the length can grow in place up to 21 digits.
-    shape = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
-    np.lib.format.write_array_header_1_0(file, {**shape, "shape": (length,)})
-
-
-def _save(path: Path, values: "array.array[int]", dtype: type[np.generic]) -> None:
-    np.save(path, np.frombuffer(values, dtype=dtype))
+    shape = {"descr": np.lib.format.dtype_to_descr(dtype.base), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(file, {**shape, "shape": (length, *dtype.shape)})

@@ -44,6 +44,9 @@ class Row:
     is_truncated: bool = False
     """Whether tokens were cut off on the right."""
 
+    source: int = 0
+    """Number of the part of the data that the row comes from."""
+
     def __len__(self) -> int:
         """Count the tokens."""
         return len(self.input_ids)

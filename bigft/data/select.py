@@ -1,0 +1,190 @@
+"""Which rows a run uses and which of them share a sequence, kept in the cache.
+
+<cache>/plans/<digest>/
+  train_rows.npy, train_starts.npy   sequences of an epoch, or (weighted parts) one part after the other
+  eval_rows.npy, eval_starts.npy     sequences to evaluate on
+  info.json                          what was left out
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigft.data.cache import default_cache_dir, write_once
+from bigft.data.clean.duplicates import find_exact_duplicates, find_near_duplicates
+from bigft.data.example import find_copies
+from bigft.data.mixture import choose_rows
+from bigft.data.pack import Bins, compute_utilisation
+from bigft.data.plan import FixedPlan, MixedPlan, Plan, pack_rows
+from bigft.data.rows import Rows
+from bigft.data.section import DataSection
+from bigft.data.split import Split, split_by_digest
+from bigft.data.store import compute_store_digest
+from bigft.errors import DataError
+
+_VERSION = "1"
+"""Part of every digest; to be raised whenever the same rows give other sequences."""
+
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SelectionInfo:
+    """What was counted while rows were chosen."""
+
+    duplicate_rows: int
+    """Rows that say the same as an earlier one, whatever became of them."""
+
+    dropped_duplicates: int
+    train_rows: int
+    eval_rows: int
+    test_rows: int
+    digest: str
+    """Of everything that the order of the data follows from."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is trained and evaluated on."""
+
+    train: Bins
+    """Sequences of an epoch; of weighted parts, the rows of each part instead."""
+
+    evaluation: Bins
+    weights: tuple[float, ...] | None
+    """Shares of the parts; None: every row once per epoch."""
+
+    info: SelectionInfo
+
+    def build_plan(self, rows: Rows, section: DataSection, *, seed: int) -> Plan:
+        """Build the sequences of every epoch."""
+        if self.weights is None:
+            return FixedPlan(self.train)
+        pack = partial(
+            pack_rows, lengths=rows.lengths, packing=section.packing, max_length=section.max_length
+        )
+        return MixedPlan(list(self.train), rows.lengths, self.weights, pack, seed=seed)
+
+
+def open_selection(
+    train: Rows,
+    evaluation: Rows,
+    weights: Sequence[float | None],
+    section: DataSection,
+    *,
+    seed: int,
+) -> Selection:
+    """Choose and pack the rows, unless that was done before for the same rows.
+
+    Args:
+        train: All rows of `--data`.
+        evaluation: All rows of `--eval_data`; the same object as `train` without it.
+        weights: Of the parts of `--data`; all None: every row once per epoch.
+        section: Settings of the data.
+        seed: Decides what weighted parts contribute to an epoch.
+
+    Raises:
+        DataError: No row is left to train on.
+    """
+    shares = _resolve_weights(weights)
+    settings = section.model_dump(
+        include={"max_length", "packing", "eval_fraction", "clean"}, mode="json"
+    )
+    contents = [[store.info.content for store in rows.stores] for rows in (train, evaluation)]
+    parts = [_VERSION, json.dumps([settings, contents, shares, seed if shares else 0])]
+    digest = compute_store_digest([*parts, str(train is evaluation)])
+    folder = default_cache_dir(section.loading.cache_dir) / "plans" / digest
+    if not folder.is_dir():
+        write_once(folder, partial(_write, train, evaluation, shares, section, digest))
+    return _read(folder, shares)
+
+
+def select_all(rows: Rows, section: DataSection) -> Bins:
+    """Pack every row that is not a changed copy."""
+    numbers = np.nonzero(~find_copies(rows.digests))[0]
+    return pack_rows(numbers, rows.lengths, section.packing, section.max_length)
+
+
+def describe_selection(
+    selection: Selection, train: Rows, evaluation: Rows, section: DataSection
+) -> dict[str, Any]:
+    """Count the sequences of the first epoch and of an evaluation."""
+    bins = selection.build_plan(train, section, seed=0).bins(0)
+    return {
+        **asdict(selection.info),
+        "packing_utilisation": compute_utilisation(
+            train.lengths[bins.rows], len(bins), section.max_length
+        ),
+        "train_sequences": len(bins),
+        "eval_sequences": len(selection.evaluation),
+    }
+
+
+def _resolve_weights(weights: Sequence[float | None]) -> tuple[float, ...] | None:
+    if all(weight is None for weight in weights):
+        return None
+    return tuple(1.0 if weight is None else weight for weight in weights)
+
+
+def _write(
+    train: Rows,
+    evaluation: Rows,
+    weights: tuple[float, ...] | None,
+    section: DataSection,
+    digest: str,
+    folder: Path,
+) -> None:
+    split, duplicates, dropped = _choose(train, evaluation, section)
+    pack = partial(pack_rows, packing=section.packing, max_length=section.max_length)
+    if weights is None:
+        bins = pack(split.train, train.lengths)
+    else:
+        part = train.find_part(split.train)
+        starts = np.searchsorted(part, np.arange(len(weights) + 1))
+        bins = Bins(split.train, starts)
+        if empty := [n + 1 for n, rows in enumerate(bins) if not len(rows)]:
+            raise DataError(f"--data: part {empty[0]} has a weight but no row is left of it")
+    if not len(split.train):
+        raise DataError(
+            "--data: no row is left to train on; lower --data.eval_fraction and"
+            " --data.clean.test_fraction, or give more data"
+        )
+    held_out = pack(split.evaluation, evaluation.lengths)
+    info = SelectionInfo(
+        duplicates, dropped, len(split.train), len(split.evaluation), len(split.test), digest
+    )
+    for name, chosen in (("train", bins), ("eval", held_out)):
+        np.save(folder / f"{name}_rows.npy", chosen.rows)
+        np.save(folder / f"{name}_starts.npy", chosen.starts)
+    (folder / "info.json").write_text(json.dumps(asdict(info), indent=1))
+
+
+def _choose(train: Rows, evaluation: Rows, section: DataSection) -> tuple[Split, int, int]:
+    clean = section.clean
+    repeated = _find_repeated(train)
+    dropped = np.zeros(len(train), dtype=np.bool_)
+    if clean.duplicates != "keep":
+        dropped |= repeated
+    if clean.duplicates == "drop_near":
+        dropped |= _find_near(train, dropped, clean.similarity)
+    # Copies of a row go with it.
+    gone = train.digests[dropped] & ~np.uint64(1)
+    if train is not evaluation:
+        split = split_by_digest(train.digests, 0.0, clean.test_fraction)
+        held_out = np.nonzero(~find_copies(evaluation.digests))[0]
+        split = Split(split.train, held_out, split.test)
+    else:
+        split = split_by_digest(train.digests, section.eval_fraction, clean.test_fraction)
+    del gone
+    train_rows = split.train[~dropped[split.train]]
+    eval_rows = split.evaluation
+    if train is evaluation:
+        eval_rows = eval_rows[~dropped[eval_rows]]
+    kept = Split(train_rows, eval_rows, split.test[~dropped[split.test]])
+    return kept, int(repeated.sum()), int(dropped.sum())
