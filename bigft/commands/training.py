@@ -1,6 +1,7 @@
 """The straight line of a training run, from settings to a committed checkpoint."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +28,7 @@ from bigft.engine import swap
 from bigft.engine.build import build_engine, check_precision
 from bigft.engine.communication import open_communication
 from bigft.engine.engine import Engine
+from bigft.engine.host_memory import fix_malloc_limits
 from bigft.engine.operators import build_operators, check_build_tools, find_needed_operators
 from bigft.engine.zero import Zero
 from bigft.errors import TrainingError
@@ -139,6 +141,9 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
                 run, engine, task, data, facts, model, sinks, saver, world, console
             )
             hooks.insert(1, _StateBytes(engine, optimizer, console))
+            # What exists now stays; a full collection would walk it for 0.3 s, and the others wait.
+            gc.collect()
+            gc.freeze()
             fit(
                 engine,
                 task,
@@ -328,6 +333,7 @@ def _build_engine(
         f"{type(module).__name__}, {format_count(count_parameters(module))} parameters, attention"
         f" {model.attention}, activation checkpointing {run.model.activation_checkpointing}"
     )
+    fix_malloc_limits(count_parameters(module))
     engine = build_engine(
         module,
         ds=ds,

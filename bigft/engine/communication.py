@@ -6,7 +6,6 @@ from pathlib import Path
 import deepspeed
 import torch
 
-from bigft.engine.host_memory import return_large_blocks
 from bigft.errors import ConfigError
 
 _SHARED_BUFFER = "/dev/shm/deepspeed_allreduce_buffer_"
@@ -18,7 +17,6 @@ def open_communication(device: torch.device) -> None:
     Raises:
         ConfigError: DeepSpeed and torch disagree on the accelerator.
     """
-    return_large_blocks()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     unlink_shared_buffers()
     _check_accelerator(device)

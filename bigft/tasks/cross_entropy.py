@@ -1,8 +1,9 @@
 """Summed cross-entropy that never holds the logits in fp32.
 
 The plain way upcasts all logits: 4096 tokens x 152k entries are 2.5 GB in fp32, several times
-over. Here chunks of rows are upcast one after the other; what stays for the backward pass is one
-fp32 number per row, and the gradient is written over the logits themselves.
+over. Here chunks of rows are upcast one after the other, and the gradient is written over the
+logits themselves while each chunk is at hand, as in Liger Kernel (Hsu et al. 2024); the backward
+pass only scales it.
 """
 
 from typing import Any
@@ -20,28 +21,28 @@ _CHUNK_ELEMENTS_CPU = 1 << 22
 class _SumCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        log_normalizers = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         for rows in _chunks(logits):
-            chunk = logits[rows].float()
-            log_normalizers[rows] = torch.logsumexp(chunk, dim=-1)
-            picked = chunk.gather(1, labels[rows, None]).squeeze(1)
-            total += (log_normalizers[rows] - picked).sum()
-        ctx.save_for_backward(logits, labels, log_normalizers)
+            log_probabilities = torch.log_softmax(logits[rows], dim=-1, dtype=torch.float32)
+            picked = labels[rows, None]
+            total -= log_probabilities.gather(1, picked).sum()
+            if ctx.needs_input_grad[0]:
+                # The chunk is at hand now: doing this in the backward pass would read it again.
+                gradient = log_probabilities.exp_()
+                gradient.scatter_add_(1, picked, gradient.new_full(picked.shape, -1.0))
+                logits[rows] = gradient.mul_(_find_headroom(logits))
+        ctx.save_for_backward(logits)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, labels, log_normalizers = ctx.saved_tensors
-        for rows in _chunks(logits):
-            chunk = logits[rows].float()
-            chunk = torch.exp(chunk.sub_(log_normalizers[rows, None]), out=chunk)
-            chunk.scatter_add_(
-                1, labels[rows, None], -torch.ones_like(labels[rows, None], dtype=torch.float32)
-            )
-            # Nobody reads the logits after this: the gradient takes their place.
-            logits[rows] = chunk.mul_(gradients[0]).to(logits.dtype)
-        return logits, None
+        (unscaled,) = ctx.saved_tensors
+        return unscaled.mul_(gradients[0] / _find_headroom(unscaled)), None
+
+
+def _find_headroom(logits: Tensor) -> float:
+    # Small probabilities would vanish in fp16; no gradient is larger than 1, and this still fits.
+    return 2.0**15 if logits.dtype == torch.float16 else 1.0
 
 
 def _chunks(logits: Tensor) -> list[slice]:
@@ -54,7 +55,7 @@ def sum_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum the cross-entropy over rows.
 
     Args:
-        logits: `(N, V)`, any float type. **Overwritten by its gradient** in the backward pass:
+        logits: `(N, V)`, any float type. **Overwritten by its gradient** where one is asked for:
             do not use it afterwards, and do not run backward twice.
         labels: `(N,)` int64, every entry in `[0, V)`.
 

@@ -36,6 +36,14 @@ def test_value_and_gradient_equal_torch(monkeypatch, dtype, chunk_rows):
     torch.testing.assert_close(leaf.grad.float(), reference.grad, rtol=rounding, atol=2e-6)
 
 
+def test_small_probabilities_survive_in_fp16():
+    """With a loss scale of 2**20 the gradient of a token of probability 3e-8 is 0.03, not 0."""
+    logits = torch.tensor([[0.0, -17.3]], dtype=torch.float16).requires_grad_()
+    (2.0**20 * sum_cross_entropy(logits * 1.0, torch.tensor([0]))).backward()
+    exact = torch.softmax(logits.detach().double(), -1)[0, 1] * 2.0**20
+    torch.testing.assert_close(logits.grad[0, 1].double(), exact, rtol=2e-3, atol=0)
+
+
 def test_extreme_logits_stay_finite():
     logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]], requires_grad=True)
     loss = sum_cross_entropy(logits * 1.0, torch.tensor([1, 1]))
