@@ -142,7 +142,7 @@ def _find_list(members: dict[str, _Member], path: Path, flag: str) -> str | None
         return "train"
     if len(named) > 1:
         raise DataError(
-            f"{flag}={path}: the object holds {len(named)} lists of objects ({', '.join(named)}); "
+            f"{flag}={path}: the object holds {len(named)} lists of objects ({', '.join(map(repr, named))}); "
             "leave one of them, or call it `train`"
         )
     if named:
@@ -169,7 +169,7 @@ def _are_columns(members: dict[str, _Member]) -> bool:
 def _read_columns(path: Path, flag: str, members: dict[str, _Member]) -> Iterator[RawRow]:
     lengths = {key: member.length for key, member in members.items()}
     if len(set(lengths.values())) > 1:
-        shown = ", ".join(f"{key}: {length}" for key, length in lengths.items())
+        shown = ", ".join(f"{key!r}: {length}" for key, length in lengths.items())
         raise DataError(f"{flag}={path}: the lists of the columns differ in length ({shown})")
     if not any(lengths.values()):
         raise DataError(f"{flag}={path}: the lists of the columns are empty")

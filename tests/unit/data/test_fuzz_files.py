@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigft.data.readers.files import READERS, find_suffix
-from bigft.data.readers.raw import parse
+from bigft.data.readers.raw import RawRow, parse
 from bigft.errors import DataError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -129,30 +129,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check(folder: Path, name: str, content: bytes) -> None:
     path = folder / name
     path.write_bytes(content)
-    rows = 0
+    rows, problem = 0, ""
     try:
         for row in READERS[find_suffix(path)](path, "--data"):
             rows += 1
             assert name in row.origin
             check_row(row)
     except DataError as error:
-        assert name in str(error)
-        assert "--data" in str(error)
-        json.dumps(str(error)).encode()
-    else:
-        assert rows, "no row and no error"
+        problem = str(error)
+    assert rows or problem
+    if problem:
+        assert name in problem
+        assert "--data" in problem
+        problem.encode()
 
 
-def check_row(row: Any) -> None:
+def check_row(row: RawRow) -> None:
     try:
         record = parse(row)
     except ValueError as error:
-        assert type(error) is ValueError
-        assert str(error)
-        str(error).encode()
+        error_type, problem = type(error), str(error)
     else:
         # What follows writes texts as UTF-8 and walks through them.
         json.dumps(record, ensure_ascii=False, default=str).encode()
+        return
+    assert error_type is ValueError
+    assert problem.encode()
 
 
 @settings(max_examples=600)
