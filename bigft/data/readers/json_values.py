@@ -141,8 +141,9 @@ def _find_list(members: dict[str, _Member], path: Path, flag: str) -> str | None
     if "train" in named:
         return "train"
     if len(named) > 1:
+        shown = ", ".join(map(repr, named))
         raise DataError(
-            f"{flag}={path}: the object holds {len(named)} lists of objects ({', '.join(map(repr, named))}); "
+            f"{flag}={path}: the object holds {len(named)} lists of objects ({shown}); "
             "leave one of them, or call it `train`"
         )
     if named:
