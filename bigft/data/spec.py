@@ -23,7 +23,8 @@ def split_spec(spec: str) -> list[str]:
         # The longest name first, so that `a,b.jsonl` is not read as `a` where both exist.
         for end in range(len(pieces), start, -1):
             part = ",".join(pieces[start:end]).strip()
-            if end == start + 1 or _exists(part) or _exists(part.rpartition(":")[0]):
+            name, _, weight = part.rpartition(":")
+            if end == start + 1 or _exists(part) or ("," not in weight and _exists(name)):
                 break
         if part:
             parts.append(part)

@@ -61,10 +61,7 @@ def open_input(path: Path, flag: str) -> Iterator[InputFile]:
 
 
 def _open(path: Path) -> io.BufferedReader:
-    opener = _OPENERS.get(path.suffix.lower())
-    if opener is None:
-        return path.open("rb", buffering=_BUFFER_BYTES)
-    return io.BufferedReader(opener(path), _BUFFER_BYTES)
+    return io.BufferedReader(_OPENERS.get(path.suffix.lower(), io.FileIO)(path), _BUFFER_BYTES)
 
 
 class _Zstandard(io.RawIOBase):

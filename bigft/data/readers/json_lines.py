@@ -17,7 +17,7 @@ def read_json_lines(path: Path, flag: str) -> Iterator[RawRow]:
         DataError: The file is damaged, UTF-16, has a line of more than `MAX_ROW_BYTES` or none
             that is not blank.
 
-    Memory: the longest line.
+    Memory: three times the longest line.
     """
     name = str(path)
     is_blank = True

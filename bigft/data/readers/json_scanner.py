@@ -128,16 +128,18 @@ class JsonScanner:
         return self.fail(f"{reason} at {shown!a}" if shown else f"{reason} at the end of the file")
 
     def _read_more(self) -> bool:
-        """Read another block, at least doubling what is kept; False at the end of the file."""
-        rest = self._text[self._position :]
-        if len(rest) >= MAX_ROW_BYTES:
+        """Read another block, at least doubling what is kept; at the end, False and no change."""
+        kept = len(self._text) - self._position
+        if kept >= MAX_ROW_BYTES:
             raise self.fail(f"a value of more than {MAX_ROW_BYTES >> 20} MiB, or an unclosed quote")
-        block = self._file.stream.read(max(_BLOCK_BYTES, len(rest)))
+        block = self._file.stream.read(max(_BLOCK_BYTES, kept))
         text = self._decoder.decode(block, not block)
+        if not block and not text:
+            return False
         if not self._has_bad_bytes:
             try:
                 text.encode()
             except UnicodeEncodeError:
                 self._has_bad_bytes = True
-        self._text, self._position = rest + text, 0
-        return bool(block or text)
+        self._text, self._position = self._text[self._position :] + text, 0
+        return True

@@ -82,7 +82,7 @@ def _find_separator(stream: io.BufferedReader, separators: str) -> str:
 
 def _read_header(rows: Any, file: InputFile) -> list[str]:
     try:
-        header = next((row for row in rows if row), [])
+        header: list[str] = next((row for row in rows if row), [])
     except csv.Error as error:
         raise file.fail(f"the names of the columns cannot be read ({error}); {_QUOTING}") from None
     try:

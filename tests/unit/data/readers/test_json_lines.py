@@ -32,7 +32,7 @@ def test_bad_lines_leave_the_others_alone(read: Read) -> None:
     assert bad[4] == "null, not an object: 'null'"
 
 
-def test_lines_of_50_mb_are_read_in_little_more_memory(tmp_path: Path) -> None:
+def test_lines_of_50_mb_are_read_in_three_times_their_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     line = b'{"text": "' + b"x" * 50_000_000 + b'"}\n'
     with path.open("wb") as file:
@@ -43,7 +43,7 @@ def test_lines_of_50_mb_are_read_in_little_more_memory(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert sizes == [len(line)] * 3
-    assert peak < 3 * len(line)
+    assert peak < 3 * len(line) + (4 << 20)
 
 
 def test_a_file_without_line_ends_does_not_fill_the_memory(

@@ -54,7 +54,7 @@ def test_an_object_is_a_container_columns_or_a_row(read: Read, value: Any, rows:
         (b'{"data": [{}], "data": [{}]}', "the key 'data' stands twice"),
         (b'"text"', "neither an array nor an object"),
         (b"[{}] [{}]", r"a\.json:1: text behind the end of the array"),
-        (b'[{"a": 1},\n{"a": 2}', r"a\.json:2: not JSON \('\]' is missing\) at the end"),
+        (b'[{"a": 1},\n{"a": 2}', r"a\.json:2: not JSON \('\]' is missing\) at "),
         (b'[{"a": 1},\n{"a": b}]', r"a\.json:2: not JSON \(Expecting value\) at '.*b}\]'"),
         (b'[{"a": 1}\n{"a": 2}]', r"a\.json:2: not JSON \('\]' is missing\)"),
         (b'[{"a": 1},\n]', r"a\.json:2: not JSON"),
@@ -100,11 +100,11 @@ def test_half_a_pair_is_refused_and_a_whole_one_read(read: Read) -> None:
 @pytest.mark.parametrize("value", ["array", "container", "columns"])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, value: str) -> None:
     text = "x" * 5000
-    rows = [{"text": text, "n": number} for number in range(2000)]
+    rows = [{"text": text, "n": number} for number in range(6000)]
     values = {
         "array": rows,
         "container": {"about": "us", "data": rows},
-        "columns": {"n": list(range(2000)), "text": [text] * 2000},
+        "columns": {"n": list(range(6000)), "text": [text] * 6000},
     }
     path = tmp_path / "a.json"
     path.write_text(json.dumps(values[value]))
@@ -112,9 +112,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, value: str) -> None:
     numbers = [parse(row)["n"] for row in read_json_values(path, "--data")]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert numbers == list(range(2000))
+    assert numbers == list(range(6000))
     # Per column: a buffer, a block, its text and the text behind the last element.
-    assert peak < (14 if value == "columns" else 7) << 20 < path.stat().st_size * 2
+    assert peak < (16 if value == "columns" else 9) << 20 < path.stat().st_size // 1.5
 
 
 def test_a_value_without_end_does_not_fill_the_memory(
@@ -125,16 +125,17 @@ def test_a_value_without_end_does_not_fill_the_memory(
         read("a.json", b'[{},\n"' + b"x" * (9 << 20))
 
 
+texts = st.text(max_size=12)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=8,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=5,
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
-    rows=st.lists(st.dictionaries(st.text(), json_values), min_size=1, max_size=5),
+    rows=st.lists(st.dictionaries(texts, json_values, max_size=3), min_size=1, max_size=4),
     block=st.integers(1, 40),
     indent=st.sampled_from([None, 1]),
     is_ascii=st.booleans(),
