@@ -1,29 +1,20 @@
 """What `--data` names: files, folders, globs, saved or downloaded data sets, or `builtin`."""
 
-import difflib
-import glob
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bigft.data.corpus import compute_corpus_digest, read_corpus
+from bigft.data.readers.dataset import DatasetName, load_dataset, read_dataset
 from bigft.data.readers.files import READERS, find_suffix
+from bigft.data.readers.raw import RawRow
+from bigft.data.search import Search
+from bigft.data.spec import choose_names, split_spec, split_weight
 from bigft.errors import DataError, raise_together
 
 BUILTIN = "builtin"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SAVED_MARKERS = ("dataset_info.json", "dataset_dict.json")
-
-
-@dataclass(frozen=True)
-class SourceRecord:
-    """One raw record, and where it stands: `a.jsonl:3`."""
-
-    record: Mapping[str, Any]
-    origin: str
 
 
 @dataclass(frozen=True)
@@ -31,172 +22,122 @@ class Source:
     """One file, saved data set, hub id or the built-in corpus."""
 
     name: str
+    """Path or `org/name/subset@split`."""
+
     kind: Literal["file", "saved", "hub", "builtin"]
     flag: str
     """The flag that named it, for error messages."""
 
-    def read(self) -> Iterator[SourceRecord]:
-        """Read the records one after the other.
+    dataset: DatasetName | None = None
+    """What `datasets` is asked for, of the kinds `saved` and `hub`."""
+
+    def read(self, *, streaming: bool = False) -> Iterator[RawRow]:
+        """Read the rows one after the other.
+
+        Args:
+            streaming: Download the rows of a hub id while they are read, and keep none.
 
         Raises:
-            DataError: The source cannot be read; file and line are named.
+            DataError: The source cannot be read on; file and line are named.
         """
-        if self.kind == "file":
-            records = READERS[find_suffix(Path(self.name))](Path(self.name), self.flag)
-        elif self.kind == "builtin":
-            records = ((record, f"{BUILTIN}:{name}") for name, record in read_corpus())
-        else:
-            rows = _load_dataset(self)
-            records = ((row, f"{self.name}:{n}") for n, row in enumerate(rows, 1))
-        try:
-            for record, origin in records:
-                yield SourceRecord(record, origin)
-        except OSError as error:
-            raise DataError(f"{self.flag}={self.name}: cannot be read: {error}") from error
+        if self.dataset:
+            return read_dataset(self.dataset, self.flag, streaming=streaming)
+        if self.kind == "builtin":
+            return (RawRow(record, f"{BUILTIN}:{name}") for name, record in read_corpus())
+        return READERS[find_suffix(Path(self.name))](Path(self.name), self.flag)
 
     def compute_fingerprint(self) -> str:
-        """Compute a text that changes when the records do, without reading files in full.
+        """Compute a text that changes when the rows do, without reading files in full.
 
         Raises:
             DataError: A data set cannot be loaded.
         """
         if self.kind == "builtin":
             return compute_corpus_digest()
-        if self.kind == "hub":
-            return str(_load_dataset(self)._fingerprint)
-        path = Path(self.name)
+        if self.kind == "hub" and self.dataset:
+            return str(load_dataset(self.dataset, self.flag)._fingerprint)
+        path = Path(self.dataset.path if self.dataset else self.name)
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        digest = hashlib.blake2b(digest_size=16)
+        # The split is no part of the files, but decides which rows are read.
+        digest = hashlib.blake2b(self.name.encode("utf-8", "surrogateescape"), digest_size=16)
         for file in files:
             status = file.stat()
-            digest.update(f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+            text = f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0"
+            digest.update(text.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
-def read_sources(spec: str, flag: str = "--data") -> Iterator[SourceRecord]:
-    """Read every record of everything that `spec` names, in order."""
-    for source in find_sources(spec, flag):
-        yield from source.read()
+@dataclass(frozen=True)
+class Part:
+    """What stands between two commas of `--data`."""
+
+    name: str
+    """Short and unique among the parts; of `[A-Za-z0-9._-]`."""
+
+    weight: float | None
+    """As typed; None when there was none."""
+
+    sources: tuple[Source, ...]
+    """At least one."""
 
 
-def find_sources(spec: str, flag: str = "--data") -> list[Source]:
+def read_sources(spec: str, flag: str = "--data") -> Iterator[RawRow]:
+    """Read every row of everything that `spec` names, in order, whatever the weights."""
+    for part in find_sources(spec, flag):
+        for source in part.sources:
+            yield from source.read()
+
+
+def find_sources(spec: str, flag: str = "--data", *, weighted: bool = True) -> list[Part]:
     """List what a comma-separated setting names; a folder or glob becomes its files, sorted.
 
+    Args:
+        spec: `a.jsonl:3,folder,org/name/subset@train[:10%]`.
+        flag: The setting, for error messages.
+        weighted: Whether a part may end in `:weight`.
+
     Raises:
-        DataError: A name leads nowhere; all such names are listed together.
+        DataError: A name leads nowhere or a weight is wrong; all problems are listed together.
     """
-    sources: list[Source] = []
-    problems: list[str] = []
-    for name in (part.strip() for part in spec.split(",")):
-        if name:
-            try:
-                sources += _find_one(name, flag)
-            except DataError as error:
-                problems.append(str(error))
-    if problems:
-        raise_together(DataError, problems)
-    if not sources:
-        raise DataError(f"{flag}={spec!r} names no data; give a file, a folder or a hub id")
-    return sources
-
-
-def _find_one(name: str, flag: str) -> list[Source]:
-    if name == BUILTIN:
-        return [Source(name, "builtin", flag)]
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _find_in_folder(path, flag)
-    if path.is_file():
-        return [_check_file(path, flag)]
-    if glob.has_magic(name):
-        found = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-        files = [file for file in found if file.is_file()]
-        if not files:
-            raise DataError(f"{flag}={name}: no file fits this pattern")
-        return _check_files(files, flag)
-    # A name like org/name is a hub id unless its first part is a folder that exists here.
-    is_local = path.parent.is_dir() and path.parent != Path()
-    if _HUB_ID.fullmatch(name) and not is_local and find_suffix(path) not in READERS:
-        return [Source(name, "hub", flag)]
-    raise DataError(f"{flag}={name}: no such file or folder; {_describe_near(path)}")
-
-
-def _find_in_folder(folder: Path, flag: str) -> list[Source]:
-    if any((folder / marker).is_file() for marker in _SAVED_MARKERS):
-        return [Source(str(folder), "saved", flag)]
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if find_suffix(file) in READERS
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
-    if not files:
-        raise DataError(
-            f"{flag}={folder}: the folder holds no data; looked for {', '.join(READERS)} "
-            "and for a data set saved by `datasets`"
-        )
-    return _check_files(files, flag)
-
-
-def _check_files(files: list[Path], flag: str) -> list[Source]:
-    sources, problems = [], []
-    for file in files:
+    search = Search(flag)
+    found: list[tuple[str, float | None, tuple[Source, ...]]] = []
+    for part in split_spec(spec):
         try:
-            sources.append(_check_file(file, flag))
+            name, weight = split_weight(part, flag, weighted=weighted)
+            found.append((name, weight, tuple(_find_part(name, flag, search))))
         except DataError as error:
-            problems.append(str(error))
-    if problems:
-        raise_together(DataError, problems)
-    return sources
+            search.problems.append(str(error))
+        except OSError as error:
+            search.problems.append(f"{flag}={part}: cannot be read: {error}")
+    if search.problems:
+        raise_together(DataError, search.problems)
+    if not found:
+        raise DataError(f"{flag}={spec!r} names no data; give a file, a folder or a hub id")
+    names = choose_names([_suggest_names(name, sources[0]) for name, _, sources in found])
+    return [
+        Part(name, weight, sources) for name, (_, weight, sources) in zip(names, found, strict=True)
+    ]
 
 
-def _check_file(path: Path, flag: str) -> Source:
-    if find_suffix(path) not in READERS:
-        raise DataError(
-            f"{flag}={path}: files ending in {path.suffix or 'nothing'!r} are not known; "
-            f"known are {', '.join(READERS)}"
-        )
-    if path.stat().st_size == 0:
-        raise DataError(f"{flag}={path}: the file is empty (0 bytes)")
-    return Source(str(path), "file", flag)
+def _find_part(name: str, flag: str, search: Search) -> Iterator[Source]:
+    if name == BUILTIN:
+        yield Source(name, "builtin", flag)
+        return
+    for place in search.find(name):
+        if isinstance(place, DatasetName):
+            yield Source(str(place), "saved" if place.is_saved else "hub", flag, place)
+        else:
+            yield Source(str(place), "file", flag)
 
 
-def _describe_near(path: Path) -> str:
-    folder = path.parent
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    if folder != path.parent:
-        return f"the folder {path.parent} does not exist either"
-    names = [entry.name for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    if near:
-        return f"in {folder.resolve()} there is {' or '.join(near)}"
-    data = [name for name in names if find_suffix(Path(name)) in READERS][:5]
-    return f"{folder.resolve()} holds {', '.join(data) if data else 'no data files'}"
-
-
-def _load_dataset(source: Source) -> Any:
-    """Load a saved or hub data set; of several splits, `train` or the only one."""
-    import datasets
-
-    where = f"{source.flag}={source.name}"
-    if source.kind == "saved":
-        try:
-            loaded = datasets.load_from_disk(source.name)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{where}: the saved data set cannot be opened: {error}") from error
-    else:
-        try:
-            loaded = datasets.load_dataset(source.name)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(
-                f"{where}: no such file or folder here, and as a hub id it cannot be loaded: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-    if not isinstance(loaded, datasets.DatasetDict):
-        return loaded
-    splits = list(loaded)
-    if "train" not in splits and len(splits) != 1:
-        raise DataError(f"{where}: none of its splits ({', '.join(splits)}) is called `train`")
-    return loaded["train" if "train" in splits else splits[0]]
+def _suggest_names(name: str, first: Source) -> tuple[str, str]:
+    """Suggest a short and a long name for a part, for `choose_names`."""
+    if first.kind == "builtin":
+        return name, name
+    dataset = first.dataset
+    if dataset and (dataset.split or not dataset.is_saved):
+        return Path(dataset.path).name, str(dataset)
+    path = Path(name).absolute()
+    suffix = find_suffix(path)
+    stem = path.name.removesuffix(path.name[-len(suffix) :]) if suffix in READERS else path.name
+    return stem, f"{path.parent.name}-{stem}"
