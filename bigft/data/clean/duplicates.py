@@ -63,12 +63,14 @@ def compute_signature(example: Example) -> Signatures:
         combined += hashes[place : place + runs] * factors[place]
     values = (_mix(combined) >> np.uint64(32)).astype(np.uint32)
     least = [_find_least(values[start : start + _MAX_RUNS]) for start in range(0, runs, _MAX_RUNS)]
-    return np.minimum.reduce(least)
+    signature: Signatures = np.minimum.reduce(least)
+    return signature
 
 
 def estimate_similarity(one: Signatures, others: Signatures) -> npt.NDArray[np.float64]:
     """Estimate the Jaccard index of one row, `(64,)`, with others, `(rows, 64)`, as `(rows,)`."""
-    return np.count_nonzero(others == one, axis=1) / SIGNATURE_SIZE
+    share: npt.NDArray[np.float64] = np.count_nonzero(others == one, axis=1) / SIGNATURE_SIZE
+    return share
 
 
 def find_exact_duplicates(digests: npt.NDArray[np.uint64]) -> Mask:
@@ -212,7 +214,8 @@ def _find_least(values: npt.NDArray[np.uint32]) -> Signatures:
     """
     factors = _draw_numbers("factors", SIGNATURE_SIZE).astype(np.uint32)[:, None]
     offsets = _draw_numbers("offsets", SIGNATURE_SIZE).astype(np.uint32)[:, None]
-    return (values * factors + offsets).min(axis=1)
+    least: Signatures = (values * factors + offsets).min(axis=1)
+    return least
 
 
 @cache

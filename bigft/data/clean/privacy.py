@@ -58,7 +58,7 @@ _DECIMAL = re.compile(r"\+?[0-9]+\.[0-9]+(?: |\Z)")
 _CARD = re.compile(
     r"(?<!\w)(?<![0-9][.\u2011-])(?:[0-9]{13,19}"
     rf"|[0-9]{{4}}(?P<gap>{_GROUP_GAP})[0-9]{{4}}(?P=gap)[0-9]{{4}}(?P=gap)[0-9]{{1,4}}"
-    r"(?:(?P=gap)[0-9]{1,3})?(?!(?P=gap)[0-9]{4}(?![0-9]))"
+    r"(?P<more>(?P=gap)[0-9]{1,3})?(?!(?P=gap)[0-9]{4}(?![0-9]))"
     rf"|[0-9]{{4}}(?P<wide>{_GROUP_GAP})[0-9]{{6}}(?P=wide)[0-9]{{4,5}})(?!\w|[.\u2011-][0-9])"
 )
 # First digits and lengths that networks issue (ISO/IEC 7812): Visa; Mastercard; American Express;
@@ -155,5 +155,14 @@ def _mask_one_phone(match: re.Match[str]) -> str:
 
 
 def _mask_one_card(match: re.Match[str]) -> str:
-    digits = "".join(filter(str.isdigit, match[0]))
-    return "[CARD]" if _ISSUED.match(digits) and passes_luhn(digits) else match[0]
+    number, more = match[0], match["more"] or ""
+    if _is_card(number):
+        return "[CARD]"
+    # A fifth group may be something else: the month of expiry, or the security code.
+    shorter = number[: len(number) - len(more)]
+    return f"[CARD]{more}" if more and _is_card(shorter) else number
+
+
+def _is_card(number: str) -> bool:
+    digits = "".join(filter(str.isdigit, number))
+    return _ISSUED.match(digits) is not None and passes_luhn(digits)

@@ -9,6 +9,7 @@ from bigft.data.clean.parts import map_texts
 from bigft.data.example import Example, PromptAnswer
 
 _BLANK_LINES = re.compile(r"\n{3,}")
+_FORMS: dict[str, Literal["NFC", "NFKC"]] = {"nfc": "NFC", "nfkc": "NFKC"}
 
 
 def strip_example(example: Example) -> Example:
@@ -43,7 +44,7 @@ def strip_text(text: str) -> str:
 def normalize_text(text: str, form: Literal["nfc", "nfkc"]) -> str:
     """Write characters that have several spellings in one way (Unicode Standard Annex 15)."""
     # Most texts are ASCII, which is normal in every form.
-    return text if text.isascii() else unicodedata.normalize(form.upper(), text)
+    return text if text.isascii() else unicodedata.normalize(_FORMS[form], text)
 
 
 def _trim_first_line(body: str) -> str:
