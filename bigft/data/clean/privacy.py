@@ -27,6 +27,13 @@ _SSH_PATH = re.compile(r":[\w.~-]*/(?!/)")
 # Space, no-break space, hyphen, no-break hyphen, dot, slash.
 _GAP = "[ \u00a0\u2011./-]"
 _GROUP_GAP = "[ \u00a0\u2011-]"
+# Assigned country codes (ITU-T E.164, list of 2016), and area codes behind the 1 of North America.
+_COUNTRY = (
+    r"(?:1(?=[^0-9]{0,2}[2-9])|7|2(?:[07]|1[1-368]|[2346][0-9]|5[0-8]|9[0-1789])"
+    r"|3(?:[0-469]|5[0-9]|7[0-8]|8[0-35-79])|4(?:[013-9]|2[013])|5(?:[1-8]|[09][0-9])"
+    r"|6(?:[0-6]|7[02-9]|8[0-35-9]|9[0-2])|8(?:[1246]|0[08]|5[02356]|7[08]|8[0-368])"
+    r"|9(?:[0-58]|6[0-8]|7[0-79]|9[2-68]))"
+)
 # A number that goes on to either side is another kind of number.
 _START = r"(?<![\w+])(?<![0-9][./,:\u2011-])"
 _END = r"(?!(?!x[0-9])\w|[./,:\u2011-][0-9])"
@@ -34,8 +41,8 @@ _PHONES = tuple(
     re.compile(_START + pattern + _END, re.IGNORECASE)
     for pattern in (
         # International: +49 (0)30 123456, +1-555-123-4567, 0049 30 123456.
-        rf"(?P<number>(?:\+[1-9]|00[1-9](?=[0-9]{{0,2}}{_GAP}(?!00)))"
-        rf"(?:{_GAP}?(?:\([0-9]{{1,4}}\)|[0-9])){{7,15}})",
+        rf"(?P<number>(?:\+{_COUNTRY}|00{_COUNTRY}(?={_GAP}(?!00)))"
+        rf"(?:{_GAP}?(?:\([0-9]{{1,4}}\)|[0-9])){{6,14}})",
         # North American: (555) 123-4567, 555-123-4567, 1 555 123 4567.
         rf"(?P<number>(?:1{_GROUP_GAP})?\([2-9][0-9]{{2}}\)[ \u00a0]?[0-9]{{3}}{_GAP}[0-9]{{4}}"
         r"|(?:1[ .-])?[2-9][0-9]{2}(?P<gap>[ .\u2011-])[0-9]{3}(?P=gap)[0-9]{4})",
