@@ -52,7 +52,6 @@ class ChunkTokenizer:
 
     def __call__(self, raws: list[RawRow]) -> Chunk:
         """Turn raw rows into rows of tokens; those that cannot be are in `rejected`."""
-        self._cleaner.touched.clear()
         info, rejected = StoreInfo(records=len(raws)), []
         entries: list[tuple[RawRow, Example, int]] = []
         for raw in raws:
@@ -70,7 +69,7 @@ class ChunkTokenizer:
         ):
             builder.add(raw, example, digest, result)
         info.bad_rows = sum(row.is_bad for row in rejected)
-        _add_counts(info.touched, self._cleaner.touched)
+        _add_counts(info.touched, self._cleaner.take_touched())
         return builder.build()
 
     def _clean(
@@ -83,7 +82,8 @@ class ChunkTokenizer:
             return []
         digest = compute_digest(cleaned)
         copies = self._cleaner.augment(cleaned, digest)
-        return [(raw, cleaned, digest), *((raw, copy, mark_copy(digest)) for copy in copies)]
+        marked = ((raw, copy, mark_copy(digest, n)) for n, copy in enumerate(copies, 1))
+        return [(raw, cleaned, digest), *marked]
 
     def _tokenize(self, examples: list[Example]) -> list[Tokenized | ValueError]:
         section = self._section
@@ -108,6 +108,7 @@ class _ChunkBuilder:
         self._signs = signs
         self._rows: list[Row] = []
         self._digests: list[int] = []
+        self._pieces: list[int] = []
         self._signatures: list[Any] = []
 
     def add(
@@ -120,13 +121,15 @@ class _ChunkBuilder:
         if self._is_unwanted(result):
             return
         info.overlong_rows += result.is_overlong
-        learned = [row for row in result.rows if row.supervised.any()]
+        pieces = [number for number, row in enumerate(result.rows) if row.supervised.any()]
+        learned = [result.rows[number] for number in pieces]
         info.truncated_rows += sum(row.is_truncated for row in learned)
         info.split_rows += len(learned) > 1
         info.unsupervised_rows += len(result.rows) - len(learned)
         if result.rows and not learned:
             self._rejected.append(Rejected(raw.origin, NOTHING_TO_LEARN, _show(raw), is_bad=False))
         self._rows += learned
+        self._pieces += pieces
         self._digests += [digest] * len(learned)
         if self._signs:
             self._signatures += [compute_signature(example)] * len(learned)
@@ -153,6 +156,7 @@ class _ChunkBuilder:
             lengths=np.array([len(row) for row in rows], dtype=np.int64),
             learned=np.array([np.count_nonzero(row.supervised) for row in rows], dtype=np.int32),
             digests=np.array(self._digests, dtype=np.uint64),
+            pieces=np.array(self._pieces, dtype=np.int32),
             signatures=signatures,
             rejected=self._rejected,
             info=self._info,

@@ -45,25 +45,30 @@ class Labelled:
 Example = Text | PromptAnswer | Conversation | Labelled
 
 
-_COPY = 1
-"""The lowest bit of a digest marks changed copies, which are trained on but never held out."""
+_COPY_BITS = 0x1F
+"""The lowest bits of a digest: 0 for an example, the number of a changed copy otherwise."""
 
 
 def compute_digest(example: Example) -> int:
     """Compute a 64-bit number from what the example says, the same for every tokenizer.
 
-    The lowest bit is 0: see `mark_copy`.
+    Its five lowest bits are 0: see `mark_copy`.
     """
     content = json.dumps([type(example).__name__, vars(example)], sort_keys=True, default=str)
-    found = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(found, "little") & ~_COPY
+    found = hashlib.blake2b(content.encode(), digest_size=8).digest()
+    return int.from_bytes(found, "little") & ~_COPY_BITS
 
 
-def mark_copy(digest: int) -> int:
-    """Give a changed copy of an example the example's digest, marked as a copy's."""
-    return digest | _COPY
+def mark_copy(digest: int, number: int) -> int:
+    """Give changed copy `number` (1 to 31) of an example the example's digest, marked."""
+    return digest | number
 
 
 def find_copies(digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Find the rows whose digests are marked as those of changed copies."""
-    return (digests & np.uint64(_COPY)).astype(np.bool_)
+    """Find the rows that come from changed copies."""
+    return (digests & np.uint64(_COPY_BITS)) != 0
+
+
+def find_originals(digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Give the digest of the example that each row, or changed copy, comes from."""
+    return digests & ~np.uint64(_COPY_BITS)

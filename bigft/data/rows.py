@@ -25,10 +25,17 @@ class Rows:
         """`(rows,)`, tokens per row that count in the loss."""
         self.digests = _join([store.digests for store in stores])
         """`(rows,)`, see `bigft.data.example.compute_digest`."""
+        self.pieces = _join([store.pieces for store in stores])
+        """`(rows,)`, number of the piece of its example, 0 for the first."""
 
     def __len__(self) -> int:
         """Count the rows."""
         return int(self._starts[-1])
+
+    def load_signatures(self) -> npt.NDArray[np.uint32]:
+        """Map or load the MinHash signatures, `(rows, 64)`."""
+        found: npt.NDArray[np.uint32] = _join([store.signatures for store in self.stores])
+        return found
 
     def find_part(self, numbers: Numbers) -> Numbers:
         """Find which part each row comes from."""

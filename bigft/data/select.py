@@ -1,14 +1,14 @@
 """Which rows a run uses and which of them share a sequence, kept in the cache.
 
 <cache>/plans/<digest>/
-  train_rows.npy, train_starts.npy   sequences of an epoch, or (weighted parts) one part after the other
+  train_rows.npy, train_starts.npy   sequences of an epoch; of weighted parts, the rows of each part
   eval_rows.npy, eval_starts.npy     sequences to evaluate on
   info.json                          what was left out
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ import numpy.typing as npt
 
 from bigft.data.cache import default_cache_dir, write_once
 from bigft.data.clean.duplicates import find_exact_duplicates, find_near_duplicates
-from bigft.data.example import find_copies
-from bigft.data.mixture import choose_rows
+from bigft.data.example import find_copies, find_originals
 from bigft.data.pack import Bins, compute_utilisation
 from bigft.data.plan import FixedPlan, MixedPlan, Plan, pack_rows
 from bigft.data.rows import Rows
@@ -166,6 +165,7 @@ def _write(
 
 
 def _choose(train: Rows, evaluation: Rows, section: DataSection) -> tuple[Split, int, int]:
+    """Choose the rows of each side; count repeated rows, and those that are left out as such."""
     clean = section.clean
     repeated = _find_repeated(train)
     dropped = np.zeros(len(train), dtype=np.bool_)
@@ -173,18 +173,42 @@ def _choose(train: Rows, evaluation: Rows, section: DataSection) -> tuple[Split,
         dropped |= repeated
     if clean.duplicates == "drop_near":
         dropped |= _find_near(train, dropped, clean.similarity)
-    # Copies of a row go with it.
-    gone = train.digests[dropped] & ~np.uint64(1)
-    if train is not evaluation:
-        split = split_by_digest(train.digests, 0.0, clean.test_fraction)
-        held_out = np.nonzero(~find_copies(evaluation.digests))[0]
-        split = Split(split.train, held_out, split.test)
-    else:
-        split = split_by_digest(train.digests, section.eval_fraction, clean.test_fraction)
-    del gone
-    train_rows = split.train[~dropped[split.train]]
-    eval_rows = split.evaluation
-    if train is evaluation:
-        eval_rows = eval_rows[~dropped[eval_rows]]
-    kept = Split(train_rows, eval_rows, split.test[~dropped[split.test]])
+    has_own = train is not evaluation
+    eval_fraction = 0.0 if has_own else section.eval_fraction
+    split = split_by_digest(train.digests, eval_fraction, clean.test_fraction)
+    sides = (split.train, split.evaluation, split.test)
+    kept = Split(*(rows[~dropped[rows]] for rows in sides))
+    if has_own:
+        kept = replace(kept, evaluation=np.nonzero(~find_copies(evaluation.digests))[0])
     return kept, int(repeated.sum()), int(dropped.sum())
+
+
+def _find_repeated(rows: Rows) -> npt.NDArray[np.bool_]:
+    # The pieces of one text share its digest; an odd factor keeps their keys apart.
+    keys = rows.digests + rows.pieces.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return find_exact_duplicates(keys)
+
+
+def _find_near(
+    rows: Rows, repeated: npt.NDArray[np.bool_], similarity: float
+) -> npt.NDArray[np.bool_]:
+    """Find rows of examples that nearly say the same as an earlier one, all their pieces too."""
+    firsts = np.nonzero(~repeated & (rows.pieces == 0) & ~find_copies(rows.digests))[0]
+    near = firsts[find_near_duplicates(rows.load_signatures()[firsts], similarity)]
+    examples = find_originals(rows.digests)
+    return np.isin(examples, examples[near])
+
+
+def _read(folder: Path, weights: tuple[float, ...] | None) -> Selection:
+    try:
+        arrays = [
+            np.load(folder / f"{name}.npy", mmap_mode="r")
+            for name in ("train_rows", "train_starts", "eval_rows", "eval_starts")
+        ]
+        info = SelectionInfo(**json.loads((folder / "info.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"the plan of the data in {folder} is damaged ({error}); delete this folder, and it is"
+            " made again"
+        ) from error
+    return Selection(Bins(arrays[0], arrays[1]), Bins(arrays[2], arrays[3]), weights, info)

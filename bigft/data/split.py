@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bigft.data.example import find_copies
+from bigft.data.example import find_copies, find_originals
 
 RowNumbers = npt.NDArray[np.int64]
 
@@ -43,7 +43,8 @@ def split_by_digest(
     if eval_fraction > 0 and len(rows) > 1 and not (held_out.any() and train.any()):
         # So few rows that chance left a side empty: the example with the smallest number is held
         # out, all its pieces and copies with it.
-        smallest = digests >> np.uint64(1) == digests.min() >> np.uint64(1)
+        examples = find_originals(digests)
+        smallest = examples == examples.min()
         held_out = smallest if not smallest.all() else rows == rows[-1]
         test = test & ~held_out
         train = ~held_out & ~test

@@ -6,6 +6,7 @@
   offsets.npy      int64, (rows + 1,): where each row starts
   learned.npy      int32, (rows,): supervised tokens per row
   digests.npy      uint64, (rows,): a hash of the example that the row comes from
+  pieces.npy       int32, (rows,): which piece of that example, where it was split
   signatures.npy   uint32, (rows, 64): only where near duplicates are looked for
   rejected.jsonl   raw rows that became no tokens, and why
   info.json        counts
@@ -106,6 +107,9 @@ class Chunk:
     """`(rows,)`, supervised tokens."""
 
     digests: npt.NDArray[np.uint64]
+    pieces: npt.NDArray[np.int32]
+    """`(rows,)`, number of the piece of its example, 0 for the first."""
+
     signatures: npt.NDArray[np.uint32] | None
     """`(rows, 64)`."""
 
@@ -132,6 +136,7 @@ class TokenStore:
                 folder / "learned.npy", mmap_mode="r"
             )
             self.digests: npt.NDArray[np.uint64] = np.load(folder / "digests.npy", mmap_mode="r")
+            self.pieces: npt.NDArray[np.int32] = np.load(folder / "pieces.npy", mmap_mode="r")
         except (OSError, ValueError, TypeError) as error:
             raise DataError(
                 f"the tokenised data in {folder} are damaged ({error}); delete this folder, and "
@@ -167,7 +172,7 @@ class TokenStore:
 class StoreWriter:
     """Appends rows to the files of a store.
 
-    Memory: 20 bytes per row; everything else goes straight to the files.
+    Memory: 24 bytes per row; everything else goes straight to the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -183,6 +188,7 @@ class StoreWriter:
         self._lengths: list[npt.NDArray[np.int64]] = []
         self._learned: list[npt.NDArray[np.int32]] = []
         self._digests: list[npt.NDArray[np.uint64]] = []
+        self._pieces: list[npt.NDArray[np.int32]] = []
         self.info = StoreInfo()
 
     def append(self, chunk: Chunk) -> None:
@@ -192,6 +198,7 @@ class StoreWriter:
         self._lengths.append(chunk.lengths)
         self._learned.append(chunk.learned)
         self._digests.append(chunk.digests)
+        self._pieces.append(chunk.pieces)
         if chunk.signatures is not None:
             self._signatures = self._signatures or self._start("signatures.npy", _SIGNATURE)
             self._signatures.write(chunk.signatures.tobytes())
@@ -206,11 +213,13 @@ class StoreWriter:
         lengths = np.concatenate([np.zeros(0, np.int64), *self._lengths])
         learned = np.concatenate([np.zeros(0, np.int32), *self._learned])
         digests = np.concatenate([np.zeros(0, np.uint64), *self._digests])
+        pieces = np.concatenate([np.zeros(0, np.int32), *self._pieces])
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         info.rows, info.tokens = len(lengths), int(offsets[-1])
         info.supervised_tokens = int(learned.sum())
         content = hashlib.blake2b(digest_size=16)
-        for name, array in (("offsets", offsets), ("learned", learned), ("digests", digests)):
+        arrays = {"offsets": offsets, "learned": learned, "digests": digests, "pieces": pieces}
+        for name, array in arrays.items():
             content.update(array.tobytes())
             np.save(self._folder / f"{name}.npy", array)
         info.content = content.hexdigest()
