@@ -6,9 +6,8 @@ special tokens are added as the tokenizer adds them.
 
 import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TokenIds = npt.NDArray[np.int32]
-Offsets = list[tuple[int, int]]
-_Result = TypeVar("_Result")
 
 # The library holds well over 100 bytes per token while it works, so this many characters at once
 # stay below a few hundred MB.
@@ -62,21 +59,24 @@ def encode_texts(
     return _encode_cut(backend, texts, special)
 
 
-def encode_with_offsets(
+def encode_placed(
     texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
-) -> list[tuple[TokenIds, Offsets]]:
-    """Encode each text, without special tokens, with the characters that each token stands for.
+) -> Iterator[tuple[TokenIds, Any]]:
+    """Encode each text, without special tokens, and keep where its tokens stand in it.
 
     Args:
         texts: Valid Unicode, each.
         tokenizer: A fast one.
 
-    Returns:
-        Per text: `(T,)` tokens and T pairs of first character and the one behind the last.
+    Yields:
+        Per text: `(T,)` tokens, and the library's `Encoding`, which is best let go of soon.
+
+    Memory: about 500 MB beside the result.
     """
     backend = _prepare(tokenizer)
-    call = partial(backend.encode_batch, add_special_tokens=False)
-    return _in_groups(texts, call, lambda found: (_build_ids(found.ids), found.offsets))
+    for group in _group(texts):
+        for found in backend.encode_batch(group, add_special_tokens=False):
+            yield _build_ids(found.ids), found
 
 
 def _prepare(tokenizer: "PreTrainedTokenizerBase") -> Any:
@@ -92,19 +92,12 @@ def _prepare(tokenizer: "PreTrainedTokenizerBase") -> Any:
 
 
 def _encode_whole(backend: Any, texts: Sequence[str], special: bool) -> list[TokenIds]:
-    call = partial(backend.encode_batch_fast, add_special_tokens=special)
-    return _in_groups(texts, call, lambda found: _build_ids(found.ids))
-
-
-def _in_groups(
-    texts: Sequence[str],
-    encode: Callable[[list[str]], list[Any]],
-    convert: Callable[[Any], _Result],
-) -> list[_Result]:
-    results: list[_Result] = []
-    for group in _group(texts):
-        results += [convert(found) for found in encode(group)]
-    return results
+    return [
+        _build_ids(found.ids)
+        for group in _group(texts)
+        # Without offsets, which halves the time for long texts.
+        for found in backend.encode_batch_fast(group, add_special_tokens=special)
+    ]
 
 
 def _group(texts: Sequence[str]) -> Iterator[list[str]]:

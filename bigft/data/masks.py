@@ -271,7 +271,7 @@ def find_chat_template(
 
 
 def _is_assistant(message: dict[str, Any]) -> bool:
-    return message["role"] == "assistant"
+    return bool(message["role"] == "assistant")
 
 
 def _find_headers(

@@ -1,17 +1,15 @@
 """From examples to rows of tokens, each token marked as learned or only read."""
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from bigft.data.encode import Offsets, TokenIds, encode_texts, encode_with_offsets
+from bigft.data.encode import TokenIds, encode_placed, encode_texts
 from bigft.data.example import Conversation, Example, Labelled, PromptAnswer, Text
-from bigft.data.masks import Rendered, Renderer, Span, find_chat_template
+from bigft.data.marks import Marks, mark_tokens
+from bigft.data.masks import Rendered, Renderer, find_chat_template
 from bigft.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,8 +23,6 @@ __all__ = [
     "find_end_token_ids",
     "tokenize_batch",
 ]
-
-Marks = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -247,42 +243,11 @@ def _tokenize_conversations(
             "(tokenizer.json)"
         )
     special = _find_special_ids(tokenizer)
-    encoded = encode_with_offsets([one.text for one in rendered.values()], tokenizer)
-    for (number, one), (input_ids, offsets) in zip(rendered.items(), encoded, strict=True):
-        supervised = _mark(one, input_ids, offsets, special)
+    encoded = encode_placed([one.text for one in rendered.values()], tokenizer)
+    for (number, one), (input_ids, encoding) in zip(rendered.items(), encoded, strict=True):
+        supervised = mark_tokens(one, input_ids, encoding, special)
         found[number] = _end_last_turn(one, input_ids, supervised, special, tokenizer)
     return found
-
-
-def _mark(rendered: Rendered, input_ids: TokenIds, offsets: Offsets, special: set[int]) -> Marks:
-    supervised = np.zeros(len(input_ids), dtype=np.bool_)
-    for span in rendered.spans:
-        first, behind = _find_tokens(span, offsets, rendered.text)
-        if not rendered.is_tagged:
-            # The end-of-turn token is the last thing that the model says. What the template puts
-            # after it (a line break) is never generated.
-            ends = [n for n in range(first, behind) if int(input_ids[n]) in special]
-            if ends and not rendered.text[offsets[ends[-1]][1] : span[1]].strip():
-                behind = ends[-1] + 1
-        supervised[first:behind] = True
-    return supervised
-
-
-def _find_tokens(span: Span, offsets: Offsets, text: str) -> tuple[int, int]:
-    """Find the first token of a span and the one behind its last.
-
-    A token that reaches over the start counts: the space that the template puts before a word is
-    part of the word's token for many tokenizers.
-    """
-    start, end = span
-    first = bisect_right(offsets, start, key=itemgetter(1))
-    behind = max(first, bisect_left(offsets, end, key=itemgetter(0)))
-    # Some tokenizers trim white space from the places of their tokens, so that a line's indentation
-    # stands for no characters, at its own end.
-    if text[end - 1].isspace():
-        while behind < len(offsets) and offsets[behind] == (end, end):
-            behind += 1
-    return first, behind
 
 
 def _end_last_turn(
@@ -293,10 +258,9 @@ def _end_last_turn(
     tokenizer: "PreTrainedTokenizerBase",
 ) -> tuple[TokenIds, Marks]:
     """Add EOS, learned, unless the last turn already ends with a special token."""
-    learned = np.flatnonzero(supervised)
-    if tokenizer.eos_token_id is None or not rendered.ends_learned or not len(learned):
+    if tokenizer.eos_token_id is None or not rendered.ends_learned or not supervised.any():
         return input_ids, supervised
-    last = int(learned[-1])
+    last = len(supervised) - 1 - int(supervised[::-1].argmax())
     if not special.isdisjoint(input_ids[last:].tolist()):
         return input_ids, supervised
     # EOS has to follow what the model said itself, not the line break that a template adds.

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from bigft.data.formats.shape import Reading
 
 _MAX_SHOWN = 20
+_MIN_LIKENESS = 0.4
+"""Of a shape's columns, on average; one right column of two is 0.5."""
 
 _KNOWN = (
     "Known: `messages` or `conversations`; `instruction` (+ `input`) + `output`; `prompt` + "
@@ -51,11 +53,11 @@ def _name_columns(reading: Reading) -> str:
 def _describe_nearest(columns: Sequence[str], readings: list[Reading]) -> str:
     """Find the shape with the fewest columns missing, then with the most similar ones."""
     lower = {column.lower(): column for column in columns}
-    best: tuple[float, Reading | None, dict[str, str]] = (0.5, None, {})
+    best: tuple[float, Reading | None, dict[str, str]] = (_MIN_LIKENESS, None, {})
     for reading in readings:
         near = {name: _find_like(name, lower) for name in reading.shape.needed}
         likeness = sum(score for score, _ in near.values()) / len(near)
-        if likeness > best[0] or (best[1] is None and likeness >= best[0]):
+        if likeness > best[0]:
             names = {name: column for name, (score, column) in near.items() if score}
             best = (likeness, reading, names)
     _, nearest, found = best

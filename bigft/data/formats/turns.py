@@ -135,7 +135,8 @@ def _read_turn(item: object, place: str, number: int) -> dict[str, Any]:
         return {"role": "assistant", "content": "", "tool_calls": read_calls(content, here)}
     calls = _pop_calls(others, f"{place}[{number}]") if role == "assistant" else []
     may_be_blank = bool(calls) or role in _MAY_BE_MUTE
-    turn = {"role": role, "content": _read_content(content, here, may_be_blank=may_be_blank)}
+    said = _read_content(content, here, may_be_blank=may_be_blank)
+    turn: dict[str, Any] = {"role": role, "content": said}
     if calls:
         turn["tool_calls"] = calls
     if others:

@@ -19,7 +19,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from bigft.data import encode
-from bigft.data.encode import encode_texts, encode_with_offsets
+from bigft.data.encode import encode_texts, encode_placed
 
 TEXTS = [
     "The cat sat on the mat.\n\nIt didn't   move: 12345 times!",
@@ -97,10 +97,10 @@ def test_a_batch_gives_what_the_tokenizer_gives_one_by_one(kind: str, special: b
 @pytest.mark.parametrize("kind", KINDS)
 def test_offsets_are_the_tokenizers(kind: str) -> None:
     tokenizer = BUILT[kind]
-    for text, (ids, offsets) in zip(TEXTS, encode_with_offsets(TEXTS, tokenizer), strict=True):
+    for text, (ids, encoding) in zip(TEXTS, encode_placed(TEXTS, tokenizer), strict=True):
         expected = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         assert ids.tolist() == expected["input_ids"]
-        assert offsets == expected["offset_mapping"]
+        assert encoding.offsets == expected["offset_mapping"]
 
 
 def test_special_tokens_in_the_text_are_split_where_the_tokenizer_says_so() -> None:

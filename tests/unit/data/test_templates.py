@@ -151,7 +151,12 @@ def test_without_a_system_turn_a_template_has_its_own_opening(name: str, opening
     [
         (
             "chatml",
-            ['<tools>\n{"type": "function"', "<|im_start|>tool\n1<|im_end|>"],
+            [
+                "<|im_start|>system\nS\n\nYou can call",
+                '<tools>\n{"type": "function"',
+                "<|im_end|>\n<|im_start|>user\nU<|im_end|>",
+                "<|im_start|>tool\n1<|im_end|>",
+            ],
             '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>',
         ),
         (
@@ -175,7 +180,6 @@ def test_tools_are_shown_called_and_answered(name: str, shown: list[str], said: 
     assert [part for part in shown if part not in text] == []
     assert runs[0] == said
     assert len(runs) == 2
-    assert text.count("S") == 1 or name == "mistral"
 
 
 @pytest.mark.parametrize("name", ["llama2", "gemma", "phi3", "zephyr", "vicuna", "alpaca"])

@@ -68,5 +68,5 @@ def test_a_call_in_the_words_of_the_assistant_may_have_a_result() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"`conversations\[0\].from` is 'humann'.*mean human\?"):
         read({"conversations": [{"from": "humann", "value": "a"}]})
-    with pytest.raises(ValueError, match=r"`conversations\[0\].value` has to be text, not a list"):
+    with pytest.raises(ValueError, match=r"`conversations\[0\].value\[0\]` has to be an object"):
         read({"conversations": [{"from": "function_call", "value": "[3]"}]})

@@ -79,7 +79,7 @@ def test_a_recogniser_travels_to_other_processes() -> None:
         ),
         ({"prompt": "a"}, r"the nearest is `pairs` .* set --data.columns.completion COLUMN"),
         ({"zzz": "a"}, "none is near"),
-        ({"ask": "a", "answr": "b"}, "nearest is `pairs`.*--data.columns.answer answr"),
+        ({"ask": "a", "answr": "b"}, "the nearest is .* --data.columns.answer answr"),
     ],
 )
 def test_unknown_columns_are_shown_with_the_nearest_format(
