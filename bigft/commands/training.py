@@ -16,6 +16,7 @@ from bigft.checkpoint.resume import check_fits, find_resume, load_checkpoint
 from bigft.checkpoint.save import save_checkpoint
 from bigft.data.build import Data, build_data
 from bigft.data.builtin_tokenizer import default_cache_dir, load_builtin_tokenizer
+from bigft.data.templates import TEMPLATES
 from bigft.data.tokenize import find_end_token_ids
 from bigft.distributed.collectives import (
     barrier,
@@ -77,7 +78,8 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
     cache = default_cache_dir(run.data.loading.cache_dir)
     # First on one rank of each host: the built-in tokenizer may have to be trained.
     with errors_shared(), local_rank_zero_first(world):
-        tokenizer = load_tokenizer(run.model, facts, partial(load_builtin_tokenizer, cache))
+        load_builtin = partial(load_builtin_tokenizer, cache)
+        tokenizer = load_tokenizer(run.model, facts, load_builtin, TEMPLATES)
     with errors_shared():
         data = _build_data(resolved, tokenizer, world)
     total_steps = count_total_steps(run.trainer, data.train.steps_per_epoch)

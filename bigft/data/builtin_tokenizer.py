@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigft.data.cache import default_cache_dir, write_once
-from bigft.data.chatml import CHATML_TEMPLATE, IM_END, IM_START
 from bigft.data.corpus import compute_corpus_digest, read_corpus
+from bigft.data.templates import CHATML_TEMPLATE, IM_END, IM_START
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -19,7 +19,7 @@ VOCABULARY_SIZE = 4096
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
 
-_VERSION = "1"
+_VERSION = "2"
 """Part of the folder's name; to be raised whenever the same corpus gives other files."""
 
 _logger = logging.getLogger(__name__)

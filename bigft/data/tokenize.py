@@ -1,44 +1,38 @@
-"""From one example to rows of tokens, each token marked as learned or only read.
+"""From examples to rows of tokens, each token marked as learned or only read."""
 
-The marks of a conversation come from the template's own rendering. Either the template says which
-characters the assistant speaks (`{% generation %}`), or the conversation is rendered up to each
-assistant turn, and the difference between the two renderings is that turn:
-
-    messages[:k], generation prompt <|im_start|>user Hi<|im_end|><|im_start|>assistant
-    messages[:k + 1]                <|im_start|>user Hi<|im_end|><|im_start|>assistant Yes<|im_end|>
-    learned                                                                            Yes<|im_end|>
-
-Where the first is not the beginning of the second there is no exact answer: that is an error.
-"""
-
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from bigft.data.chatml import CHATML_TEMPLATE
-from bigft.data.example import Conversation, Example, PromptAnswer, Text
+from bigft.data.encode import TokenIds, encode_placed, encode_texts
+from bigft.data.example import Conversation, Example, Labelled, PromptAnswer, Text
+from bigft.data.marks import Marks, mark_tokens
+from bigft.data.masks import Rendered, Renderer, find_chat_template
 from bigft.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Letters only: templates trim white space, and no message says this.
-_PROBE = "BIGFTxPROBExWORD"
-
-_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+__all__ = [
+    "OverlongError",
+    "Row",
+    "Tokenized",
+    "find_chat_template",
+    "find_end_token_ids",
+    "tokenize_batch",
+]
 
 
 @dataclass(frozen=True)
 class Row:
-    """Tokens of one example, or of one piece of a long text."""
+    """Tokens of one example, or of one piece of a long one."""
 
-    input_ids: npt.NDArray[np.int32]
+    input_ids: TokenIds
     """`(T,)`."""
 
-    supervised: npt.NDArray[np.bool_]
+    supervised: Marks
     """`(T,)`; whether the token counts in the loss. Never true for the first one."""
 
     is_truncated: bool = False
@@ -52,41 +46,82 @@ class Row:
         return len(self.input_ids)
 
 
-def tokenize(
-    example: Example, tokenizer: "PreTrainedTokenizerBase", *, train_on: str, max_length: int
-) -> list[Row]:
-    """Turn an example into rows of at most `max_length` tokens.
+@dataclass(frozen=True)
+class Tokenized:
+    """What became of one example."""
 
-    A text that is too long becomes several rows; neighbours share one token, so that every token
-    but the very first is learned exactly once. Anything else is cut off on the right.
+    rows: list[Row]
+    """Empty when the example was longer than allowed and is to be left out."""
+
+    num_tokens: int
+    """Of the whole example, before anything was cut off, split or left out."""
+
+    is_overlong: bool
+    """Whether that was more than `max_length`."""
+
+
+class OverlongError(ValueError):
+    """An example is longer than allowed, and that was to be an error."""
+
+    def __init__(self, num_tokens: int, max_length: int) -> None:
+        """Say what can be done instead."""
+        super().__init__(
+            f"{num_tokens} tokens, more than --max_length {max_length}; raise it, or set "
+            "--data.overlong to truncate, split or drop"
+        )
+        self.num_tokens = num_tokens
+        self._max_length = max_length
+
+    def __reduce__(self) -> tuple[type["OverlongError"], tuple[int, int]]:
+        """Travel between processes."""
+        return OverlongError, (self.num_tokens, self._max_length)
+
+
+def tokenize_batch(
+    examples: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    train_on: str,
+    max_length: int,
+    overlong: str = "auto",
+) -> list[Tokenized | ValueError]:
+    """Turn examples into rows of at most `max_length` tokens.
+
+    A text or a split example becomes several rows; neighbours share one token, so that every token
+    but the very first is learned exactly once, where it is learned at all.
 
     Args:
-        example: What to tokenise.
-        tokenizer: A fast tokenizer; without a chat template, ChatML is used as plain text.
-        train_on: `assistant` or `all`; raw text always counts as a whole.
+        examples: Any mixture; a thousand at once keep the tokenizer's threads busy.
+        tokenizer: Without a chat template, ChatML is used as plain text.
+        train_on: `assistant`, `last_assistant` or `all`; raw text always counts as a whole.
         max_length: Tokens per row, at least 2.
+        overlong: `truncate`, `split`, `drop`, `error`, or `auto`: split raw text, truncate others.
+
+    Returns:
+        For each example its rows, or why it has none: the chat template refuses it, its rendering
+        is no continuation of the rendering without the last turns, or it is an `OverlongError`.
 
     Raises:
-        ValueError: The chat template refuses the conversation, or its rendering is no
-            continuation of the rendering without the last turns.
         DataError: The tokenizer cannot do what is needed for any example of this kind.
     """
-    if isinstance(example, Text):
-        return _split(_tokenize_text(example, tokenizer), max_length)
-    if isinstance(example, PromptAnswer):
-        input_ids, supervised = _tokenize_prompt_answer(example, tokenizer)
-    else:
-        input_ids, supervised = _tokenize_conversation(example, tokenizer)
-    if train_on == "all":
-        supervised = [True] * len(input_ids)
-    is_truncated = len(input_ids) > max_length
-    return [_build_row(input_ids[:max_length], supervised[:max_length], is_truncated)]
-
-
-def find_chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Find the template that conversations are rendered with: the tokenizer's own, or ChatML."""
-    template: str | None = tokenizer.chat_template
-    return CHATML_TEMPLATE if template is None else template
+    found: dict[int, tuple[TokenIds, Marks] | ValueError] = {
+        **_tokenize_plain(examples, tokenizer),
+        **_tokenize_conversations(examples, tokenizer, train_on),
+    }
+    results: list[Tokenized | ValueError] = []
+    for number, example in enumerate(examples):
+        tokens = found[number]
+        if isinstance(tokens, ValueError):
+            results.append(tokens)
+            continue
+        input_ids, supervised = tokens
+        if train_on == "all" or isinstance(example, Text):
+            supervised = np.ones(len(input_ids), dtype=np.bool_)
+        policy = overlong
+        if overlong == "auto":
+            policy = "split" if isinstance(example, Text) else "truncate"
+        results.append(_fit(input_ids, supervised, max_length, policy))
+    return results
 
 
 def find_end_token_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -98,191 +133,144 @@ def find_end_token_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     if tokenizer.chat_template is not None:
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
-        input_ids, supervised = _tokenize_conversation(Conversation(turns), tokenizer)
-        last = max(position for position, learned in enumerate(supervised) if learned)
-        if input_ids[last] in _find_special_ids(tokenizer):
-            ends.append(input_ids[last])
+        tokens = _tokenize_conversations([Conversation(turns)], tokenizer, "assistant")[0]
+        if isinstance(tokens, ValueError):
+            raise tokens
+        input_ids, supervised = tokens
+        last = int(input_ids[supervised][-1])
+        if last in _find_special_ids(tokenizer):
+            ends.append(last)
     return list(dict.fromkeys(ends))
 
 
-def _build_row(input_ids: list[int], supervised: list[bool], is_truncated: bool) -> Row:
-    marks = np.array(supervised, dtype=np.bool_)
+# Rows of at most so many tokens.
+
+
+def _fit(
+    input_ids: TokenIds, supervised: Marks, max_length: int, policy: str
+) -> Tokenized | OverlongError:
+    num_tokens = len(input_ids)
+    if num_tokens <= max_length:
+        return Tokenized([_build_row(input_ids, supervised)], num_tokens, is_overlong=False)
+    if policy == "error":
+        return OverlongError(num_tokens, max_length)
+    rows = []
+    if policy == "truncate":
+        rows = [_build_row(input_ids[:max_length], supervised[:max_length], is_truncated=True)]
+    elif policy == "split":
+        for start in range(0, num_tokens - 1, max_length - 1):
+            end = start + max_length
+            rows.append(_build_row(input_ids[start:end], supervised[start:end]))
+    return Tokenized(rows, num_tokens, is_overlong=True)
+
+
+def _build_row(input_ids: TokenIds, supervised: Marks, *, is_truncated: bool = False) -> Row:
+    marks = supervised.copy()
     marks[:1] = False  # Nothing stands before the first token that could predict it.
-    return Row(np.array(input_ids, dtype=np.int32), marks, is_truncated)
+    return Row(input_ids, marks, is_truncated)
 
 
-def _split(input_ids: list[int], max_length: int) -> list[Row]:
-    starts = range(0, max(1, len(input_ids) - 1), max_length - 1)
-    pieces = [input_ids[start : start + max_length] for start in starts]
-    return [_build_row(piece, [True] * len(piece), False) for piece in pieces]
+# Texts, prompts with answers, and labels.
 
 
-def _tokenize_text(example: Text, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    return _end_with_eos(_encode(tokenizer, example.text, special=True), tokenizer)
-
-
-def _tokenize_prompt_answer(
-    example: PromptAnswer, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[int], list[bool]]:
+def _tokenize_plain(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
+) -> dict[int, tuple[TokenIds, Marks]]:
+    first: dict[int, str] = {}
+    answers: dict[int, str] = {}
+    for number, example in enumerate(examples):
+        if isinstance(example, Text):
+            first[number] = example.text
+        elif isinstance(example, PromptAnswer):
+            first[number], answers[number] = example.prompt, example.answer
+        elif isinstance(example, Labelled):
+            first[number], answers[number] = _write_labelled(example)
     # The two are tokenised apart, for at inference the prompt is tokenised alone.
-    prompt = _encode(tokenizer, example.prompt, special=True)
-    while prompt and prompt[-1] == tokenizer.eos_token_id:
-        prompt.pop()  # Some tokenizers end everything with EOS by themselves.
-    answer = _end_with_eos(_encode(tokenizer, example.answer, special=False), tokenizer)
-    return prompt + answer, [False] * len(prompt) + [True] * len(answer)
-
-
-def _tokenize_conversation(
-    example: Conversation, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[int], list[bool]]:
-    if _GENERATION_TAG.search(find_chat_template(tokenizer)):
-        rendered = _render(
-            example,
-            tokenizer,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"verbose": False},
-        )
-        input_ids = list(rendered["input_ids"])
-        supervised = [bool(mark) for mark in rendered["assistant_masks"]]
-    else:
-        input_ids, supervised = _mark_by_prefixes(example, tokenizer)
-    if example.messages[-1]["role"] == "assistant":
-        _end_last_turn(input_ids, supervised, tokenizer)
-    return input_ids, supervised
-
-
-def _mark_by_prefixes(
-    example: Conversation, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[int], list[bool]]:
-    full = _render(example, tokenizer, tokenize=False)
-    spans = []
-    for turn, message in enumerate(example.messages):
-        if message["role"] != "assistant":
-            continue
-        if turn == 0:
-            raise ValueError(
-                "the assistant speaks first, and this chat template has no {% generation %} tags "
-                "that would tell its words from the template's"
-            )
-        before = Conversation(example.messages[:turn], example.tools)
-        through = Conversation(example.messages[: turn + 1], example.tools)
-        prompt = _render(before, tokenizer, tokenize=False, add_generation_prompt=True)
-        rendered = _render(through, tokenizer, tokenize=False)
-        if rendered.startswith(prompt) and full.startswith(rendered):
-            spans.append((len(prompt), len(rendered)))
+    heads = encode_texts(list(first.values()), tokenizer, special=True)
+    tails = encode_texts(list(answers.values()), tokenizer, special=False)
+    found: dict[int, tuple[TokenIds, Marks]] = {}
+    tail = dict(zip(answers, tails, strict=True))
+    for number, head in zip(first, heads, strict=True):
+        if number in tail:
+            found[number] = _join(head, tail[number], tokenizer)
         else:
-            spans.append(_find_rewritten_turn(example, turn, prompt, full, tokenizer))
-    return _mark_spans(full, spans, tokenizer)
+            input_ids = _end_with_eos(head, tokenizer)
+            found[number] = input_ids, np.ones(len(input_ids), dtype=np.bool_)
+    return found
 
 
-def _find_rewritten_turn(
-    example: Conversation,
-    turn: int,
-    prompt: str,
-    full: str,
-    tokenizer: "PreTrainedTokenizerBase",
-) -> tuple[int, int]:
-    """Find an assistant turn that its template renders otherwise once other messages follow.
-
-    Qwen3's template, for one, drops the reasoning of all turns but the last. What counts is how
-    the turn looks in the whole conversation. A probe in place of its words shows where the text
-    behind them begins (`rest`), and how much of that still belongs to the turn (`ending`):
-
-        whole, probed    ...assistant  PROBE <|im_end|> <|im_start|>user Thanks<|im_end|>
-                                             ^ rest
-        through, probed  ...assistant  <think></think> PROBE <|im_end|>
-                                                             ^ ending
-        whole            ...assistant  Yes <|im_end|> <|im_start|>user Thanks<|im_end|>
-        learned                        Yes <|im_end|>
-
-    Raises:
-        ValueError: The turn cannot be told apart exactly even so.
-    """
-    probed = [dict(message) for message in example.messages]
-    probed[turn]["content"] = _PROBE
-    whole = _render(Conversation(probed, example.tools), tokenizer, tokenize=False)
-    through = _render(Conversation(probed[: turn + 1], example.tools), tokenizer, tokenize=False)
-    rest, ending = whole.partition(_PROBE)[2], through.partition(_PROBE)[2]
-    end = len(full) - len(rest) + len(ending)
-    fits = whole.count(_PROBE) == through.count(_PROBE) == 1 and rest.startswith(ending)
-    if not (fits and full.startswith(prompt) and full.endswith(rest) and end >= len(prompt)):
-        raise ValueError(
-            f"the chat template renders message {turn + 1} differently when other messages "
-            "follow, so the assistant's tokens cannot be told apart exactly; give a template "
-            "with {% generation %} tags with --model.chat_template, or set --data.train_on all"
-        )
-    return len(prompt), end
+def _write_labelled(example: Labelled) -> tuple[str, str]:
+    texts = (example.text, example.second)
+    return "".join(f"{text}\n" for text in texts if text is not None), str(example.label)
 
 
-def _mark_spans(
-    text: str, spans: list[tuple[int, int]], tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[int], list[bool]]:
-    """Mark the tokens that start inside a span of characters."""
+def _join(
+    prompt: TokenIds, answer: TokenIds, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[TokenIds, Marks]:
+    length = len(prompt)
+    while length and prompt[length - 1] == tokenizer.eos_token_id:
+        length -= 1  # Some tokenizers end everything with EOS by themselves.
+    input_ids = np.concatenate([prompt[:length], _end_with_eos(answer, tokenizer)])
+    return input_ids, np.arange(len(input_ids)) >= length
+
+
+def _end_with_eos(input_ids: TokenIds, tokenizer: "PreTrainedTokenizerBase") -> TokenIds:
+    eos = tokenizer.eos_token_id
+    if eos is None or (len(input_ids) and input_ids[-1] == eos):
+        return input_ids
+    return np.append(input_ids, np.int32(eos))
+
+
+# Conversations.
+
+
+def _tokenize_conversations(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", train_on: str
+) -> dict[int, tuple[TokenIds, Marks] | ValueError]:
+    found: dict[int, tuple[TokenIds, Marks] | ValueError] = {}
+    rendered: dict[int, Rendered] = {}
+    renderer: Renderer | None = None
+    for number, example in enumerate(examples):
+        if isinstance(example, Conversation):
+            renderer = renderer or Renderer(tokenizer)
+            try:
+                rendered[number] = renderer.render(example, train_on)
+            except ValueError as error:
+                found[number] = error
+    if not rendered:
+        return found
     if not tokenizer.is_fast:
         raise DataError(
             f"{type(tokenizer).__name__} does not say where its tokens stand in the text, which "
             "is needed to train on the assistant's tokens only; use a model with a fast tokenizer "
             "(tokenizer.json)"
         )
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    input_ids: list[int] = list(encoding["input_ids"])
-    places: list[tuple[int, int]] = encoding["offset_mapping"]
-    supervised = [False] * len(input_ids)
     special = _find_special_ids(tokenizer)
-    for start, end in spans:
-        inside = [
-            n for n, (first, last) in enumerate(places) if start <= first < end and last > first
-        ]
-        # The end-of-turn token is the last thing that the model says. What the template puts
-        # after it (a line break) is never generated.
-        ends = [n for n in inside if input_ids[n] in special]
-        if ends and not text[places[ends[-1]][1] : end].strip():
-            inside = [n for n in inside if n <= ends[-1]]
-        for n in inside:
-            supervised[n] = True
-    return input_ids, supervised
+    encoded = encode_placed([one.text for one in rendered.values()], tokenizer)
+    for (number, one), (input_ids, encoding) in zip(rendered.items(), encoded, strict=True):
+        supervised = mark_tokens(one, input_ids, encoding, special)
+        found[number] = _end_last_turn(one, input_ids, supervised, special, tokenizer)
+    return found
 
 
 def _end_last_turn(
-    input_ids: list[int], supervised: list[bool], tokenizer: "PreTrainedTokenizerBase"
-) -> None:
+    rendered: Rendered,
+    input_ids: TokenIds,
+    supervised: Marks,
+    special: set[int],
+    tokenizer: "PreTrainedTokenizerBase",
+) -> tuple[TokenIds, Marks]:
     """Add EOS, learned, unless the last turn already ends with a special token."""
-    if tokenizer.eos_token_id is None or True not in supervised:
-        return
-    last = len(supervised) - 1 - supervised[::-1].index(True)
-    special = _find_special_ids(tokenizer)
-    if any(token in special for token in input_ids[last:]):
-        return
+    if tokenizer.eos_token_id is None or not rendered.ends_learned or not supervised.any():
+        return input_ids, supervised
+    last = len(supervised) - 1 - int(supervised[::-1].argmax())
+    if not special.isdisjoint(input_ids[last:].tolist()):
+        return input_ids, supervised
     # EOS has to follow what the model said itself, not the line break that a template adds.
     if not str(tokenizer.decode(input_ids[last + 1 :])).strip():
-        del input_ids[last + 1 :], supervised[last + 1 :]
-    input_ids.append(int(tokenizer.eos_token_id))
-    supervised.append(True)
-
-
-def _render(example: Conversation, tokenizer: "PreTrainedTokenizerBase", **options: Any) -> Any:
-    import jinja2
-
-    try:
-        return tokenizer.apply_chat_template(
-            example.messages,
-            tools=list(example.tools) if example.tools else None,
-            chat_template=find_chat_template(tokenizer),
-            **options,
-        )
-    except (jinja2.TemplateError, TypeError) as error:
-        raise ValueError(f"the chat template refuses the conversation: {error}") from error
-
-
-def _encode(tokenizer: "PreTrainedTokenizerBase", text: str, *, special: bool) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-
-
-def _end_with_eos(input_ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    eos = tokenizer.eos_token_id
-    return input_ids if eos is None or input_ids[-1:] == [eos] else [*input_ids, int(eos)]
+        input_ids, supervised = input_ids[: last + 1], supervised[: last + 1]
+    ended = np.append(input_ids, np.int32(tokenizer.eos_token_id))
+    return ended, np.append(supervised, np.True_)
 
 
 def _find_special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:

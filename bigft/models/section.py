@@ -20,7 +20,8 @@ class ModelSection(Section):
     entries for a model with random weights that brings none."""
 
     chat_template: str | None = None
-    """A Jinja file with the chat template; absent: the tokenizer's own, else ChatML."""
+    """Name of a built-in chat template (`chatml`, `llama3`, `llama2`, `mistral`, `gemma`, `phi3`,
+    `zephyr`, `vicuna`, `alpaca`) or a Jinja file; absent: the tokenizer's own, else ChatML."""
 
     activation_checkpointing: Literal["none", "full", "full_cpu_offload"] = "full"
     """What is kept of the forward pass: everything, only each layer's input (the rest is computed

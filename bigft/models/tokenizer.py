@@ -1,41 +1,78 @@
 """The tokenizer of a model."""
 
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from bigft.config.hints import suggest
 from bigft.errors import ConfigError
 from bigft.models.facts import ModelFacts
 from bigft.models.section import ModelSection
 
+_CONTROL_TOKEN = re.compile(r"<\|\w+\|>|<(?:start|end)_of_turn>")
+"""How templates spell what should be one token each."""
+
+_logger = logging.getLogger(__name__)
+
 
 def load_tokenizer(
-    section: ModelSection, facts: ModelFacts, load_builtin: Callable[[], Any]
+    section: ModelSection,
+    facts: ModelFacts,
+    load_builtin: Callable[[], Any],
+    templates: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
     """Load the tokenizer that was named, the model's own, or the built-in one.
 
     The built-in one serves only models with random weights: a trained model means its own tokens.
 
+    Args:
+        section: Names the tokenizer and its chat template.
+        facts: Whether the model has weights.
+        load_builtin: Loads the built-in tokenizer.
+        templates: Chat templates that `section.chat_template` may name instead of a file.
+
     Raises:
-        ConfigError: None can be found, or the chat template file is missing.
+        ConfigError: None can be found, or the chat template is neither a name nor a file.
     """
     tokenizer = _pick(section, facts, load_builtin)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if section.chat_template is not None:
-        file = Path(section.chat_template)
-        if not file.is_file():
-            raise ConfigError(
-                f"--model.chat_template {section.chat_template}: no such file; give a Jinja file,"
-                " or leave it out for the tokenizer's own template"
-            )
-        try:
-            tokenizer.chat_template = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"--model.chat_template {section.chat_template}: cannot be read ({error})"
-            ) from error
+        tokenizer.chat_template = _read_template(section.chat_template, templates)
+        _warn_of_missing_tokens(section.chat_template, tokenizer)
     return tokenizer
+
+
+def _read_template(name: str, templates: Mapping[str, str]) -> str:
+    if name in templates:
+        return templates[name]
+    file = Path(name).expanduser()
+    if not file.is_file():
+        near = suggest(name, templates) or f"; names: {', '.join(templates) or 'none'}"
+        raise ConfigError(
+            f"--model.chat_template {name}: no such file, and no built-in template{near}; leave it "
+            "out for the tokenizer's own template"
+        )
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--model.chat_template {name}: cannot be read ({error})") from error
+
+
+def _warn_of_missing_tokens(name: str, tokenizer: Any) -> None:
+    written = dict.fromkeys(_CONTROL_TOKEN.findall(tokenizer.chat_template))
+    known = tokenizer.get_vocab() if written else {}
+    missing = [token for token in written if token not in known]
+    if missing:
+        _logger.warning(
+            "--model.chat_template %s writes %s, which the tokenizer does not have as tokens of "
+            "their own; they are written as plain text, several tokens each",
+            name,
+            ", ".join(missing),
+        )
 
 
 def _pick(section: ModelSection, facts: ModelFacts, load_builtin: Callable[[], Any]) -> Any:

@@ -1,61 +1,36 @@
-"""One request and its answer in two or three columns.
+"""Instructions in Alpaca's columns: `instruction`, maybe `input` or `context`, and an answer."""
 
-`prompt` + `completion` is a text and its continuation and stays as it is written (what TRL does
-with these two columns). All other pairs are a user's turn and the assistant's, so they get the
-chat template.
-"""
-
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from bigft.data.example import Conversation, PromptAnswer
-from bigft.data.formats.text import check_unicode, read_text
+from bigft.data.example import Conversation
+from bigft.data.formats.checks import check_text, is_blank
+from bigft.data.formats.shape import SYSTEM_COLUMNS, TOOL_COLUMNS, Shape
+from bigft.data.formats.turns import build_conversation
 
 NAME = "instruct"
-COLUMNS = ("prompt", "completion", "response", "answer", "question", "instruction", "output")
-
-_PAIRS = (
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("prompt", "answer"),
-    ("question", "answer"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-)
+_ANSWERS = ("output", "response", "answer", "completion", "solution", "target")
+_INPUTS = ("input", "context")
+_OPTIONAL = (*_INPUTS, "history", *SYSTEM_COLUMNS, *TOOL_COLUMNS)
+SHAPES = tuple(Shape(("instruction", answer), _OPTIONAL) for answer in _ANSWERS)
 
 
-def matches(columns: set[str]) -> bool:
-    """Whether records with these columns hold a request and its answer."""
-    return len(_find_pairs(columns)) > 0
+def fits(record: Mapping[str, Any], shape: Shape) -> bool:
+    """Whether instruction and answer are text."""
+    return all(isinstance(record[column], str) for column in shape.needed)
 
 
-def read(record: Mapping[str, Any]) -> PromptAnswer | Conversation:
-    """Turn one record into an example.
+def read(record: Mapping[str, Any], shape: Shape) -> Conversation:
+    """Turn one record into an example; the input follows its instruction after a blank line.
 
     Raises:
-        ValueError: A column is empty or not text, or two readings are possible.
+        ValueError: A column is empty or not text.
     """
-    pairs = _find_pairs(record.keys())
-    if len(pairs) > 1:
-        # Columnar files fill absent columns with null.
-        pairs = _find_pairs({name for name, value in record.items() if value is not None}) or pairs
-    if len(pairs) > 1:
-        found = ", ".join(f"`{request}` + `{answer}`" for request, answer in pairs)
-        raise ValueError(f"{len(pairs)} readings are possible: {found}; remove a column")
-    request_column, answer_column = pairs[0]
-    request, answer = read_text(record, request_column), read_text(record, answer_column)
-    if answer_column == "completion":
-        return PromptAnswer(request, answer)
-
-    context = record.get("input") if request_column == "instruction" else None
-    if context is not None and not isinstance(context, str):
-        raise ValueError(f"`input` has to be text, not {type(context).__name__}: {context!r:.60}")
-    if context and context.strip():
-        check_unicode(context, "input")
-        request = f"{request}\n\n{context}"
-    turns = [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
-    return Conversation(turns)
-
-
-def _find_pairs(columns: Collection[str]) -> list[tuple[str, str]]:
-    return [pair for pair in _PAIRS if pair[0] in columns and pair[1] in columns]
+    instruction, answer = (check_text(record.get(name), name) for name in shape.needed)
+    inputs = [(name, record.get(name)) for name in _INPUTS]
+    filled = [check_text(value, name) for name, value in inputs if not is_blank(value)]
+    turns = [
+        {"role": "user", "content": "\n\n".join([instruction, *filled])},
+        {"role": "assistant", "content": answer},
+    ]
+    return build_conversation(record, shape, turns)

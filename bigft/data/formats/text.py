@@ -1,50 +1,25 @@
-"""Raw text in a column `text`; a .txt or .md file is one such record."""
+"""Raw text in one column; a .txt or .md file is one such record."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from bigft.data.example import Text
+from bigft.data.formats.checks import check_text
+from bigft.data.formats.shape import Shape
 
 NAME = "text"
-COLUMNS = ("text",)
+SHAPES = (Shape(("text",)), Shape(("content",)))
 
 
-def matches(columns: set[str]) -> bool:
-    """Whether records with these columns hold raw text."""
-    return "text" in columns
+def fits(record: Mapping[str, Any], shape: Shape) -> bool:
+    """Whether the column holds text."""
+    return isinstance(record[shape.needed[0]], str)
 
 
-def read(record: Mapping[str, Any]) -> Text:
+def read(record: Mapping[str, Any], shape: Shape) -> Text:
     """Turn one record into an example.
 
     Raises:
         ValueError: The text is empty or not text.
     """
-    return Text(read_text(record, "text"))
-
-
-def read_text(record: Mapping[str, Any], column: str) -> str:
-    """Read one column that has to hold text with something in it.
-
-    Raises:
-        ValueError: The value is missing, of another type, blank, or cannot be written as UTF-8.
-    """
-    value = record.get(column)
-    if not isinstance(value, str):
-        raise ValueError(f"`{column}` has to be text, not {type(value).__name__}: {value!r:.60}")
-    if not value.strip():
-        raise ValueError(f"`{column}` is empty")
-    check_unicode(value, column)
-    return value
-
-
-def check_unicode(value: str, column: str) -> None:
-    """Refuse half of a surrogate pair, which JSON can spell and no tokenizer can read.
-
-    Raises:
-        ValueError: The text cannot be written as UTF-8.
-    """
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"`{column}` is not valid Unicode at character {error.start}") from None
+    return Text(check_text(record.get(shape.needed[0]), shape.needed[0]))

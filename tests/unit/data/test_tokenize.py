@@ -7,11 +7,17 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from bigft.data.chatml import CHATML_TEMPLATE
-from bigft.data.example import Conversation, PromptAnswer, Text
-from bigft.data.tokenize import Row, find_end_token_ids, tokenize
+from bigft.data.example import Conversation, Labelled, PromptAnswer, Text
+from bigft.data.templates import CHATML_TEMPLATE
+from bigft.data.tokenize import (
+    OverlongError,
+    Row,
+    Tokenized,
+    find_end_token_ids,
+    tokenize_batch,
+)
 
-WITHOUT_TAGS = re.sub(r"\{% (end)?generation %\}", "", CHATML_TEMPLATE)
+WITHOUT_TAGS = re.sub(r"\{%- (end)?generation %\}", "", CHATML_TEMPLATE)
 # The last turn carries an empty thought, earlier ones do not (as Qwen3 renders them).
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -29,9 +35,16 @@ def turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def run(example: object, tokenizer: PreTrainedTokenizerFast, **options: object) -> list[Row]:
+def tokenize(example: object, tokenizer: PreTrainedTokenizerFast, **options: object) -> Tokenized:
     settings_ = {"train_on": "assistant", "max_length": 1024, **options}
-    return tokenize(example, tokenizer, **settings_)  # type: ignore[arg-type]
+    (result,) = tokenize_batch([example], tokenizer, **settings_)  # type: ignore[arg-type,list-item]
+    if isinstance(result, ValueError):
+        raise result
+    return result
+
+
+def run(example: object, tokenizer: PreTrainedTokenizerFast, **options: object) -> list[Row]:
+    return tokenize(example, tokenizer, **options).rows
 
 
 def learned(row: Row, tokenizer: PreTrainedTokenizerFast) -> str:
@@ -205,7 +218,129 @@ def test_dropped_thoughts_are_neither_read_nor_learned(tokenizer: PreTrainedToke
         {"role": "user", "content": "hello?"},
         {"role": "assistant", "content": "<think>again</think>yes, hello"},
     ]
-    (row,) = tokenize(Conversation(turns), tokenizer, train_on="assistant", max_length=256)
-    learned = tokenizer.decode(row.input_ids[row.supervised])
-    assert learned == "hello<|im_end|><think>\nagain\n</think>\n\nyes, hello<|im_end|>"
+    (row,) = run(Conversation(turns), tokenizer)
+    assert (
+        learned(row, tokenizer) == "hello<|im_end|><think>\nagain\n</think>\n\nyes, hello<|im_end|>"
+    )
     assert tokenizer.decode(row.input_ids).count("greet back") == 0
+
+
+# Texts of a batch, and of kinds of tokenizers.
+
+
+def test_a_batch_gives_each_example_what_it_gets_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = (
+        CHATML_TEMPLATE + "{% if messages | length > 3 %}{{ oops() }}{% endif %}"
+    )
+    talk = [turn("user", "a"), turn("assistant", "b")]
+    examples = [
+        Text("one two three"),
+        Conversation(talk),
+        PromptAnswer("2 + 2 =", " 4"),
+        Conversation(talk * 2),
+        Labelled("a gripping film", 1),
+        Text("four"),
+    ]
+    found = tokenize_batch(examples, tokenizer, train_on="assistant", max_length=64)
+    assert isinstance(found[3], ValueError)
+    for example, result in zip(examples, found, strict=True):
+        if isinstance(result, ValueError):
+            continue
+        (row,), (alone,) = result.rows, run(example, tokenizer, max_length=64)
+        np.testing.assert_array_equal(row.input_ids, alone.input_ids)
+        np.testing.assert_array_equal(row.supervised, alone.supervised)
+    assert tokenize_batch([], tokenizer, train_on="all", max_length=8) == []
+
+
+@pytest.mark.parametrize(
+    ("example", "whole", "said"),
+    [
+        (Labelled("a gripping film", 1), "a gripping film\n1", "1"),
+        (
+            Labelled("It rains.", "entailment", "It is wet."),
+            "It rains.\nIt is wet.\nentailment",
+            "entailment",
+        ),
+    ],
+)
+def test_a_label_is_written_behind_its_text(
+    tokenizer: PreTrainedTokenizerFast, example: Labelled, whole: str, said: str
+) -> None:
+    (row,) = run(example, tokenizer)
+    assert tokenizer.decode(row.input_ids) == whole + "<|endoftext|>"
+    assert learned(row, tokenizer) == said + "<|endoftext|>"
+
+
+def test_slow_tokenizers_read_text_and_prompts_but_no_conversations() -> None:
+    from transformers import ByT5Tokenizer
+
+    from bigft.errors import DataError
+
+    tokenizer = ByT5Tokenizer()
+    (row,) = run(PromptAnswer("ab", "c"), tokenizer)
+    assert row.input_ids.tolist() == [
+        *tokenizer("ab")["input_ids"][:-1],
+        *tokenizer("c")["input_ids"],
+    ]
+    assert row.supervised.tolist() == [False, False, True, True]
+    with pytest.raises(DataError, match="use a model with a fast tokenizer"):
+        run(Conversation([turn("user", "a"), turn("assistant", "b")]), tokenizer)
+
+
+# Longer than allowed.
+
+LONG = Conversation([turn("user", "Hi"), turn("assistant", "word " * 50)])
+
+
+def test_a_short_example_says_how_long_it_is(tokenizer: PreTrainedTokenizerFast) -> None:
+    result = tokenize(Text("one two"), tokenizer)
+    assert result.num_tokens == len(result.rows[0])
+    assert not result.is_overlong
+
+
+@pytest.mark.parametrize("example", [LONG, Text("word " * 50), PromptAnswer("Hi", "word " * 50)])
+def test_split_pieces_share_a_token_and_learn_each_once(
+    tokenizer: PreTrainedTokenizerFast, example: object
+) -> None:
+    (whole,) = run(example, tokenizer)
+    result = tokenize(example, tokenizer, max_length=20, overlong="split")
+    assert (result.num_tokens, result.is_overlong) == (len(whole), True)
+    ids, marks = list(result.rows[0].input_ids), list(result.rows[0].supervised)
+    for row in result.rows[1:]:
+        assert row.input_ids[0] == ids[-1]
+        assert not row.supervised[0]
+        ids += list(row.input_ids[1:])
+        marks += list(row.supervised[1:])
+    assert ids == whole.input_ids.tolist()
+    assert marks == whole.supervised.tolist()
+    assert all(1 < len(row) <= 20 and not row.is_truncated for row in result.rows)
+
+
+def test_auto_splits_text_and_truncates_the_rest(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert len(tokenize(Text("word " * 50), tokenizer, max_length=20).rows) > 1
+    for example in (LONG, PromptAnswer("Hi", "word " * 50), Labelled("word " * 50, 1)):
+        (row,) = tokenize(example, tokenizer, max_length=20).rows
+        assert row.is_truncated
+
+
+def test_text_is_truncated_where_that_is_wanted(tokenizer: PreTrainedTokenizerFast) -> None:
+    (row,) = run(Text("word " * 50), tokenizer, max_length=20, overlong="truncate")
+    assert (len(row), row.is_truncated) == (20, True)
+
+
+def test_dropped_examples_are_told_from_empty_ones(tokenizer: PreTrainedTokenizerFast) -> None:
+    result = tokenize(LONG, tokenizer, max_length=20, overlong="drop")
+    assert (result.rows, result.is_overlong) == ([], True)
+    assert result.num_tokens > 50
+    assert tokenize(LONG, tokenizer, overlong="drop").rows
+
+
+def test_overlong_examples_may_be_errors_that_travel(tokenizer: PreTrainedTokenizerFast) -> None:
+    import pickle
+
+    with pytest.raises(
+        OverlongError, match=r"tokens, more than --max_length 20; raise it"
+    ) as error:
+        run(LONG, tokenizer, max_length=20, overlong="error")
+    copied = pickle.loads(pickle.dumps(error.value))
+    assert (str(copied), copied.num_tokens) == (str(error.value), error.value.num_tokens)

@@ -117,3 +117,25 @@ def test_model_from_scratch_takes_the_tokenizers_special_tokens(tmp_path):
     assert (model.config.eos_token_id, model.config.pad_token_id) == (0, 0)
     assert model.config.bos_token_id is None
     assert model.generation_config.eos_token_id == [0, 2]
+
+
+def test_chat_template_may_be_the_name_of_a_built_in_one(tmp_path, caplog):
+    section = ModelSection(name=str(make_model(tmp_path / "model")), chat_template="short")
+    facts = read_facts(section)
+    found = load_tokenizer(section, facts, _Builtin, {"short": "<|im_start|><|im_start|>"})
+    assert found.chat_template == "<|im_start|><|im_start|>"
+    assert caplog.records == []
+
+
+def test_tokens_of_the_template_that_the_tokenizer_lacks_are_named_once(tmp_path, caplog):
+    section = ModelSection(name=str(make_model(tmp_path / "model")), chat_template="other")
+    text = "{{ '<|eot_id|>' }}<|eot_id|><end_of_turn><|im_end|>{{ bos_token }}"
+    load_tokenizer(section, read_facts(section), _Builtin, {"other": text})
+    (record,) = caplog.records
+    assert "template other writes <|eot_id|>, <end_of_turn>, which" in record.getMessage()
+
+
+def test_unknown_chat_template_is_shown_with_the_nearest_name(tmp_path):
+    section = ModelSection(name=str(make_model(tmp_path / "model")), chat_template="lama3")
+    with pytest.raises(ConfigError, match=r"chat_template lama3: .*did you mean llama3\?"):
+        load_tokenizer(section, read_facts(section), _Builtin, {"llama3": "", "gemma": ""})

@@ -2,41 +2,56 @@ from typing import Any
 
 import pytest
 
-from bigft.data.example import Conversation, PromptAnswer
+from bigft.data.example import Conversation
 from bigft.data.formats import instruct
 
+SHAPE = instruct.SHAPES[0]
 
-def test_prompt_and_completion_stay_plain() -> None:
-    assert instruct.read({"prompt": "1 + 1 =", "completion": " 2"}) == PromptAnswer("1 + 1 =", " 2")
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    roles = ["user", "assistant"] * len(contents)
+    return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
 
 
 @pytest.mark.parametrize(
     ("record", "request_text"),
     [
-        ({"prompt": "Q", "response": "A"}, "Q"),
-        ({"question": "Q", "answer": "A"}, "Q"),
-        ({"instruction": "Q", "output": "A"}, "Q"),
-        ({"instruction": "Q", "input": "", "output": "A"}, "Q"),
-        ({"instruction": "Q", "input": None, "output": "A"}, "Q"),
-        ({"instruction": "Q", "input": "x", "output": "A"}, "Q\n\nx"),
-        ({"instruction": "Q", "output": "A", "response": None}, "Q"),
+        ({}, "Give three tips."),
+        ({"input": ""}, "Give three tips."),
+        ({"input": None}, "Give three tips."),
+        ({"input": "For cooks."}, "Give three tips.\n\nFor cooks."),
+        ({"context": "A kitchen."}, "Give three tips.\n\nA kitchen."),
     ],
 )
-def test_other_pairs_are_two_turns(record: dict[str, Any], request_text: str) -> None:
-    assert instruct.read(record) == Conversation(
-        [{"role": "user", "content": request_text}, {"role": "assistant", "content": "A"}]
-    )
+def test_instruction_and_input_are_one_request(record: dict[str, Any], request_text: str) -> None:
+    row = {"instruction": "Give three tips.", "output": "1. Salt.", "id": 1, **record}
+    assert instruct.read(row, SHAPE) == Conversation(turns(request_text, "1. Salt."))
+
+
+def test_history_and_system_stand_before_the_request() -> None:
+    row = {
+        "instruction": "And 3 + 3?",
+        "input": "",
+        "output": "6",
+        "system": "You calculate.",
+        "history": [["1 + 1?", "2"], ["2 + 2?", "4"]],
+    }
+    system = {"role": "system", "content": "You calculate."}
+    said = turns("1 + 1?", "2", "2 + 2?", "4", "And 3 + 3?", "6")
+    assert instruct.read(row, SHAPE).messages == [system, *said]
 
 
 @pytest.mark.parametrize(
-    ("record", "reason"),
+    ("change", "reason"),
     [
-        ({"prompt": "Q", "completion": None}, "`completion` has to be text, not NoneType"),
-        ({"prompt": " ", "completion": "A"}, "`prompt` is empty"),
-        ({"instruction": "Q", "input": 3, "output": "A"}, "`input` has to be text, not int"),
-        ({"prompt": "Q", "completion": "A", "response": "B"}, "2 readings are possible"),
+        ({"input": 3}, "`input` has to be text, not a number"),
+        ({"output": None}, "`output` has to be text, not null"),
+        ({"instruction": " "}, "`instruction` is empty"),
+        ({"history": [["a"]]}, r"`history\[0\]` has to be a list of a request and its answer"),
+        ({"history": [["a", None]]}, r"`history\[0\]\[1\]` has to be text, not null"),
+        ({"system": ["x"]}, "`system` has to be text, not a list"),
     ],
 )
-def test_bad_records_are_refused_with_the_reason(record: dict[str, Any], reason: str) -> None:
+def test_bad_rows_are_refused_with_the_reason(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        instruct.read(record)
+        instruct.read({"instruction": "Q", "output": "A", **change}, SHAPE)
