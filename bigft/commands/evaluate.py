@@ -12,6 +12,7 @@ def main(request: Request) -> None:
     options = read_options(request, EvaluateOptions)
 
     from bigft.data.build import build_evaluation
+    from bigft.data.loader import Share
     from bigft.data.section import DataSection
     from bigft.evaluation.loop import evaluate, stay_alone
     from bigft.evaluation.plain import load_plain, pick_device
@@ -22,13 +23,16 @@ def main(request: Request) -> None:
     section = DataSection(
         train=options.data, max_length=options.max_length, packing=options.packing
     )
-    loader, info = build_evaluation(section, tokenizer=tokenizer, batch_size=options.batch_size)
+    loader, info, sources = build_evaluation(
+        section, tokenizer=tokenizer, share=Share(options.batch_size)
+    )
     scores = evaluate(
         build_task("causal_lm"),
         model,
         loader.eval_batches(),
         device=device,
         sum_over_ranks=stay_alone,
+        sources=sources,
     )
     if options.as_json:
         sys.stdout.write(

@@ -16,6 +16,9 @@ from bigft.checkpoint.resume import check_fits, find_resume, load_checkpoint
 from bigft.checkpoint.save import save_checkpoint
 from bigft.data.build import Data, build_data
 from bigft.data.builtin_tokenizer import default_cache_dir, load_builtin_tokenizer
+from bigft.data.describe import describe_data
+from bigft.data.loader import Share
+from bigft.data.rejected import append_rejected, ignore_rejected, keep_rejected
 from bigft.data.templates import TEMPLATES
 from bigft.data.tokenize import find_end_token_ids
 from bigft.distributed.collectives import (
@@ -81,7 +84,9 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
         load_builtin = partial(load_builtin_tokenizer, cache)
         tokenizer = load_tokenizer(run.model, facts, load_builtin, TEMPLATES)
     with errors_shared():
-        data = _build_data(resolved, tokenizer, world)
+        data = _build_data(resolved, tokenizer, world, folder)
+        if world.is_rank_zero:
+            keep_rejected(folder, data.rejected_files)
     total_steps = count_total_steps(run.trainer, data.train.steps_per_epoch)
     _announce_data(data, total_steps, console)
 
@@ -215,18 +220,9 @@ def _place(device: str, world: World) -> str:
 
 
 def _announce_data(data: Data, total_steps: int, console: Console) -> None:
-    info = data.info
-    supervised = 100 * info["supervised_tokens"] / max(info["tokens"], 1)
-    console.say(
-        f"{info['rows']:,} rows, {info['tokens']:,} tokens ({supervised:.0f}% supervised), format"
-        f" {info['format']}, packed {100 * info['packing_utilisation']:.0f}% full;"
-        f" {data.train.steps_per_epoch:,} steps per epoch, {total_steps:,} in this run"
-    )
-    if info.get("rejected_rows") or info.get("truncated_rows"):
-        console.say(
-            f"note: {info.get('rejected_rows', 0):,} rows without a supervised token left out,"
-            f" {info.get('truncated_rows', 0):,} truncated to --max_length"
-        )
+    for line in describe_data(data.info, data.train.steps_per_epoch):
+        console.say(line)
+    console.say(f"{total_steps:,} steps in this run")
 
 
 # --- Parts ---
@@ -264,19 +260,22 @@ def _training_dtype(ds: dict[str, Any]) -> torch.dtype:
     return torch.float32
 
 
-def _build_data(resolved: Resolved, tokenizer: Any, world: World) -> Data:
+def _build_data(resolved: Resolved, tokenizer: Any, world: World, folder: Path) -> Data:
     run = resolved.run
     return build_data(
         run.data,
         tokenizer=tokenizer,
-        rank=world.rank,
+        share=Share(
+            resolved.ds["train_micro_batch_size_per_gpu"],
+            resolved.ds["gradient_accumulation_steps"],
+            world.rank,
+            world.size,
+        ),
         local_rank=world.local_rank,
-        world_size=world.size,
-        micro_batch_size=resolved.ds["train_micro_batch_size_per_gpu"],
-        gradient_accumulation_steps=resolved.ds["gradient_accumulation_steps"],
         eval_batch_size=run.evaluation.per_device_eval_batch_size,
         seed=run.trainer.seed,
         barrier=barrier,
+        reject=partial(append_rejected, folder) if world.is_rank_zero else ignore_rejected,
     )
 
 
@@ -479,11 +478,21 @@ def _build_hooks(
             local_size=world.local_size,
             rate=rate,
             stream=console.err if world.is_rank_zero else None,
+            sources=data.sources,
         )
     ]
     if data.evaluation is not None:
         hooks.append(
-            Evaluator(run.evaluation, engine, task, data.evaluation, sinks, console, world.device)
+            Evaluator(
+                run.evaluation,
+                engine,
+                task,
+                data.evaluation,
+                sinks,
+                console,
+                world.device,
+                data.eval_sources,
+            )
         )
     hooks.append(Saver(checkpoints.save, run.checkpoint.save_steps))
     return hooks

@@ -3,22 +3,25 @@
 import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 from bigft.data.cache import default_cache_dir, write_text_atomically
+from bigft.data.chunks import ChunkTokenizer
 from bigft.data.collate import collate_packed, collate_padded
 from bigft.data.loader import Collate, EvalLoader, Loader, Share, StoreLoader
-from bigft.data.prepare import describe_request, open_store
+from bigft.data.prepare import describe_request, open_store, refuse_bad_rows
+from bigft.data.readers.raw import RawRow
+from bigft.data.rejected import Rejected
 from bigft.data.rows import Rows
 from bigft.data.section import DataSection
 from bigft.data.select import Selection, describe_selection, open_selection, select_all
-from bigft.data.sources import find_sources
+from bigft.data.sources import Part, find_sources
 from bigft.data.store import StoreInfo, TokenStore, compute_store_digest
+from bigft.data.stream import StreamLoader
 from bigft.data.tokenize import find_chat_template
 from bigft.errors import BigftError, DataError, raise_together
 
@@ -75,6 +78,7 @@ def build_data(
     eval_batch_size: int,
     seed: int,
     barrier: Callable[[], None],
+    reject: Callable[[list[Rejected]], None] = refuse_bad_rows,
 ) -> Data:
     """Build the loaders of a run; local rank 0 tokenises first, where that was not done before.
 
@@ -89,12 +93,15 @@ def build_data(
         eval_batch_size: Sequences per rank and evaluation batch.
         seed: Decides the order.
         barrier: Returns when every rank has called it.
+        reject: When streaming, told of raw rows that became no tokens.
 
     Raises:
         DataError: The data are missing, bad or empty; raised on every rank.
 
-    Collective: all ranks; `barrier` is called once.
+    Collective: all ranks; `barrier` is called once, and when streaming not at all.
     """
+    if section.loading.streaming:
+        return _build_streamed(section, tokenizer, share, eval_batch_size, seed, reject)
     opened = _open_shared(section, tokenizer, seed, local_rank=local_rank, barrier=barrier)
     _set_chat_template(tokenizer, opened.stores)
     selection = opened.selection
@@ -103,15 +110,15 @@ def build_data(
         selection.build_plan(opened.train, section, seed=seed),
         share,
         seed=seed,
-        collate=_choose_collate(section, tokenizer, opened.train),
+        collate=_choose_collate(section, tokenizer, len(opened.names)),
         num_workers=section.loading.num_workers,
         order="by_length" if section.packing == "none" else "shuffled",
     )
     evaluation = EvalLoader(
         opened.evaluation,
         selection.evaluation,
-        replace(share, micro_batch_size=eval_batch_size, gradient_accumulation_steps=1),
-        collate=_choose_collate(section, tokenizer, opened.evaluation),
+        replace_share(share, eval_batch_size),
+        collate=_choose_collate(section, tokenizer, len(opened.eval_names)),
     )
     return Data(
         train,
@@ -123,14 +130,66 @@ def build_data(
     )
 
 
+def _build_streamed(
+    section: DataSection,
+    tokenizer: "PreTrainedTokenizerBase",
+    share: Share,
+    eval_batch_size: int,
+    seed: int,
+    reject: Callable[[list[Rejected]], None],
+) -> Data:
+    """Build a loader of a stream; only evaluation data are tokenised first."""
+    parts = find_sources(section.train, "--data")
+    if any(part.weight is not None for part in parts):
+        raise DataError(
+            f"--data={section.train}: weights need all rows at once, so not with"
+            " --data.loading.streaming true; leave the weights out, or streaming"
+        )
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = find_chat_template(tokenizer)
+    train = StreamLoader(
+        [partial(_read_part, part) for part in parts],
+        ChunkTokenizer(section, tokenizer),
+        share,
+        packing=section.packing,
+        max_length=section.max_length,
+        seed=seed,
+        collate=_choose_collate(section, tokenizer, len(parts)),
+        reject=refuse_bad_rows if section.on_bad_row == "error" else reject,
+        runs_ahead=section.loading.num_workers > 0,
+    )
+    evaluation: EvalLoader | None = None
+    eval_names: tuple[str, ...] = ()
+    if section.eval is not None:
+        with_eval = section.model_copy(update={"train": section.eval})
+        evaluation, _, eval_names = build_evaluation(
+            with_eval, tokenizer=tokenizer, share=replace_share(share, eval_batch_size),
+            flag="--eval_data",
+        )  # fmt: skip
+    found = [source.compute_fingerprint() for part in parts for source in part.sources]
+    digest = compute_store_digest([*describe_request(section, tokenizer), *found])
+    names = tuple(part.name for part in parts)
+    return Data(train, evaluation, names, eval_names, {"format": "streamed", "digest": digest}, ())
+
+
+def _read_part(part: Part) -> Iterator[RawRow]:
+    for source in part.sources:
+        yield from source.read(streaming=True)
+
+
+def replace_share(share: Share, eval_batch_size: int) -> Share:
+    """Say how an evaluation is dealt out: without accumulation, in batches of its own size."""
+    return replace(share, micro_batch_size=eval_batch_size, gradient_accumulation_steps=1)
+
+
 def build_evaluation(
     section: DataSection,
     *,
     tokenizer: "PreTrainedTokenizerBase",
-    batch_size: int,
+    share: Share,
     flag: str = "--data",
 ) -> tuple[EvalLoader, dict[str, Any], tuple[str, ...]]:
-    """Build batches of everything in `section.train`, in one process, for scoring a model.
+    """Build batches of everything in `section.train`, for scoring a model.
 
     Returns:
         The loader, counts, and the names of the parts.
@@ -141,14 +200,12 @@ def build_evaluation(
     names, rows = _open_rows(section.train, flag, section, tokenizer)
     _set_chat_template(tokenizer, rows.stores)
     bins = select_all(rows, section)
-    collate = _choose_collate(section, tokenizer, rows)
-    loader = EvalLoader(rows, bins, Share(batch_size), collate=collate)
+    collate = _choose_collate(section, tokenizer, len(rows.stores))
+    loader = EvalLoader(rows, bins, share, collate=collate)
     return loader, describe_stores(rows.stores), names
 
 
-def open_all(
-    section: DataSection, tokenizer: "PreTrainedTokenizerBase", seed: int
-) -> Opened:
+def open_all(section: DataSection, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Opened:
     """Tokenise what is not yet in the cache, choose and pack, in this process.
 
     Raises:
@@ -271,12 +328,12 @@ def _set_chat_template(
 
 
 def _choose_collate(
-    section: DataSection, tokenizer: "PreTrainedTokenizerBase", rows: Rows
+    section: DataSection, tokenizer: "PreTrainedTokenizerBase", num_sources: int
 ) -> Collate:
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return partial(
         collate_padded if section.packing == "none" else collate_packed,
         pad_id=next(int(token) for token in candidates if token is not None),
         max_length=section.max_length,
-        sources_told=len(rows.stores) > 1,
+        num_sources=num_sources,
     )

@@ -1,13 +1,13 @@
 """Raw rows in, rows of tokens out, a chunk at a time, here or in other processes.
 
-    reader ──chunk of raw rows──► ChunkTokenizer ──Chunk──► StoreWriter
-           (this process)         (any process)             (this process, in the reader's order)
+reader ──chunk of raw rows──► ChunkTokenizer ──Chunk──► StoreWriter
+       (this process)         (any process)             (this process, in the reader's order)
 """
 
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -20,8 +20,9 @@ from bigft.data.clean.duplicates import compute_signature
 from bigft.data.example import Conversation, Example, compute_digest, mark_copy
 from bigft.data.formats.table import Recognizer
 from bigft.data.readers.raw import RawRow, Unreadable, parse
+from bigft.data.rejected import Rejected
 from bigft.data.section import DataSection
-from bigft.data.store import Chunk, Rejected, StoreInfo
+from bigft.data.store import Chunk, StoreInfo
 from bigft.data.tokenize import Row, Tokenized, tokenize_batch
 from bigft.errors import DataError
 
@@ -180,7 +181,7 @@ def cut_into_chunks(raws: Iterable[RawRow]) -> Iterator[list[RawRow]]:
 
 def tokenize_chunks(
     tokenizer: ChunkTokenizer, chunks: Iterable[list[RawRow]], num_proc: int
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Tokenise every chunk, in order, in `num_proc` other processes or (0) in this one.
 
     Memory: two chunks per process.
@@ -193,9 +194,7 @@ def tokenize_chunks(
         return
     # Forked children need no import of their own and no copy of the tokenizer. They touch neither
     # torch nor the process group, only the tokenizer.
-    pool = ProcessPoolExecutor(
-        num_proc, multiprocessing.get_context("fork"), _adopt, (tokenizer,)
-    )
+    pool = ProcessPoolExecutor(num_proc, multiprocessing.get_context("fork"), _adopt, (tokenizer,))
     chunks = iter(chunks)
     running: deque[Future[Chunk]] = deque()
     try:
@@ -246,4 +245,3 @@ def _show(raw: RawRow) -> Any:
 def _add_counts(counts: dict[str, int], more: dict[str, int]) -> None:
     for name, count in more.items():
         counts[name] = counts.get(name, 0) + count
-

@@ -36,6 +36,9 @@ class Batch:
     sources: torch.Tensor | None = None
     """Number of the part of the data that each token comes from; None when there is one part."""
 
+    num_sources: int = 1
+    """Parts that the data have."""
+
     def to(self, device: torch.device | str) -> "Batch":
         """Copy the tensors to a device."""
         mask, sources = self.attention_mask, self.sources
@@ -45,6 +48,7 @@ class Batch:
             self.position_ids.to(device, non_blocking=True),
             None if mask is None else mask.to(device, non_blocking=True),
             None if sources is None else sources.to(device, non_blocking=True),
+            self.num_sources,
         )
 
     @property
@@ -54,10 +58,10 @@ class Batch:
 
 
 def collate_packed(
-    items: Sequence[Sequence[Row]], *, pad_id: int, max_length: int, sources_told: bool = False
+    items: Sequence[Sequence[Row]], *, pad_id: int, max_length: int, num_sources: int = 1
 ) -> Batch:
     """Lay the rows of each item end to end; padding is one more example without labels."""
-    arrays = _Arrays(items, pad_id, max_length, sources_told)
+    arrays = _Arrays(items, pad_id, max_length, num_sources)
     for sequence, rows in enumerate(items):
         start = 0
         for row in rows:
@@ -68,14 +72,14 @@ def collate_packed(
 
 
 def collate_padded(
-    items: Sequence[Sequence[Row]], *, pad_id: int, max_length: int, sources_told: bool = False
+    items: Sequence[Sequence[Row]], *, pad_id: int, max_length: int, num_sources: int = 1
 ) -> Batch:
     """Put one row into each sequence, padded on the right and masked there.
 
     Raises:
         ValueError: An item has more than one row.
     """
-    arrays = _Arrays(items, pad_id, max_length, sources_told)
+    arrays = _Arrays(items, pad_id, max_length, num_sources)
     mask = np.zeros_like(arrays.input_ids)
     arrays.position_ids[:] = np.arange(arrays.width)
     for sequence, rows in enumerate(items):
@@ -92,7 +96,7 @@ class _Arrays:
     """The arrays of a batch while it is filled."""
 
     def __init__(
-        self, items: Sequence[Sequence[Row]], pad_id: int, max_length: int, sources_told: bool
+        self, items: Sequence[Sequence[Row]], pad_id: int, max_length: int, num_sources: int
     ) -> None:
         longest = max((sum(len(row) for row in rows) for rows in items), default=0)
         rounded = -(-max(longest, 1) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
@@ -102,7 +106,8 @@ class _Arrays:
         self.labels: npt.NDArray[np.int64] = np.full(shape, IGNORED, dtype=np.int64)
         self.position_ids: npt.NDArray[np.int64] = np.zeros(shape, dtype=np.int64)
         self.sources: npt.NDArray[np.int64] | None = None
-        if sources_told:
+        self.num_sources = num_sources
+        if num_sources > 1:
             self.sources = np.zeros(shape, dtype=np.int64)
 
     def place(self, sequence: int, start: int, row: Row) -> None:
@@ -120,4 +125,5 @@ class _Arrays:
             torch.from_numpy(self.position_ids),
             None if attention_mask is None else torch.from_numpy(attention_mask),
             None if self.sources is None else torch.from_numpy(self.sources),
+            self.num_sources,
         )

@@ -66,7 +66,8 @@ def mark_copy(digest: int, number: int) -> int:
 
 def find_copies(digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """Find the rows that come from changed copies."""
-    return (digests & np.uint64(_COPY_BITS)) != 0
+    marked: npt.NDArray[np.bool_] = (digests & np.uint64(_COPY_BITS)) != 0
+    return marked
 
 
 def find_originals(digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -91,8 +91,6 @@ def pack_none(lengths: npt.NDArray[np.integer]) -> Bins:
     return Bins(np.arange(len(lengths)), np.arange(len(lengths) + 1))
 
 
-def compute_utilisation(
-    lengths: npt.NDArray[np.integer], num_bins: int, max_length: int
-) -> float:
+def compute_utilisation(lengths: npt.NDArray[np.integer], num_bins: int, max_length: int) -> float:
     """Compute the share of `num_bins` full sequences that is tokens and not padding."""
     return float(lengths.sum() / (num_bins * max_length)) if num_bins else 0.0

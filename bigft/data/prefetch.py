@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import TypeVar, cast
 
 _Key = TypeVar("_Key")
 _Made = TypeVar("_Made")
@@ -35,5 +35,19 @@ def prefetch(
             made = ahead.popleft().result()
             ahead.extend(pool.submit(make, key) for key in islice(keys, 1))
             yield made
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_ahead(made: Iterator[_Made], count: int) -> Iterator[_Made]:
+    """Give what an iterator gives, with `count` of it made ahead in one thread."""
+    end = object()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="bigft-data")
+    ahead: deque[Future[_Made | object]] = deque()
+    try:
+        ahead.extend(pool.submit(next, made, end) for _ in range(count))
+        while (found := ahead.popleft().result()) is not end:
+            ahead.append(pool.submit(next, made, end))
+            yield cast(_Made, found)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

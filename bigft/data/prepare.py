@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from bigft.data.cache import default_cache_dir, write_once
 from bigft.data.chunks import NOTHING_TO_LEARN, ChunkTokenizer, cut_into_chunks, tokenize_chunks
+from bigft.data.rejected import Rejected
 from bigft.data.section import DataSection
 from bigft.data.sources import Part, Source
-from bigft.data.store import Rejected, StoreInfo, StoreWriter, TokenStore, compute_store_digest
+from bigft.data.store import StoreInfo, StoreWriter, TokenStore, compute_store_digest
 from bigft.data.tokenize import find_chat_template
 from bigft.errors import DataError
 
@@ -51,7 +52,9 @@ def open_store(
     Raises:
         DataError: The data are missing, bad or empty, or the cache cannot be written.
     """
-    found = [f"{source.kind}:{source.name}:{source.compute_fingerprint()}" for source in part.sources]
+    found = [
+        f"{source.kind}:{source.name}:{source.compute_fingerprint()}" for source in part.sources
+    ]
     digest = compute_store_digest([*describe_request(section, tokenizer), *found])
     folder = default_cache_dir(section.loading.cache_dir) / "tokens" / digest
     if not folder.is_dir():
@@ -61,9 +64,7 @@ def open_store(
     return TokenStore(folder)
 
 
-def describe_request(
-    section: DataSection, tokenizer: "PreTrainedTokenizerBase"
-) -> Iterator[str]:
+def describe_request(section: DataSection, tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
     """Describe everything but the data that tokenised rows depend on."""
     yield _VERSION
     settings = section.model_dump(
@@ -111,12 +112,12 @@ def _write_store(
         tokenizing = tokenize_chunks(
             ChunkTokenizer(section, tokenizer), cut_into_chunks(raws), num_proc
         )
-        with contextlib.closing(tokenizing):
-            for chunk in tokenizing:
-                problems.see(chunk.rejected)
-                writer.append(chunk)
-                if problems.are_enough:
-                    break
+        for chunk in tokenizing:
+            problems.see(chunk.rejected)
+            writer.append(chunk)
+            if problems.are_enough:
+                break
+        tokenizing.close()
         problems.judge(writer.info)
         writer.finish()
         info = writer.info
@@ -147,6 +148,23 @@ def choose_num_proc(num_proc: int | None, sources: Sequence[Source]) -> int:
     sizes = [file.stat().st_size * (4 if file.suffix in (".gz", ".zst") else 1) for file in files]
     cores = len(os.sched_getaffinity(0))
     return cores if cores > 1 and sum(sizes) >= _PARALLEL_BYTES else 0
+
+
+def refuse_bad_rows(rejected: list[Rejected]) -> None:
+    """Refuse the first row that could not be read; those without a token to learn pass.
+
+    Raises:
+        DataError: Names the row.
+    """
+    for row in rejected:
+        if row.is_bad:
+            raise DataError(f"--data: {row.origin}: {row.reason}; {_REPAIR}")
+
+
+_REPAIR = (
+    "mend these rows, or leave such rows out with --data.on_bad_row skip (they are kept in"
+    " rejected.jsonl of the run folder)"
+)
 
 
 class _Problems:
@@ -195,11 +213,7 @@ class _Problems:
             + (f" (also {', '.join(origins[1:])})" if origins[1:] else "")
             for reason, origins in lines.items()
         ]
-        repair = (
-            "mend these rows, or leave such rows out with --data.on_bad_row skip (they are kept in"
-            " rejected.jsonl of the run folder)"
-        )
-        return "\n".join([*shown, repair])
+        return "\n".join([*shown, _REPAIR])
 
     def _describe_silent(self, info: StoreInfo, share: float) -> str:
         return (

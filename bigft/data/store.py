@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from bigft.data.rejected import Rejected, dump_rejected
 from bigft.data.tokenize import Row
 from bigft.errors import DataError
 
@@ -75,21 +76,6 @@ class StoreInfo:
             elif isinstance(value, dict):
                 for key, count in value.items():
                     mine[key] = mine.get(key, 0) + count
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A raw row that became no tokens."""
-
-    origin: str
-    """Where it stands: `a.jsonl:3`."""
-
-    reason: str
-    content: Any
-    """The row itself, so that nothing is lost."""
-
-    is_bad: bool = True
-    """Whether it could not be read; else it has nothing to learn."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +189,7 @@ class StoreWriter:
             self._signatures = self._signatures or self._start("signatures.npy", _SIGNATURE)
             self._signatures.write(chunk.signatures.tobytes())
         for row in chunk.rejected:
-            line = {"origin": row.origin, "reason": row.reason, "row": row.content}
-            self._rejected.write(json.dumps(line, default=str) + "\n")
+            self._rejected.write(dump_rejected(row) + "\n")
         self.info.add(chunk.info)
 
     def finish(self) -> None:

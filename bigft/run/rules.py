@@ -43,6 +43,31 @@ def warn_sequence_longer_than_positions(draft: Draft, run: Run) -> Iterator[Find
         )
 
 
+def check_streaming(draft: Draft, run: Run) -> Iterator[Finding]:
+    """What needs all rows at once cannot be had from a stream."""
+    data = run.data
+    if not data.loading.streaming:
+        return
+    flag = "--data.loading.streaming true"
+    if run.trainer.max_steps is None:
+        yield Finding(f"{flag}: nobody knows how long an epoch is. Give --max_steps")
+    if data.eval is None and data.eval_fraction > 0:
+        yield Finding(
+            f"{flag}: no share can be held out. Give --eval_data, or --data.eval_fraction 0"
+        )
+    if data.clean.duplicates != "keep" or data.clean.test_fraction > 0:
+        yield Finding(
+            f"{flag}: data.clean.duplicates={data.clean.duplicates} and data.clean.test_fraction="
+            f"{data.clean.test_fraction:g} need all rows at once. Leave them out"
+        )
+    if data.on_bad_row == "error":
+        yield Finding(
+            f"{flag}: a bad row will end the run where it stands;"
+            " --data.on_bad_row skip keeps it in rejected.jsonl instead",
+            is_error=False,
+        )
+
+
 def refuse_eight_bit_on_nvme(draft: Draft, run: Run) -> Iterator[Finding]:
     """DeepSpeed's swapper turns 8-bit states into fp32 numbers; training diverges silently."""
     device = draft.get(f"{_ZERO}.offload_optimizer.device")
@@ -194,6 +219,7 @@ RULES: tuple[Rule, ...] = (
     refuse_nvme_below_stage_three,
     refuse_two_precisions,
     refuse_eight_bit_on_nvme,
+    check_streaming,
     check_swap_buffers,
     check_warmup,
     check_schedule_arguments,

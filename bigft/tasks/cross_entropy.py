@@ -20,12 +20,15 @@ _CHUNK_ELEMENTS_CPU = 1 << 22
 
 class _SumCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, row_losses: Tensor | None) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         for rows in _chunks(logits):
             log_probabilities = torch.log_softmax(logits[rows], dim=-1, dtype=torch.float32)
             picked = labels[rows, None]
-            total -= log_probabilities.gather(1, picked).sum()
+            losses = -log_probabilities.gather(1, picked).squeeze(1)
+            total += losses.sum()
+            if row_losses is not None:
+                row_losses[rows] = losses
             if ctx.needs_input_grad[0]:
                 # The chunk is at hand now: doing this in the backward pass would read it again.
                 gradient = log_probabilities.exp_()
@@ -35,9 +38,9 @@ class _SumCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (unscaled,) = ctx.saved_tensors
-        return unscaled.mul_(gradients[0] / _find_headroom(unscaled)), None
+        return unscaled.mul_(gradients[0] / _find_headroom(unscaled)), None, None
 
 
 def _find_headroom(logits: Tensor) -> float:
@@ -51,18 +54,19 @@ def _chunks(logits: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, len(logits), step)]
 
 
-def sum_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def sum_cross_entropy(logits: Tensor, labels: Tensor, row_losses: Tensor | None = None) -> Tensor:
     """Sum the cross-entropy over rows.
 
     Args:
         logits: `(N, V)`, any float type. **Overwritten by its gradient** where one is asked for:
             do not use it afterwards, and do not run backward twice.
         labels: `(N,)` int64, every entry in `[0, V)`.
+        row_losses: `(N,)` fp32, filled with the loss of each row, without gradient.
 
     Returns:
         Scalar fp32 with gradient; 0 for `N = 0`.
 
     Memory: `logits` once, plus temporaries of a few chunks of 32 MiB (16 MiB on a CPU).
     """
-    total: Tensor = _SumCrossEntropy.apply(logits, labels)
+    total: Tensor = _SumCrossEntropy.apply(logits, labels, row_losses)
     return total

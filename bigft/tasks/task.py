@@ -21,6 +21,9 @@ class LossSum:
     """Scalar fp32, sum of the token losses of one micro-batch."""
     tokens: int
     """Supervised tokens in it."""
+    by_source: Tensor | None = None
+    """`(num_sources, 2)` fp32 without gradient: loss and supervised tokens of each part of the
+    data; None when there is one part."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Score:
     loss: float
     correct: int
     tokens: int
+    by_source: Tensor | None = None
+    """As in `LossSum`."""
 
 
 class Task(Protocol):

@@ -1,5 +1,7 @@
 """The hook that scores the held-out data from time to time."""
 
+from collections.abc import Sequence
+
 import torch
 
 from bigft.data.loader import EvalLoader
@@ -26,6 +28,7 @@ class Evaluator:
         sinks: Sinks,
         console: Console,
         device: torch.device,
+        sources: Sequence[str] = (),
     ) -> None:
         """Hold what an evaluation needs."""
         self._section = section
@@ -35,6 +38,7 @@ class Evaluator:
         self._sinks = sinks
         self._console = console
         self._device = device
+        self._sources = sources
 
     def started(self, state: State, total_steps: int) -> None:
         """Score the model as it came, unless this run is a continuation."""
@@ -59,6 +63,7 @@ class Evaluator:
             batches,
             device=self._device,
             sum_over_ranks=lambda row: sum_rows(gather_rows(row, self._device)),
+            sources=self._sources,
         )
         self._engine.set_training(True)
         state.eval_loss = scores["loss"]

@@ -24,6 +24,8 @@ class StepReport:
     """Wall time of the step, data included."""
     result: StepResult
     clock: PhaseClock
+    by_source: Tensor | None = None
+    """`(num_sources, 2)`: this rank's loss and supervised tokens of each part of the data."""
 
 
 class Hook(Protocol):

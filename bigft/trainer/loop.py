@@ -37,7 +37,7 @@ def fit(
     Args:
         engine: The model with its optimizer.
         task: What a batch's loss is.
-        loader: Where batches come from, from any step on.
+        loader: Where batches come from, from any place on.
         state: Where to begin; advanced in place.
         hooks: Called in this order on every rank.
         total_steps: Of the whole run, those before a resume included.
@@ -53,7 +53,7 @@ def fit(
     clock = PhaseClock(device)
     for hook in hooks:
         hook.started(state, total_steps)
-    steps = loader.steps_from(state.step)
+    steps = loader.steps_from(state.cursor)
     skipped_in_a_row = 0
     engine.set_training(True)
     while state.step < total_steps:
@@ -62,17 +62,21 @@ def fit(
             data = next(steps)
         _seed_step(seed, state.step)
         loss_sum = torch.zeros((), device=device)
+        by_source: torch.Tensor | None = None
         for batch in data.micro_batches:
             with clock.phase("forward"):
                 loss = task.loss(engine, batch.to(device))
             with clock.phase("backward"):
                 engine.backward(loss.total, data.supervised_tokens)
             loss_sum += loss.total.detach()
+            if loss.by_source is not None:
+                by_source = loss.by_source if by_source is None else by_source + loss.by_source
         with clock.phase("optimizer"):
             result = engine.step()
         state.step += 1
         state.tokens += data.tokens
         state.epoch = data.epoch
+        state.cursor = data.cursor
         state.skipped_steps += result.skipped
         skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
         report = StepReport(
@@ -82,6 +86,7 @@ def fit(
             time.perf_counter() - started,
             result,
             clock,
+            by_source,
         )
         for hook in hooks:
             hook.stepped(state, report)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -40,14 +41,26 @@ class Reporter:
         local_size: int,
         rate: Rate,
         stream: TextIO | None,
+        sources: Sequence[str] = (),
     ) -> None:
-        """Report to `sinks`; `stream` is the terminal, None off rank 0."""
+        """Report to `sinks`.
+
+        Args:
+            sinks: Where rows go.
+            logging_steps: Steps per row.
+            device: Of this rank.
+            local_size: Ranks on this host.
+            rate: What turns tokens into a share of the device's peak.
+            stream: The terminal, None off rank 0.
+            sources: Names of the parts of the data; of several, each has a loss of its own.
+        """
         self._sinks = sinks
         self._logging_steps = logging_steps
         self._device = device
         self._local_size = local_size
         self._rate = rate
         self._stream = stream
+        self._sources = sources if len(sources) > 1 else ()
         self._progress: _Progress | None = None
         self._start_interval()
 
@@ -55,6 +68,7 @@ class Reporter:
         self._loss = torch.zeros((), device=self._device)
         self._supervised = self._tokens = self._steps = 0
         self._seconds = 0.0
+        self._by_source = torch.zeros(len(self._sources), 2, device=self._device)
 
     def started(self, state: State, total_steps: int) -> None:
         """Open the progress bar."""
@@ -65,6 +79,8 @@ class Reporter:
     def stepped(self, state: State, report: StepReport) -> None:
         """Add the step, and write a row when it is due."""
         self._loss += report.loss_sum
+        if self._sources and report.by_source is not None:
+            self._by_source += report.by_source
         self._supervised += report.supervised_tokens
         self._tokens += report.tokens
         self._seconds += report.seconds
@@ -80,7 +96,7 @@ class Reporter:
     def _build_row(self, state: State, report: StepReport) -> Numbers:
         peak = read_device_peak_bytes(self._device)
         mine = [float(self._loss), float(read_rss_bytes()), float(peak)]
-        ranks = gather_rows(mine, self._device)
+        ranks = gather_rows([*mine, *self._by_source.flatten().tolist()], self._device)
         rate = self._tokens / self._seconds
         mfu = None
         if self._rate.peak_flops:
@@ -103,12 +119,20 @@ class Reporter:
             device_peak_bytes=int(ranks[:, 2].max()),
             skipped_steps=state.skipped_steps,
         )
+        sums = ranks[:, len(mine) :].sum(0).reshape(-1, 2).tolist()
+        row.update(name_losses(self._sources, sums))
         return row
 
     def finished(self, state: State) -> None:
         """Close the progress bar."""
         if self._progress is not None:
             self._progress.close()
+
+
+def name_losses(sources: Sequence[str], sums: Sequence[Sequence[float]]) -> Numbers:
+    """Name the mean loss of each part of the data: `loss/<name>`, None where it had no token."""
+    pairs = zip(sources, sums, strict=True)
+    return {f"loss/{name}": loss / tokens if tokens else None for name, (loss, tokens) in pairs}
 
 
 class _Progress:

@@ -3,10 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bigft.data.cursor import Cursor
+
 
 @dataclass
 class State:
-    """Counters of the run. The data cursor is `step`: the order of the data follows from it."""
+    """Counters of the run, and its place in the data."""
 
     step: int = 0
     """Optimizer steps taken, skipped ones included."""
@@ -18,6 +20,8 @@ class State:
     """Passes over the data."""
     eval_loss: float | None = None
     """The newest evaluation."""
+    cursor: Cursor = Cursor()
+    """Where the next step begins in the data."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a manifest."""
@@ -27,4 +31,5 @@ class State:
     def from_dict(cls, values: dict[str, Any]) -> "State":
         """Read what `to_dict` wrote; unknown keys of newer versions are ignored."""
         known = cls.__dataclass_fields__
-        return cls(**{key: value for key, value in values.items() if key in known})
+        found = {key: value for key, value in values.items() if key in known}
+        return cls(**{**found, "cursor": Cursor(**values["cursor"])})
