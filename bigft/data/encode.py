@@ -95,7 +95,6 @@ def _encode_whole(backend: Any, texts: Sequence[str], special: bool) -> list[Tok
     return [
         _build_ids(found.ids)
         for group in _group(texts)
-        # Without offsets, which halves the time for long texts.
         for found in backend.encode_batch_fast(group, add_special_tokens=special)
     ]
 

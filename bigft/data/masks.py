@@ -16,6 +16,7 @@ one rendering is enough.
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from bigft.data.example import Conversation
@@ -65,6 +66,12 @@ class Renderer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Read what the template may use of the tokenizer, once for many conversations."""
+        import jinja2
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        # What `apply_chat_template` calls; it alone says where the tags are in the text.
+        self._render = render_jinja_template
+        self._faults = (jinja2.TemplateError, *_TEMPLATE_FAULTS)
         self._tokenizer = tokenizer
         self._variables = dict(tokenizer.special_tokens_map)
         self._frames: dict[str, _Frame | None] = {}
@@ -85,7 +92,7 @@ class Renderer:
         turns = [n for n, message in enumerate(example.messages) if _is_assistant(message)]
         chosen = turns[-1:] if train_on == "last_assistant" else turns
         chosen = [turn for turn in chosen if example.messages[turn].get("weight") != 0]
-        is_tagged = _GENERATION_TAG.search(template) is not None
+        is_tagged = _is_tagged(template)
         if is_tagged:
             text, spans = self._write_tagged(template, example, len(example.messages))
             if chosen != turns:
@@ -234,12 +241,8 @@ class Renderer:
         marked: bool = False,
         add_generation_prompt: bool = False,
     ) -> tuple[str, list[Any]]:
-        import jinja2
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         try:
-            # What `apply_chat_template` calls; it alone says where the tags are in the text.
-            texts, spans = render_jinja_template(
+            texts, spans = self._render(
                 conversations=[messages],
                 tools=example.tools,
                 chat_template=template,
@@ -247,7 +250,7 @@ class Renderer:
                 add_generation_prompt=add_generation_prompt,
                 **self._variables,
             )
-        except (jinja2.TemplateError, *_TEMPLATE_FAULTS) as error:
+        except self._faults as error:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
         return texts[0], spans[0] if marked else []
 
@@ -268,6 +271,11 @@ def find_chat_template(
         return CHATML_TEMPLATE
     template: str = tokenizer.get_chat_template(None, tools or None)
     return template
+
+
+@lru_cache
+def _is_tagged(template: str) -> bool:
+    return _GENERATION_TAG.search(template) is not None
 
 
 def _is_assistant(message: dict[str, Any]) -> bool:

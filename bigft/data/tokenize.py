@@ -189,12 +189,13 @@ def _tokenize_plain(
     heads = encode_texts(list(first.values()), tokenizer, special=True)
     tails = encode_texts(list(answers.values()), tokenizer, special=False)
     found: dict[int, tuple[TokenIds, Marks]] = {}
+    eos = tokenizer.eos_token_id  # Kept, for transformers looks it up anew each time.
     tail = dict(zip(answers, tails, strict=True))
     for number, head in zip(first, heads, strict=True):
         if number in tail:
-            found[number] = _join(head, tail[number], tokenizer)
+            found[number] = _join(head, tail[number], eos)
         else:
-            input_ids = _end_with_eos(head, tokenizer)
+            input_ids = _end_with_eos(head, eos)
             found[number] = input_ids, np.ones(len(input_ids), dtype=np.bool_)
     return found
 
@@ -204,18 +205,15 @@ def _write_labelled(example: Labelled) -> tuple[str, str]:
     return "".join(f"{text}\n" for text in texts if text is not None), str(example.label)
 
 
-def _join(
-    prompt: TokenIds, answer: TokenIds, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[TokenIds, Marks]:
+def _join(prompt: TokenIds, answer: TokenIds, eos: int | None) -> tuple[TokenIds, Marks]:
     length = len(prompt)
-    while length and prompt[length - 1] == tokenizer.eos_token_id:
+    while length and prompt[length - 1] == eos:
         length -= 1  # Some tokenizers end everything with EOS by themselves.
-    input_ids = np.concatenate([prompt[:length], _end_with_eos(answer, tokenizer)])
+    input_ids = np.concatenate([prompt[:length], _end_with_eos(answer, eos)])
     return input_ids, np.arange(len(input_ids)) >= length
 
 
-def _end_with_eos(input_ids: TokenIds, tokenizer: "PreTrainedTokenizerBase") -> TokenIds:
-    eos = tokenizer.eos_token_id
+def _end_with_eos(input_ids: TokenIds, eos: int | None) -> TokenIds:
     if eos is None or (len(input_ids) and input_ids[-1] == eos):
         return input_ids
     return np.append(input_ids, np.int32(eos))
@@ -245,23 +243,26 @@ def _tokenize_conversations(
             "is needed to train on the assistant's tokens only; use a model with a fast tokenizer "
             "(tokenizer.json)"
         )
-    special = _find_special_ids(tokenizer)
+    special, eos = _find_special_ids(tokenizer), tokenizer.eos_token_id
     encoded = encode_placed([one.text for one in rendered.values()], tokenizer)
     for (number, one), (input_ids, encoding) in zip(rendered.items(), encoded, strict=True):
         supervised = mark_tokens(one, input_ids, encoding, special)
-        found[number] = _end_last_turn(one, input_ids, supervised, special, tokenizer)
+        if eos is not None and one.ends_learned:
+            found[number] = _end_last_turn(input_ids, supervised, special, int(eos), tokenizer)
+        else:
+            found[number] = input_ids, supervised
     return found
 
 
 def _end_last_turn(
-    rendered: Rendered,
     input_ids: TokenIds,
     supervised: Marks,
     special: set[int],
+    eos: int,
     tokenizer: "PreTrainedTokenizerBase",
 ) -> tuple[TokenIds, Marks]:
     """Add EOS, learned, unless the last turn already ends with a special token."""
-    if tokenizer.eos_token_id is None or not rendered.ends_learned or not supervised.any():
+    if not supervised.any():
         return input_ids, supervised
     last = len(supervised) - 1 - int(supervised[::-1].argmax())
     if not special.isdisjoint(input_ids[last:].tolist()):
@@ -269,8 +270,7 @@ def _end_last_turn(
     # EOS has to follow what the model said itself, not the line break that a template adds.
     if not str(tokenizer.decode(input_ids[last + 1 :])).strip():
         input_ids, supervised = input_ids[: last + 1], supervised[: last + 1]
-    ended = np.append(input_ids, np.int32(tokenizer.eos_token_id))
-    return ended, np.append(supervised, np.True_)
+    return np.append(input_ids, np.int32(eos)), np.append(supervised, np.True_)
 
 
 def _find_special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bigft.data.readers.compression import open_input
 from bigft.data.readers.encoding import explain_bytes
-from bigft.data.readers.raw import RawRow, make_unreadable
+from bigft.data.readers.raw import RawRow, is_writable, make_unreadable
 
 PIECE_CHARACTERS = 1 << 24
 """A longer document comes in pieces, so that a book shelf in one file fits into the memory."""
@@ -31,13 +31,11 @@ def read_document(path: Path, flag: str) -> Iterator[RawRow]:
             if piece.isspace():
                 continue
             is_blank = False
-            try:
-                piece.encode()
-            except UnicodeEncodeError:
-                data = piece.encode("utf-8", "surrogateescape")
-                yield RawRow(make_unreadable(explain_bytes(data), piece), origin)
-            else:
+            if is_writable(piece):
                 yield RawRow({"text": piece}, origin)
+            else:
+                reason = explain_bytes(piece.encode("utf-8", "surrogateescape"))
+                yield RawRow(make_unreadable(reason, piece), origin)
     if is_blank:
         yield RawRow(make_unreadable("the file is blank", ""), str(path))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from bigft.data.readers.compression import InputFile
 from bigft.data.readers.encoding import explain_bytes
-from bigft.data.readers.raw import MAX_ROW_BYTES
+from bigft.data.readers.raw import MAX_ROW_BYTES, is_writable
 from bigft.errors import DataError
 
 _BLOCK_BYTES = 1 << 20
@@ -95,11 +95,8 @@ class JsonScanner:
 
     def find_bad_bytes(self, text: str) -> str | None:
         """Say that `text`, as read here, is not UTF-8; None when it is."""
-        if self._has_bad_bytes:
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                return explain_bytes(text.encode("utf-8", "surrogateescape"))
+        if self._has_bad_bytes and not is_writable(text):
+            return explain_bytes(text.encode("utf-8", "surrogateescape"))
         return None
 
     def fail(self, reason: str) -> DataError:
@@ -136,10 +133,6 @@ class JsonScanner:
         text = self._decoder.decode(block, not block)
         if not block and not text:
             return False
-        if not self._has_bad_bytes:
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                self._has_bad_bytes = True
+        self._has_bad_bytes = self._has_bad_bytes or not is_writable(text)
         self._text, self._position = self._text[self._position :] + text, 0
         return True

@@ -16,7 +16,7 @@ from bigft.data.readers.compression import open_input
 from bigft.data.readers.encoding import BOM
 from bigft.data.readers.json_lines import read_json_lines
 from bigft.data.readers.json_scanner import JsonScanner
-from bigft.data.readers.raw import RawRow, find_flaw, make_unreadable
+from bigft.data.readers.raw import RawRow, find_flaw, is_writable, make_unreadable
 from bigft.errors import DataError
 
 _LIST_KEYS = frozenset(
@@ -174,6 +174,9 @@ def _read_columns(path: Path, flag: str, members: dict[str, _Member]) -> Iterato
         raise DataError(f"{flag}={path}: the lists of the columns differ in length ({shown})")
     if not any(lengths.values()):
         raise DataError(f"{flag}={path}: the lists of the columns are empty")
+    bad = [key for key in members if not is_writable(key)]
+    if bad:
+        raise DataError(f"{flag}={path}: the name of the column {bad[0]!a} is not UTF-8")
     with ExitStack() as stack:
         # Every column has a reader of its own: only so is no column kept in full.
         scanners = [stack.enter_context(_open_list(path, flag, key)) for key in members]

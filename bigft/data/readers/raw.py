@@ -76,6 +76,15 @@ def find_flaw(value: object, text: str) -> str | None:
     return None
 
 
+def is_writable(text: str) -> bool:
+    """Whether UTF-8 can write `text`: it holds no half of a surrogate pair and no bad byte."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def make_unreadable(reason: str, content: str) -> Unreadable:
     """Build an `Unreadable` whose content is shortened and fit to be written as UTF-8.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bigft.data.readers.compression import InputFile, open_input
 from bigft.data.readers.encoding import explain_bytes
-from bigft.data.readers.raw import MAX_ROW_BYTES, RawRow, Unreadable, make_unreadable
+from bigft.data.readers.raw import MAX_ROW_BYTES, RawRow, Unreadable, is_writable, make_unreadable
 from bigft.errors import DataError
 
 _QUOTING = 'a field that begins with " ends with ", and every " inside it is doubled'
@@ -85,11 +85,10 @@ def _read_header(rows: Any, file: InputFile) -> list[str]:
         header: list[str] = next((row for row in rows if row), [])
     except csv.Error as error:
         raise file.fail(f"the names of the columns cannot be read ({error}); {_QUOTING}") from None
-    try:
-        "".join(header).encode()
-    except UnicodeEncodeError:
-        data = "".join(header).encode("utf-8", "surrogateescape")
-        raise file.fail(f"the names of the columns: {explain_bytes(data)}") from None
+    text = "".join(header)
+    if not is_writable(text):
+        data = text.encode("utf-8", "surrogateescape")
+        raise file.fail(f"the names of the columns: {explain_bytes(data)}")
     names = [name.strip() for name in header]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
@@ -122,12 +121,10 @@ def _build_payload(
 ) -> dict[str, str] | Unreadable:
     if isinstance(fields, Unreadable):
         return fields
+    text = separator.join(fields)
     if len(fields) != len(header):
         reason = f"{len(fields)} fields, not the {len(header)} that the first row names"
-        return make_unreadable(reason, separator.join(fields))
-    try:
-        "".join(fields).encode()
-    except UnicodeEncodeError:
-        data = "".join(fields).encode("utf-8", "surrogateescape")
-        return make_unreadable(explain_bytes(data), separator.join(fields))
+        return make_unreadable(reason, text)
+    if not is_writable(text):
+        return make_unreadable(explain_bytes(text.encode("utf-8", "surrogateescape")), text)
     return dict(zip(header, fields, strict=True))

@@ -19,7 +19,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from bigft.data import encode
-from bigft.data.encode import encode_texts, encode_placed
+from bigft.data.encode import encode_placed, encode_texts
 
 TEXTS = [
     "The cat sat on the mat.\n\nIt didn't   move: 12345 times!",

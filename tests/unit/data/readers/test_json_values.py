@@ -50,6 +50,8 @@ def test_an_object_is_a_container_columns_or_a_row(read: Read, value: Any, rows:
         (b"[]", "the array is empty"),
         (b'{"data": []}', "the lists of the columns are empty"),
         (b'{"a": [1, 2], "b": [1]}', r"differ in length \('a': 2, 'b': 1\)"),
+        (b'{"t\xe9": ["a"]}', r"the name of the column 't\\udce9' is not UTF-8"),
+        (b'{"\\udce9": ["a"]}', "the name of the column .* is not UTF-8"),
         (b'{"rows": [{}], "data": [{}]}', r"2 lists of objects \('rows', 'data'\)"),
         (b'{"data": [{}], "data": [{}]}', "the key 'data' stands twice"),
         (b'"text"', "neither an array nor an object"),

@@ -35,7 +35,7 @@ def test_bad_rows_leave_the_others_alone(read: Read, read_rows: ReadRows) -> Non
     assert rows[0] == {"a": "1", "b": "2"}
     assert rows[1] == "1 fields, not the 2 that the first row names: '3'"
     assert rows[2] == "3 fields, not the 2 that the first row names: '4,5,6'"
-    assert "not UTF-8 at byte 1" in rows[3]
+    assert "not UTF-8 at byte 2" in rows[3]
     assert "',' expected after '\"'" in rows[4]
     assert rows[5:] == [{"a": "10\n11", "b": "12"}, {"a": "13", "b": "14"}]
     lines = [row.origin.rpartition(":")[2] for row in read_rows("a.csv", content)]
