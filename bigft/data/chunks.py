@@ -18,6 +18,7 @@ import numpy as np
 from bigft.data.clean.build import Cleaner
 from bigft.data.clean.duplicates import compute_signature
 from bigft.data.example import Conversation, Example, compute_digest, mark_copy
+from bigft.data.formats.checks import EmptyTextError
 from bigft.data.formats.table import Recognizer
 from bigft.data.readers.raw import RawRow, Unreadable, parse
 from bigft.data.rejected import Rejected
@@ -58,6 +59,12 @@ class ChunkTokenizer:
         for raw in raws:
             try:
                 name, example = self._recognizer.read(parse(raw))
+            except EmptyTextError as error:
+                if self._section.clean.empty == "drop":
+                    _add_counts(info.touched, {"dropped_empty": 1})
+                else:
+                    rejected.append(Rejected(raw.origin, str(error), _show(raw)))
+                continue
             except (ValueError, DataError) as error:
                 rejected.append(Rejected(raw.origin, str(error), _show(raw)))
                 continue

@@ -7,6 +7,7 @@ what came before. Every rank reads and tokenises all rows: 5 MB/s per core go a 
 """
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -79,6 +80,8 @@ class StreamLoader:
         self._collate = collate
         self._reject = reject
         self._runs_ahead = runs_ahead
+        # transformers renders marked templates with a state of its own: one thread at a time.
+        self._lock = threading.Lock()
         self.steps_per_epoch: int | None = None
         """Nobody knows before the end."""
 
@@ -116,7 +119,8 @@ class StreamLoader:
         rows: list[Row] = []
         for source, group in itertools.groupby(entries, key=lambda entry: entry[0]):
             for raws in cut_into_chunks(raw for _, raw in group):
-                chunk = self._tokenizer(raws)
+                with self._lock:
+                    chunk = self._tokenizer(raws)
                 self._reject(chunk.rejected)
                 rows += _split_rows(chunk, source)
         lengths = np.array([len(row) for row in rows], dtype=np.int64)

@@ -27,7 +27,8 @@ class CleanSection(Section):
     """What is changed or left out before tokenising; the preview reports each with its rows."""
 
     strip: bool = False
-    """Trim white space at both ends and at the ends of lines; at most one blank line in a row."""
+    """Trim white space at both ends and at the ends of lines; at most one blank line in a row.
+    Lines keep their indentation; the white space between a prompt and its completion stays."""
 
     normalize: Literal["none", "nfc", "nfkc"] = "none"
     """Unicode normalisation."""
@@ -49,10 +50,12 @@ class CleanSection(Section):
     """Longer rows are left out, before `data.overlong` is asked; absent: none."""
 
     keep_pattern: str | None = None
-    """Regular expression; rows in whose text it is not found are left out."""
+    """Regular expression; rows in whose text, after masking, it is not found are
+    left out."""
 
     drop_pattern: str | None = None
-    """Regular expression; rows in whose text it is found are left out."""
+    """Regular expression; rows in whose text, after masking, it is found are left
+    out."""
 
     mask: list[Literal["email", "phone", "card"]] = []
     """What is replaced by a placeholder: e-mail addresses, phone numbers, card numbers."""
