@@ -233,7 +233,8 @@ def _open_rows(
     spec: str, flag: str, section: DataSection, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[tuple[str, ...], Rows]:
     stores, problems = [], []
-    parts = find_sources(spec, flag)
+    # Only training goes through its data more or less often.
+    parts = find_sources(spec, flag, weighted=flag == "--data")
     for part in parts:
         try:
             stores.append(open_store(part, section, tokenizer))
