@@ -44,7 +44,7 @@ def measure(way: str, tokens: int, vocabulary: int, device: str, repeats: int) -
             loss = sum_cross_entropy(logits, targets)
         else:
             loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, logits)
+        (gradient,) = torch.autograd.grad(loss, leaf)
         result = float(loss) + 0 * float(gradient[0, 0])
         return result, time.perf_counter() - started
 
