@@ -270,6 +270,8 @@ def packing(attention: str) -> Action:
         if attention == "flash_attention_2":
             need_gpu(place, "FlashAttention runs on GPUs only")
             need_module("flash_attn")
+        if attention == "flex_attention":
+            need_gpu(place, "FlexAttention has no backward pass on a CPU")
         command = [sys.executable, str(HERE / "checks.py"), "packing", attention]
         out = place.spawn(row.name, command, 0)
         result = json.loads(out.strip().splitlines()[-1])
@@ -342,6 +344,7 @@ ROWS: dict[str, Action] = {
     "zero3 nvme": training("zero3_nvme", "CPUAdam", "AsyncIO"),
     "packing eager": packing("eager"),
     "packing flash_attention_2": packing("flash_attention_2"),
+    "packing flex_attention": packing("flex_attention"),
     "zero3 eager": training("zero3", size="small", model__attention="eager"),
     "zero3 offload 8-bit": training("zero3_offload", size="small", optim="adamw_8bit"),
     "launcher": launcher,
