@@ -2,12 +2,14 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from bigft.data import masks
 from bigft.data.example import Conversation
-from bigft.data.masks import Renderer
+from bigft.data.masks import Rendered, Renderer
 from bigft.data.templates import CHATML_TEMPLATE
 from bigft.data.tokenize import tokenize_batch
 
@@ -184,3 +186,71 @@ def test_templates_for_tools_are_used_for_conversations_with_tools(
     tool = {"type": "function", "function": {"name": "add"}}
     assert renderer.render(Conversation(messages), "all").text == "plain"
     assert renderer.render(Conversation(messages, [tool]), "all").text == "add"
+
+
+# Ends, and the shortcut through one rendering.
+
+ONLY_WORDS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
+    "<|end|>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("trims", [True, False])
+@pytest.mark.parametrize("answer", ["\N{GRINNING FACE}", "a   ", "   ", "a\n"])
+def test_a_turn_whose_end_the_template_does_not_mark_is_learned_to_its_last_token(
+    trims: bool, answer: str
+) -> None:
+    tokenizer = build_tokenizer(ONLY_WORDS, trims=trims)
+    talk = [turn("user", "Hi"), turn("assistant", answer), turn("user", "   ")]
+    assert learn(talk, tokenizer) == [answer]
+
+
+# Every line ends alike, so that a turn's end looks like many places inside of turns.
+LINES = (
+    "{% for m in messages %}{% if not m.hidden %}{{ m.role }}: {% endif %}{{ m.content }}\n"
+    "{% for call in m.tool_calls or [] %}CALL {{ call }}\n{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}"
+    "{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_pieces = st.sampled_from(
+    ["a", "b\n", " ", "assistant: ", "user: ", "<|im_start|>assistant\n", "<|im_end|>\n", "\n"]
+)
+_contents = st.lists(_pieces, min_size=1, max_size=4).map("".join)
+_extras = st.sampled_from([{}, {}, {"hidden": True}, {"tool_calls": ["f"]}])
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from([WITHOUT_TAGS, LINES, THINKING]),
+    st.lists(st.tuples(_contents, _extras), min_size=1, max_size=6),
+)
+def test_one_rendering_marks_what_all_prefixes_mark(
+    session_tokenizer: PreTrainedTokenizerFast,
+    template: str,
+    turns: list[tuple[str, dict[str, Any]]],
+) -> None:
+    roles = ["user", "assistant"] * 3
+    if template == WITHOUT_TAGS:
+        turns = [(content, {}) for content, _ in turns]
+    talk = [turn(r, c, **more) for r, (c, more) in zip(roles, turns, strict=False)]
+    example = Conversation(talk)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session_tokenizer, "chat_template", template)
+        found = render_or_refuse(example, session_tokenizer)
+        patch.setattr(Renderer, "_find_frame", lambda *_: None)
+        expected = render_or_refuse(example, session_tokenizer)
+    assert found == expected or expected is None
+
+
+def render_or_refuse(example: Conversation, tokenizer: PreTrainedTokenizerFast) -> Rendered | None:
+    try:
+        return Renderer(tokenizer).render(example, "assistant")
+    except ValueError:
+        return None

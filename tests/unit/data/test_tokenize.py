@@ -175,7 +175,11 @@ def test_a_long_conversation_is_cut_off_on_the_right(tokenizer: PreTrainedTokeni
     np.testing.assert_array_equal(short.supervised, whole.supervised[:20])
 
 
-@given(st.text(min_size=1, max_size=60), st.integers(2, 20))
+# A text that brings its own EOS gets no second one.
+unended = st.text(min_size=1, max_size=60).filter(lambda text: not text.endswith("<|endoftext|>"))
+
+
+@given(unended, st.integers(2, 20))
 def test_each_token_of_a_long_text_is_learned_once(
     session_tokenizer: PreTrainedTokenizerFast, text: str, max_length: int
 ) -> None:
@@ -344,3 +348,8 @@ def test_overlong_examples_may_be_errors_that_travel(tokenizer: PreTrainedTokeni
         run(LONG, tokenizer, max_length=20, overlong="error")
     copied = pickle.loads(pickle.dumps(error.value))
     assert (str(copied), copied.num_tokens) == (str(error.value), error.value.num_tokens)
+
+
+def test_a_text_that_ends_with_eos_gets_no_second_one(tokenizer: PreTrainedTokenizerFast) -> None:
+    (row,) = run(Text("one<|endoftext|>"), tokenizer)
+    assert tokenizer.decode(row.input_ids) == "one<|endoftext|>"
