@@ -117,6 +117,7 @@ def _describe_use(preview: "Preview", settings: PreviewSettings) -> Iterator[tup
     became = {
         "truncated": counts["truncated_rows"],
         "split": counts["split_rows"],
+        "pieces without a token to learn left out": counts["unsupervised_pieces"],
         "left out": counts["dropped_overlong"],
     }
     overlong = counts["overlong_rows"]
