@@ -8,7 +8,7 @@ Fire sees them, Fire only builds a `Request`, and the command runs after every w
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 
@@ -18,12 +18,16 @@ from bigft.config.help import render_command, render_overview
 from bigft.config.hints import suggest
 from bigft.config.options import COMMANDS
 from bigft.config.request import Request
+from bigft.config.section import Section
 from bigft.config.typed import fields_of, is_boolean
 from bigft.errors import BigftError, ConfigError, raise_together
+from bigft.run.preview import PreviewSettings
 from bigft.run.settings import Run
 
 _HELP = ("-h", "--help")
 _TRUTH = ("true", "false")
+_SETTINGS: Mapping[str, type[Section]] = {"data": PreviewSettings}
+"""What a command takes instead of the settings of a whole run."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,7 +106,7 @@ def _find_page(words: Sequence[str]) -> str | None:
     if not any(word in _HELP for word in words) and words[:1] != ["help"]:
         return None
     verb = next((word for word in words if word in COMMANDS), None)
-    return render_command(verb, Run) if verb else render_overview(__version__)
+    return render_command(verb, _SETTINGS.get(verb, Run)) if verb else render_overview(__version__)
 
 
 def _read_words(
@@ -113,7 +117,7 @@ def _read_words(
     A switch takes the next word only when that is `true` or `false`, so that `--json RUN` means
     what it says.
     """
-    options = COMMANDS[command].options or Run
+    options = COMMANDS[command].options or _SETTINGS.get(command, Run)
     switches = {path for path, info in fields_of(options) if is_boolean(info)} | {"dry_run"}
     positional: list[str] = []
     flags: list[tuple[str, str]] = []

@@ -29,9 +29,11 @@ usage: bigft train --config ds_configs/zero3.json [settings]
        deepspeed [--num_gpus N] launch_scripts/run.py --config ds_configs/zero3.json [settings]
 """
 _RULES = """\
-Every setting is a dotted path, e.g. --optim.weight_decay 0.1; the everyday ones have a short
-flag too. --ds.PATH=VALUE edits the DeepSpeed JSON in memory, e.g.
---ds.zero_optimization.stage=2. A default yields to the recipe, and the recipe to a flag.
+Every setting is a dotted path, e.g. --data.train_on all; the everyday ones have a short flag
+too. A default yields to the recipe, and the recipe to a flag.
+"""
+_CONFIG_RULE = """\
+--ds.PATH=VALUE edits the DeepSpeed JSON in memory, e.g. --ds.zero_optimization.stage=2.
 """
 
 
@@ -56,7 +58,7 @@ def render_command(name: str, run: type[Section]) -> str:
 
     Args:
         name: The verb.
-        run: Section model of a training run, for the commands that take its settings.
+        run: Section model of a training run, or of the part of it that the command takes.
     """
     command = COMMANDS[name]
     if command.options is not None:
@@ -65,8 +67,9 @@ def render_command(name: str, run: type[Section]) -> str:
         usage = f"usage: bigft {name} {word} [options]"
         return "\n".join([usage, "", command.options.__doc__ or "", "", *entries])
     usage = _LAUNCH if name == "train" else f"usage: bigft {name} [{command.word}] [settings]\n"
-    parts = [usage, command.summary, "", _RULES, *_flag_entries(run), *_dotted_entries(run)]
-    return "\n".join(parts)
+    rules = _RULES + (_CONFIG_RULE if command.takes_config else "")
+    flags = _flag_entries(run, takes_config=command.takes_config)
+    return "\n".join([usage, command.summary, "", rules, *flags, *_dotted_entries(run)]) + "\n"
 
 
 def describe_type(info: FieldInfo) -> str:
@@ -131,20 +134,25 @@ def _groups(run: type[Section]) -> Iterator[tuple[str, str, list[tuple[str, Fiel
             yield name, _paragraph(section.__doc__ or ""), list(fields_of(section, f"{name}."))
 
 
-def _flag_entries(run: type[Section]) -> Iterator[str]:
+def _flag_entries(run: type[Section], *, takes_config: bool) -> Iterator[str]:
     fields = dict(fields_of(run))
     yield "Everyday settings:"
     for name, meaning in _FILES.items():
-        yield _wrap(f"--{name} FILE", meaning)
+        if name != "config" or takes_config:
+            yield _wrap(f"--{name} FILE", meaning)
     for flag, path in FLAGS.items():
         if path in fields:
             yield _entry(f"--{flag}", fields[path])
-    yield _wrap("--dry_run", "Resolve, check, print, stop.")
+    for path, info in fields.items():
+        if "." not in path and path not in FLAGS.values():
+            yield _entry(f"--{path}", info)
+    if takes_config:
+        yield _wrap("--dry_run", "Resolve, check, print, stop.")
 
 
 def _dotted_entries(run: type[Section]) -> Iterator[str]:
     short = set(FLAGS.values())
-    for title, summary, fields in _groups(run):
+    for title, summary, fields in list(_groups(run))[1:]:
         rest = [(path, info) for path, info in fields if path not in short]
         if rest:
             yield f"\n{title}: {summary}"

@@ -1,7 +1,8 @@
 """The commands, and the options of those that are not a training run.
 
 One table drives parsing, checking and help. `train` and `explain` take the settings of a run,
-which live in the sections; the other commands take the few options declared here.
+which live in the sections, and `data` those of them that concern data; the other commands take the
+few options declared here.
 """
 
 from collections.abc import Mapping
@@ -97,9 +98,18 @@ class Command:
     options: type[Section] | None = None
     """Options of the command; None: the settings of a run."""
 
+    takes_config: bool = True
+    """Of a command with the settings of a run: whether a DeepSpeed JSON is among them."""
+
 
 COMMANDS: Mapping[str, Command] = {
     "train": Command("Fine-tune a model under ZeRO and leave one Hugging Face folder."),
+    "data": Command(
+        "Show what the tokenised data look like, with the tokens that count in the loss.",
+        "FILE",
+        is_word_required=False,
+        takes_config=False,
+    ),
     "consolidate": Command(
         "Join a ZeRO checkpoint into one Hugging Face folder.",
         "RUN_OR_CHECKPOINT",

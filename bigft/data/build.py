@@ -13,17 +13,24 @@ from bigft.data.cache import default_cache_dir, write_text_atomically
 from bigft.data.chunks import ChunkTokenizer
 from bigft.data.collate import collate_packed, collate_padded
 from bigft.data.loader import Collate, EvalLoader, Loader, Share, StoreLoader
-from bigft.data.prepare import describe_request, open_store, refuse_bad_rows
+from bigft.data.open import (
+    Opened,
+    describe,
+    describe_stores,
+    find_names,
+    open_all,
+    open_rows,
+)
+from bigft.data.prepare import describe_request, refuse_bad_rows
 from bigft.data.readers.raw import RawRow
 from bigft.data.rejected import Rejected
-from bigft.data.rows import Rows
 from bigft.data.section import DataSection
-from bigft.data.select import Selection, describe_selection, open_selection, select_all
+from bigft.data.select import select_all
 from bigft.data.sources import Part, find_sources
-from bigft.data.store import StoreInfo, TokenStore, compute_store_digest
+from bigft.data.store import TokenStore, compute_store_digest
 from bigft.data.stream import StreamLoader
 from bigft.data.tokenize import find_chat_template
-from bigft.errors import BigftError, DataError, raise_together
+from bigft.errors import BigftError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,25 +55,6 @@ class Data:
 
     rejected_files: tuple[Path, ...]
     """Raw rows that became no tokens, one JSON object per line; empty files included."""
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The stores of a run and what is chosen of them."""
-
-    names: tuple[str, ...]
-    eval_names: tuple[str, ...]
-    train: Rows
-    evaluation: Rows
-    """The same object as `train` where a share of it is held out."""
-
-    selection: Selection
-
-    @property
-    def stores(self) -> tuple[TokenStore, ...]:
-        """All stores, each once."""
-        same = self.evaluation is self.train
-        return self.train.stores if same else self.train.stores + self.evaluation.stores
 
 
 def build_data(
@@ -105,9 +93,10 @@ def build_data(
     opened = _open_shared(section, tokenizer, seed, local_rank=local_rank, barrier=barrier)
     _set_chat_template(tokenizer, opened.stores)
     selection = opened.selection
+    plan = selection.build_plan(opened.train, section, seed=seed)
     train = StoreLoader(
         opened.train,
-        selection.build_plan(opened.train, section, seed=seed),
+        plan,
         share,
         seed=seed,
         collate=_choose_collate(section, tokenizer, len(opened.names)),
@@ -125,7 +114,7 @@ def build_data(
         evaluation if len(selection.evaluation) else None,
         opened.names,
         opened.eval_names,
-        describe(opened, section),
+        describe(opened, plan.bins(0), section),
         tuple(store.rejected_file for store in opened.stores),
     )
 
@@ -168,7 +157,7 @@ def _build_streamed(
         )  # fmt: skip
     found = [source.compute_fingerprint() for part in parts for source in part.sources]
     digest = compute_store_digest([*describe_request(section, tokenizer), *found])
-    names = tuple(part.name for part in parts)
+    names = find_names(parts)
     return Data(train, evaluation, names, eval_names, {"format": "streamed", "digest": digest}, ())
 
 
@@ -197,74 +186,12 @@ def build_evaluation(
     Raises:
         DataError: The data are missing, bad or empty.
     """
-    names, rows = _open_rows(section.train, flag, section, tokenizer)
+    parts, rows = open_rows(section.train, flag, section, tokenizer)
     _set_chat_template(tokenizer, rows.stores)
     bins = select_all(rows, section)
-    collate = _choose_collate(section, tokenizer, len(rows.stores))
+    collate = _choose_collate(section, tokenizer, len(parts))
     loader = EvalLoader(rows, bins, share, collate=collate)
-    return loader, describe_stores(rows.stores), names
-
-
-def open_all(section: DataSection, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Opened:
-    """Tokenise what is not yet in the cache, choose and pack, in this process.
-
-    Raises:
-        DataError: The data are missing, bad or empty; all problems are listed.
-    """
-    problems = []
-    specs = [(section.train, "--data")]
-    if section.eval is not None:
-        specs.append((section.eval, "--eval_data"))
-    found = []
-    for spec, flag in specs:
-        try:
-            found.append(_open_rows(spec, flag, section, tokenizer))
-        except DataError as error:
-            problems.append(str(error))
-    if problems:
-        raise_together(DataError, problems)
-    weights = [part.weight for part in find_sources(section.train, "--data")]
-    (names, train), (eval_names, evaluation) = found[0], found[-1]
-    selection = open_selection(train, evaluation, weights, section, seed=seed)
-    return Opened(names, eval_names, train, evaluation, selection)
-
-
-def _open_rows(
-    spec: str, flag: str, section: DataSection, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[tuple[str, ...], Rows]:
-    stores, problems = [], []
-    # Only training goes through its data more or less often.
-    parts = find_sources(spec, flag, weighted=flag == "--data")
-    for part in parts:
-        try:
-            stores.append(open_store(part, section, tokenizer))
-        except DataError as error:
-            problems.append(str(error))
-    if problems:
-        raise_together(DataError, problems)
-    return tuple(part.name for part in parts), Rows(stores)
-
-
-# What is said.
-
-
-def describe(opened: Opened, section: DataSection) -> dict[str, Any]:
-    """Count what a run will see."""
-    return {
-        **describe_stores(opened.stores),
-        **describe_selection(opened.selection, opened.train, opened.evaluation, section),
-        "sources": list(opened.names),
-    }
-
-
-def describe_stores(stores: tuple[TokenStore, ...]) -> dict[str, Any]:
-    """Add up what was counted while the rows were tokenised."""
-    total = StoreInfo()
-    for store in stores:
-        total.add(store.info)
-    counts = {key: value for key, value in vars(total).items() if key not in ("formats", "content")}
-    rejected = total.bad_rows + total.unsupervised_rows
-    return {"format": "+".join(sorted(total.formats)), **counts, "rejected_rows": rejected}
+    return loader, describe_stores(rows.stores), find_names(parts)
 
 
 # Sharing the result between the ranks of a host.

@@ -8,7 +8,7 @@ def describe_data(info: Mapping[str, Any], steps_per_epoch: int | None) -> Itera
     """Describe the data of a run in a few lines.
 
     Args:
-        info: What `bigft.data.build.describe` counted; of streamed data almost nothing.
+        info: What `bigft.data.open.describe` counted; of streamed data almost nothing.
         steps_per_epoch: None where nobody knows.
     """
     if steps_per_epoch is None:

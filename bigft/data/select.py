@@ -111,15 +111,20 @@ def select_all(rows: Rows, section: DataSection) -> Bins:
 
 
 def describe_selection(
-    selection: Selection, train: Rows, evaluation: Rows, section: DataSection
+    selection: Selection, bins: Bins, rows: Rows, max_length: int
 ) -> dict[str, Any]:
-    """Count the sequences of the first epoch and of an evaluation."""
-    bins = selection.build_plan(train, section, seed=0).bins(0)
+    """Count the sequences of the first epoch and of an evaluation.
+
+    Args:
+        selection: What was chosen.
+        bins: Sequences of the first epoch.
+        rows: The rows that `bins` names.
+        max_length: Tokens per sequence.
+    """
+    lengths = rows.lengths[bins.rows]
     return {
         **asdict(selection.info),
-        "packing_utilisation": compute_utilisation(
-            train.lengths[bins.rows], len(bins), section.max_length
-        ),
+        "packing_utilisation": compute_utilisation(lengths, len(bins), max_length),
         "train_sequences": len(bins),
         "eval_sequences": len(selection.evaluation),
     }

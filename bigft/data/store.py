@@ -47,7 +47,10 @@ class StoreInfo:
     """Records that could not be read."""
 
     unsupervised_rows: int = 0
-    """Rows without a supervised token; they are left out."""
+    """Records and their copies without a supervised token; they are left out."""
+
+    unsupervised_pieces: int = 0
+    """Pieces of split examples without a supervised token; they are left out."""
 
     tokens: int = 0
     supervised_tokens: int = 0

@@ -11,6 +11,7 @@ from typing import Any
 from bigft.config.deepspeed import AUTO, find_value, has_value, set_value
 from bigft.config.typed import Typed, build_section
 from bigft.models.facts import ModelFacts
+from bigft.models.section import ModelSection
 from bigft.run.settings import Run
 
 
@@ -59,7 +60,7 @@ class Draft:
         for entries in (self.typed, self.adopted):
             for path in entries.keys() - merged.keys():
                 del entries[path]
-        return _without_tilde(run)
+        return run.model_copy(update={"model": expand_home(run.model)})
 
     def adopt(self, path: str, value: Any, source: str) -> None:
         """Let the Run take a value that nobody typed as a setting."""
@@ -84,8 +85,8 @@ class Draft:
         self.ds_origin[path] = why
 
 
-def _without_tilde(run: Run) -> Run:
+def expand_home(model: ModelSection) -> ModelSection:
     """Spell out `~` in model names: the shell leaves it alone in `--model=~/m`, and so do hubs."""
-    names = {"name": run.model.name, "tokenizer": run.model.tokenizer}
+    names = {"name": model.name, "tokenizer": model.tokenizer}
     full = {key: str(Path(n).expanduser()) for key, n in names.items() if n and n.startswith("~")}
-    return run.model_copy(update={"model": run.model.model_copy(update=full)}) if full else run
+    return model.model_copy(update=full)

@@ -10,6 +10,7 @@ import pytest
 
 import bigft
 from bigft.cli import main, parse
+from bigft.config.options import COMMANDS
 from bigft.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,7 @@ def refusal(*words):
 def commands(monkeypatch):
     """Replace every command by one that keeps its request."""
     requests = []
-    for name in ("train", "consolidate", "evaluate", "generate", "explain"):
+    for name in COMMANDS:
         module = types.ModuleType(f"bigft.commands.{name}")
         module.main = requests.append
         monkeypatch.setitem(sys.modules, f"bigft.commands.{name}", module)
@@ -95,7 +96,7 @@ def test_local_rank_of_the_launcher_is_dropped_anywhere(commands, words):
         (["train", "-s", "1"], ["-s: flags are written --name value"]),
         (["train", "--", "--interactive"], ["--: flags are written"]),
         (["trian"], ["did you mean train?"]),
-        (["frobnicate"], ["choose one of train, consolidate"]),
+        (["frobnicate"], ["choose one of train, data, consolidate"]),
         ([], ["no command"]),
         (["consolidate"], ["RUN_OR_CHECKPOINT: required"]),
         (["generate", "a", "b"], ["b: nothing was expected"]),

@@ -1,0 +1,139 @@
+"""From settings to tokenised rows and a choice among them, without torch.
+
+Training builds its loaders on this (`bigft.data.build`), the preview only looks at it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bigft.data.pack import Bins
+from bigft.data.prepare import open_store
+from bigft.data.rows import Rows
+from bigft.data.section import DataSection
+from bigft.data.select import Selection, describe_selection, open_selection
+from bigft.data.sources import Part, find_sources
+from bigft.data.store import StoreInfo, TokenStore
+from bigft.errors import DataError, raise_together
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The stores of a run and what is chosen of them."""
+
+    parts: tuple[Part, ...]
+    """Of `--data`; part n has the rows of store n of `train`."""
+
+    eval_parts: tuple[Part, ...]
+    """Of `--eval_data`; the same as `parts` where a share of it is held out."""
+
+    train: Rows
+    evaluation: Rows
+    """The same object as `train` where a share of it is held out."""
+
+    selection: Selection
+
+    @property
+    def has_own_evaluation(self) -> bool:
+        """Whether evaluation has data of its own."""
+        return self.evaluation is not self.train
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parts of `--data`."""
+        return find_names(self.parts)
+
+    @property
+    def eval_names(self) -> tuple[str, ...]:
+        """Names of the parts that are evaluated on."""
+        return find_names(self.eval_parts)
+
+    @property
+    def stores(self) -> tuple[TokenStore, ...]:
+        """All stores, each once."""
+        own = self.evaluation.stores if self.has_own_evaluation else ()
+        return self.train.stores + own
+
+
+def open_all(section: DataSection, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Opened:
+    """Tokenise what is not yet in the cache, choose and pack, in this process.
+
+    Raises:
+        DataError: The data are missing, bad or empty; all problems are listed.
+    """
+    problems = []
+    specs = [(section.train, "--data")]
+    if section.eval is not None:
+        specs.append((section.eval, "--eval_data"))
+    found = []
+    for spec, flag in specs:
+        try:
+            found.append(open_rows(spec, flag, section, tokenizer))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise_together(DataError, problems)
+    (parts, train), (eval_parts, evaluation) = found[0], found[-1]
+    weights = [part.weight for part in parts]
+    selection = open_selection(train, evaluation, weights, section, seed=seed)
+    return Opened(parts, eval_parts, train, evaluation, selection)
+
+
+def open_rows(
+    spec: str, flag: str, section: DataSection, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[tuple[Part, ...], Rows]:
+    """Open the rows of everything that one setting names.
+
+    Args:
+        spec: The setting's value.
+        flag: The setting, for error messages.
+        section: How the rows are read and tokenised; its own `train` and `eval` do not matter.
+        tokenizer: Of the model.
+
+    Raises:
+        DataError: The data are missing, bad or empty; all problems are listed.
+    """
+    stores, problems = [], []
+    # Only training goes through its data more or less often.
+    parts = find_sources(spec, flag, weighted=flag == "--data")
+    for part in parts:
+        try:
+            stores.append(open_store(part, section, tokenizer))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise_together(DataError, problems)
+    return tuple(parts), Rows(stores)
+
+
+def find_names(parts: Sequence[Part]) -> tuple[str, ...]:
+    """List the names of parts."""
+    return tuple(part.name for part in parts)
+
+
+def describe(opened: Opened, bins: Bins, section: DataSection) -> dict[str, Any]:
+    """Count what a run will see.
+
+    Args:
+        opened: Stores and selection.
+        bins: Sequences of the first epoch.
+        section: Settings of the data.
+    """
+    return {
+        **describe_stores(opened.stores),
+        **describe_selection(opened.selection, bins, opened.train, section.max_length),
+        "sources": list(opened.names),
+    }
+
+
+def describe_stores(stores: tuple[TokenStore, ...]) -> dict[str, Any]:
+    """Add up what was counted while the rows were tokenised."""
+    total = StoreInfo()
+    for store in stores:
+        total.add(store.info)
+    counts = {key: value for key, value in vars(total).items() if key not in ("formats", "content")}
+    rejected = total.bad_rows + total.unsupervised_rows
+    return {"format": "+".join(sorted(total.formats)), **counts, "rejected_rows": rejected}
