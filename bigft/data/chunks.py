@@ -133,8 +133,8 @@ class _ChunkBuilder:
         learned = [result.rows[number] for number in pieces]
         info.truncated_rows += sum(row.is_truncated for row in learned)
         info.split_rows += len(learned) > 1
-        info.unsupervised_rows += len(result.rows) - len(learned)
         if result.rows and not learned:
+            info.unsupervised_rows += 1
             self._rejected.append(Rejected(raw.origin, NOTHING_TO_LEARN, _show(raw), is_bad=False))
         self._rows += learned
         self._pieces += pieces

@@ -47,7 +47,7 @@ class StoreInfo:
     """Records that could not be read."""
 
     unsupervised_rows: int = 0
-    """Rows without a supervised token; they are left out."""
+    """Examples without a supervised token; they are left out."""
 
     tokens: int = 0
     supervised_tokens: int = 0
