@@ -93,11 +93,13 @@ def _locked(folder: Path) -> Iterator[None]:
         # `write_once` will say what is wrong with the folder.
         yield
         return
-    with file:
-        with contextlib.suppress(OSError):  # Some network file systems have no locks.
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    Path(file.name).unlink(missing_ok=True)
+    try:
+        with file:
+            with contextlib.suppress(OSError):  # Some network file systems have no locks.
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    finally:
+        Path(file.name).unlink(missing_ok=True)
 
 
 def _write_store(
