@@ -85,9 +85,10 @@ def test_the_content_is_named_by_the_rows_and_not_by_the_place(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("damage", ["tokens.npy", "learned.npy", "pieces.npy", "info.json"])
-def test_a_damaged_store_is_named(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("content", ["", json.dumps({"unknown": 1})])
+def test_a_damaged_store_is_named(tmp_path: Path, damage: str, content: str) -> None:
     write_store(tmp_path, make_chunk([build_row([1, 2, 3])]))
-    (tmp_path / damage).write_text(json.dumps({"unknown": 1}))
+    (tmp_path / damage).write_text(content)
     with pytest.raises(DataError, match="are damaged .* delete this folder"):
         TokenStore(tmp_path)
 
