@@ -93,11 +93,13 @@ def _locked(folder: Path) -> Iterator[None]:
         # `write_once` will say what is wrong with the folder.
         yield
         return
-    with file:
-        with contextlib.suppress(OSError):  # Some network file systems have no locks.
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    Path(file.name).unlink(missing_ok=True)
+    try:
+        with file:
+            with contextlib.suppress(OSError):  # Some network file systems have no locks.
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    finally:
+        Path(file.name).unlink(missing_ok=True)
 
 
 def _write_store(
@@ -178,8 +180,10 @@ class _Problems:
         self._first_seen: float | None = None
 
     def see(self, rejected: list[Rejected]) -> None:
-        self._silent += [row.origin for row in rejected if not row.is_bad][:_MAX_EXAMPLES]
-        self._bad += [row for row in rejected if row.is_bad][: 1 + _MAX_EXAMPLES]
+        silent = [row.origin for row in rejected if not row.is_bad]
+        bad = [row for row in rejected if row.is_bad]
+        self._silent = (self._silent + silent)[:_MAX_EXAMPLES]
+        self._bad = (self._bad + bad)[: 1 + _MAX_EXAMPLES]
         if self._bad and self._first_seen is None:
             self._first_seen = time.monotonic()
 
@@ -206,7 +210,7 @@ class _Problems:
 
     def _describe_bad(self) -> str:
         lines: dict[str, list[str]] = {}
-        for row in self._bad[: 1 + _MAX_EXAMPLES]:
+        for row in self._bad:
             lines.setdefault(row.reason, []).append(row.origin)
         shown = [
             f"{self._flag}: {origins[0]}: {reason}"
@@ -218,7 +222,7 @@ class _Problems:
     def _describe_silent(self, info: StoreInfo, share: float) -> str:
         return (
             f"{self._flag}: {info.unsupervised_rows:,} rows ({share:.0%}) have {NOTHING_TO_LEARN}:"
-            f" {', '.join(self._silent[:_MAX_EXAMPLES])}; each has no answer, or its answer begins"
+            f" {', '.join(self._silent)}; each has no answer, or its answer begins"
             f" after --max_length={self._section.max_length} tokens. Raise --max_length, use"
             " --data.overlong split, or leave such rows out with --data.on_bad_row skip"
         )

@@ -211,7 +211,7 @@ def _read(folder: Path, weights: tuple[float, ...] | None) -> Selection:
             for name in ("train_rows", "train_starts", "eval_rows", "eval_starts")
         ]
         info = SelectionInfo(**json.loads((folder / "info.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError) as error:
         raise DataError(
             f"the plan of the data in {folder} is damaged ({error}); delete this folder, and it is"
             " made again"

@@ -26,7 +26,7 @@ def split_by_digest(
 
     Equal examples, and the pieces of one long text, are on the same side. Adding or removing
     other rows moves none, except where the side of evaluation would be empty although there are
-    two rows. Changed copies are trained on or left out, never held out.
+    two rows. A single row is trained on. Changed copies are trained on or left out, never held out.
 
     Args:
         digests: `(rows,)`, evenly distributed numbers made from each row's example.
@@ -34,6 +34,8 @@ def split_by_digest(
         test_fraction: Share that is left for a test after training.
     """
     rows = np.arange(len(digests), dtype=np.int64)
+    if len(rows) == 1:
+        return Split(rows, rows[:0], rows[:0])
     originals = ~find_copies(digests)
     # 53 bits, all of which a float holds, as a number in [0, 1).
     places = (digests >> np.uint64(11)) / float(1 << 53)

@@ -110,6 +110,8 @@ def prepare(job: Job) -> None:
     from bigft.cli import parse
     from bigft.data.build import build_data
     from bigft.data.builtin_tokenizer import default_cache_dir, load_builtin_tokenizer
+    from bigft.data.cursor import Cursor
+    from bigft.data.loader import Share
     from bigft.models.facts import BUILTIN_CONFIG
     from bigft.run.resolve import resolve
 
@@ -131,17 +133,14 @@ def prepare(job: Job) -> None:
     data = build_data(
         resolved.run.data,
         tokenizer=tokenizer,
-        rank=0,
+        share=Share(1, gradient_accumulation_steps=job.ranks * job.batch * job.accumulation),
         local_rank=0,
-        world_size=1,
-        micro_batch_size=1,
-        gradient_accumulation_steps=job.ranks * job.batch * job.accumulation,
         eval_batch_size=1,
         seed=job.seed,
         barrier=lambda: None,
     )
     rows, tokens = [], []
-    steps = data.train.steps_from(0)
+    steps = data.train.steps_from(Cursor())
     for _ in range(job.steps):
         step = next(steps)
         tokens.append(step.tokens)

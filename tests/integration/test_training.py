@@ -84,6 +84,8 @@ def _reference_losses(shared: Path, steps: int) -> list[float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from bigft.data.build import build_data
+    from bigft.data.cursor import Cursor
+    from bigft.data.loader import Share
     from bigft.data.section import DataSection
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "model")
@@ -95,11 +97,8 @@ def _reference_losses(shared: Path, steps: int) -> list[float]:
             loading={"cache_dir": str(shared / "cache")},
         ),
         tokenizer=tokenizer,
-        rank=0,
+        share=Share(micro_batch_size=4),
         local_rank=0,
-        world_size=1,
-        micro_batch_size=4,
-        gradient_accumulation_steps=1,
         eval_batch_size=1,
         seed=42,
         barrier=lambda: None,
@@ -112,7 +111,7 @@ def _reference_losses(shared: Path, steps: int) -> list[float]:
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     losses = []
-    batches = data.train.steps_from(0)
+    batches = data.train.steps_from(Cursor())
     for _ in range(steps):
         batch = next(batches).micro_batches[0]
         # With a cache transformers does not see that examples share a sequence.

@@ -64,6 +64,7 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
     from functools import partial
 
     from bigft.commands import training as t
+    from bigft.data.cursor import Cursor
     from bigft.log import Console
 
     resolved = _resolve(settings, folder, config)
@@ -77,7 +78,7 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
         facts,
         partial(t.load_builtin_tokenizer, t.default_cache_dir(run.data.loading.cache_dir)),
     )
-    data = t._build_data(resolved, tokenizer, world)
+    data = t._build_data(resolved, tokenizer, world, Path(folder))
     zero = t.Zero(resolved.ds)
     model = t.load_model(
         run.model,
@@ -94,7 +95,7 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
     with zero.building():
         engine = t._build_engine(run, resolved.ds, model, plan, steps, world, console)
     engine.set_training(True)
-    step = next(data.train.steps_from(0))
+    step = next(data.train.steps_from(Cursor()))
     found = []
     for number, batch in enumerate(step.micro_batches):
         loss = task.loss(engine, batch)

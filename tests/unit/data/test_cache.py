@@ -42,7 +42,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_repair(tmp_path: Path)
         lambda: write_once(tmp_path / "file" / "a", lambda _: None),
         lambda: write_text_atomically(tmp_path / "file" / "a", "x"),
     ):
-        with pytest.raises(DataError, match=r"file cannot be written.*--data\.cache_dir"):
+        with pytest.raises(DataError, match=r"file cannot be written.*--data\.loading\.cache_dir"):
             write()
 
 

@@ -128,8 +128,28 @@ def test_packed_loss_equals_unpacked_loss(attention: str) -> None:
     torch.testing.assert_close(padded, alone, rtol=1e-6, atol=0)
 
 
+def test_each_token_knows_its_part_where_there_are_several() -> None:
+    rows = [Row(build_row(n).input_ids, build_row(n).supervised, source=n % 3) for n in (4, 3, 5)]
+    packed = collate_packed([rows[:2], rows[2:]], pad_id=PAD, max_length=64, num_sources=3)
+    assert packed.sources is not None
+    assert packed.num_sources == 3
+    assert packed.sources.tolist() == [[1] * 4 + [0] * 4, [2] * 5 + [0] * 3]
+    padded = collate_padded([[row] for row in rows], pad_id=PAD, max_length=64, num_sources=3)
+    assert padded.sources is not None
+    assert [line[0] for line in padded.sources.tolist()] == [1, 0, 2]
+    assert collate_packed([rows], pad_id=PAD, max_length=64).sources is None
+
+
 def test_a_batch_moves_as_a_whole() -> None:
-    batch = collate_padded([[build_row(3)]], pad_id=PAD, max_length=64).to("meta")
+    batch = collate_padded([[build_row(3)]], pad_id=PAD, max_length=64, num_sources=2).to("meta")
     assert batch.attention_mask is not None
-    tensors = (batch.input_ids, batch.labels, batch.position_ids, batch.attention_mask)
+    assert batch.sources is not None
+    assert batch.num_sources == 2
+    tensors = (
+        batch.input_ids,
+        batch.labels,
+        batch.position_ids,
+        batch.attention_mask,
+        batch.sources,
+    )
     assert {tensor.device.type for tensor in tensors} == {"meta"}

@@ -1,6 +1,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,39 +9,44 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigft.data.collate import collate_packed
-from bigft.data.loader import EvalLoader, Loader, StepBatches
-from bigft.data.pack import Bins, pack_best_fit
+from bigft.data.cursor import Cursor
+from bigft.data.loader import EvalLoader, Share, StepBatches, StoreLoader
+from bigft.data.pack import Bins
+from bigft.data.plan import FixedPlan, MixedPlan, Plan, pack_rows
+from bigft.data.rows import Rows
 from bigft.data.store import TokenStore
 
 LENGTHS = [2 + (7 * number) % 13 for number in range(60)]
 COLLATE = partial(collate_packed, pad_id=0, max_length=16)
 
 
-@pytest.fixture(scope="module")
-def store(make_store: Callable[[Sequence[int]], TokenStore]) -> TokenStore:
-    return make_store(LENGTHS)
+PACK = partial(pack_rows, packing="best_fit", max_length=16)
 
 
 @pytest.fixture(scope="module")
-def bins(store: TokenStore) -> Bins:
-    return pack_best_fit(store.lengths, 16)
+def rows(make_store: Callable[[Sequence[int]], TokenStore]) -> Rows:
+    return Rows([make_store(LENGTHS)])
+
+
+@pytest.fixture(scope="module")
+def bins(rows: Rows) -> Bins:
+    return PACK(np.arange(len(rows)), rows.lengths)
+
+
+@pytest.fixture(scope="module", params=["fixed", "mixed"])
+def plan(request: pytest.FixtureRequest, rows: Rows, bins: Bins) -> Plan:
+    if request.param == "fixed":
+        return FixedPlan(bins)
+    parts = [np.arange(20), np.arange(20, 60)]
+    return MixedPlan(parts, rows.lengths, [2.0, 1.0], partial(PACK, lengths=rows.lengths), seed=3)
 
 
 def build(
-    store: TokenStore, bins: Bins, split: tuple[int, int, int], rank: int, **more: bool
-) -> Loader:
+    rows: Rows, plan: Plan, split: tuple[int, int, int], rank: int = 0, **more: Any
+) -> StoreLoader:
     world_size, micro_steps, micro_batch_size = split
-    return Loader(
-        store,
-        bins,
-        micro_batch_size=micro_batch_size,
-        gradient_accumulation_steps=micro_steps,
-        rank=rank,
-        world_size=world_size,
-        seed=3,
-        collate=COLLATE,
-        **more,
-    )
+    share = Share(micro_batch_size, micro_steps, rank, world_size)
+    return StoreLoader(rows, plan, share, seed=3, collate=COLLATE, **more)
 
 
 def find_sequences(steps: Sequence[StepBatches]) -> list[tuple[int, ...]]:
@@ -54,91 +60,120 @@ def find_sequences(steps: Sequence[StepBatches]) -> list[tuple[int, ...]]:
     return found
 
 
+def find_tokens(rows: Rows, bins: Bins) -> list[tuple[int, ...]]:
+    return [
+        tuple(t for row in chosen for t in rows.load_row(int(row)).input_ids.tolist() if t != 0)
+        for chosen in bins
+    ]
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from([1, 2, 4, 6, 12]), st.data())
 def test_the_global_order_does_not_depend_on_how_a_step_is_divided(
-    store: TokenStore, bins: Bins, size: int, data: st.DataObject
+    rows: Rows, plan: Plan, size: int, data: st.DataObject
 ) -> None:
     divisors = [d for d in range(1, size + 1) if size % d == 0]
     world_size = data.draw(st.sampled_from(divisors))
     micro_steps = data.draw(st.sampled_from([d for d in divisors if size // world_size % d == 0]))
     split = (world_size, micro_steps, size // world_size // micro_steps)
-    start = data.draw(st.integers(0, 100))
-    whole = islice(build(store, bins, (1, 1, size), 0).steps_from(start), 4)
-    ranks = [build(store, bins, split, rank).steps_from(start) for rank in range(world_size)]
+    start = Cursor(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 20)))
+    order = data.draw(st.sampled_from(["shuffled", "by_length", "given"]))
+    whole = islice(build(rows, plan, (1, 1, size), order=order).steps_from(start), 4)
+    ranks = [
+        build(rows, plan, split, rank, order=order, num_workers=rank % 2).steps_from(start)
+        for rank in range(world_size)
+    ]
     for expected in whole:
         steps = [next(rank) for rank in ranks]
         assert find_sequences(steps) == find_sequences([expected])
-        assert {(step.tokens, step.supervised_tokens, step.epoch) for step in steps} == {
-            (expected.tokens, expected.supervised_tokens, expected.epoch)
+        assert {(s.tokens, s.supervised_tokens, s.epoch, s.cursor) for s in steps} == {
+            (expected.tokens, expected.supervised_tokens, expected.epoch, expected.cursor)
         }
 
 
 @pytest.mark.parametrize("split", [(1, 1, 1), (2, 2, 3), (4, 1, 2), (1, 1, 1000)])
-def test_each_row_comes_once_per_epoch_and_the_last_step_is_filled_up(
-    store: TokenStore, bins: Bins, split: tuple[int, int, int]
+def test_each_sequence_comes_once_per_epoch_and_the_last_step_is_filled_up(
+    rows: Rows, plan: Plan, split: tuple[int, int, int]
 ) -> None:
-    loaders = [build(store, bins, split, rank) for rank in range(split[0])]
-    steps_per_epoch = loaders[0].steps_per_epoch
-    assert steps_per_epoch == -(-len(bins) // loaders[0].global_batch_size)
-    iterators = [loader.steps_from(0) for loader in loaders]
-    for _ in range(2):
+    loaders = [build(rows, plan, split, rank) for rank in range(split[0])]
+    size = split[0] * split[1] * split[2]
+    assert loaders[0].steps_per_epoch == -(-len(plan.bins(0)) // size)
+    iterators = [loader.steps_from(Cursor()) for loader in loaders]
+    for epoch in range(2):
         seen: list[tuple[int, ...]] = []
-        for _ in range(steps_per_epoch):
+        for _ in range(-(-len(plan.bins(epoch)) // size)):
             steps = [next(iterator) for iterator in iterators]
             sequences = find_sequences(steps)
-            assert len(sequences) == loaders[0].global_batch_size
+            assert len(sequences) == size
             seen += [sequence for sequence in sequences if sequence]
-        expected = [
-            tuple(t for row in rows for t in store.load_row(row).input_ids.tolist() if t != 0)
-            for rows in bins
-        ]
-        assert sorted(seen) == sorted(expected)
+        assert sorted(seen) == sorted(find_tokens(rows, plan.bins(epoch)))
+        assert steps[0].cursor == Cursor(epoch + 1)
+        assert steps[0].epoch == epoch + 1
 
 
-def test_counts_of_a_step_are_those_of_all_ranks(store: TokenStore, bins: Bins) -> None:
-    ranks = [build(store, bins, (2, 2, 3), rank).steps_from(0) for rank in range(2)]
+def test_counts_of_a_step_are_those_of_all_ranks(rows: Rows, bins: Bins) -> None:
+    plan = FixedPlan(bins)
+    ranks = [build(rows, plan, (2, 2, 3), rank).steps_from(Cursor()) for rank in range(2)]
     for _ in range(5):
         steps = [next(rank) for rank in ranks]
         supervised = sum(b.supervised_tokens for step in steps for b in step.micro_batches)
         assert [step.supervised_tokens for step in steps] == [supervised] * 2
-    total = sum(
-        step.tokens for step in islice(build(store, bins, (1, 1, 1), 0).steps_from(0), len(bins))
-    )
-    assert total == sum(LENGTHS)
+    every = islice(build(rows, plan, (1, 1, 1)).steps_from(Cursor()), len(bins))
+    assert sum(step.tokens for step in every) == sum(LENGTHS)
 
 
-def test_any_step_can_be_the_first(store: TokenStore, bins: Bins) -> None:
-    loader = build(store, bins, (1, 2, 3), 0)
-    straight = list(islice(loader.steps_from(0), 12))
-    for start in (1, loader.steps_per_epoch - 1, loader.steps_per_epoch, 9):
-        resumed = next(loader.steps_from(start))
-        assert find_sequences([resumed]) == find_sequences([straight[start]])
-        assert resumed.epoch == straight[start].epoch == (start + 1) / loader.steps_per_epoch
+def test_any_step_can_be_the_first(rows: Rows, plan: Plan) -> None:
+    loader = build(rows, plan, (1, 2, 3))
+    straight = list(islice(loader.steps_from(Cursor()), 20))
+    assert straight[-1].cursor.epoch >= 2
+    for before, expected in zip(straight, straight[1:], strict=False):
+        resumed = next(loader.steps_from(before.cursor))
+        assert find_sequences([resumed]) == find_sequences([expected])
+        assert (resumed.epoch, resumed.cursor) == (expected.epoch, expected.cursor)
 
 
-def test_epochs_differ_only_when_they_are_shuffled(store: TokenStore, bins: Bins) -> None:
-    for shuffled in (True, False):
-        loader = build(store, bins, (1, 1, len(bins)), 0, epochs_shuffled=shuffled)
-        one, two = (find_sequences([step]) for step in islice(loader.steps_from(0), 2))
-        assert (one != two) == shuffled
+def test_a_run_goes_on_with_another_batch_size(rows: Rows, plan: Plan) -> None:
+    """The next sequence is the same, whatever a step takes from there on."""
+    step = next(build(rows, plan, (1, 2, 3)).steps_from(Cursor()))
+    rest = next(build(rows, plan, (1, 1, 5)).steps_from(step.cursor))
+    whole = next(build(rows, plan, (1, 1, 11)).steps_from(Cursor()))
+    assert find_sequences([step]) + find_sequences([rest]) == find_sequences([whole])
+
+
+def test_epochs_differ_only_when_they_are_shuffled(rows: Rows, bins: Bins) -> None:
+    for order in ("shuffled", "by_length", "given"):
+        loader = build(rows, FixedPlan(bins), (1, 1, len(bins)), order=order)
+        one, two = (find_sequences([step]) for step in islice(loader.steps_from(Cursor()), 2))
+        assert (one != two) == (order != "given")
         assert sorted(one) == sorted(two)
+        if order == "given":
+            assert one == find_tokens(rows, bins)
 
 
 @pytest.mark.parametrize(("world_size", "batch_size"), [(1, 1), (2, 3), (4, 100)])
 def test_evaluation_gives_each_sequence_once_and_every_rank_as_many_batches(
-    store: TokenStore, bins: Bins, world_size: int, batch_size: int
+    rows: Rows, bins: Bins, world_size: int, batch_size: int
 ) -> None:
     loaders = [
         EvalLoader(
-            store, bins, batch_size=batch_size, rank=rank, world_size=world_size, collate=COLLATE
+            rows, bins, Share(batch_size, rank=rank, world_size=world_size), collate=COLLATE
         )
         for rank in range(world_size)
     ]
     batches = [list(loader.eval_batches()) for loader in loaders]
     assert {len(of_rank) for of_rank in batches} == {len(loaders[0])}
     supervised = sum(batch.supervised_tokens for of_rank in batches for batch in of_rank)
-    assert supervised == loaders[0].supervised_tokens == store.supervised_counts.sum()
+    assert supervised == loaders[0].supervised_tokens == rows.supervised_counts.sum()
     tokens = [t for of_rank in batches for b in of_rank for t in b.input_ids.flatten().tolist()]
-    expected = np.concatenate([store.load_row(row).input_ids for row in range(len(store))])
+    expected = np.concatenate([rows.load_row(row).input_ids for row in range(len(rows))])
     assert sorted(t for t in tokens if t) == sorted(t for t in expected.tolist() if t)
+
+
+def test_an_evaluation_can_be_cut_short(rows: Rows, bins: Bins) -> None:
+    loader = EvalLoader(rows, bins, Share(2), collate=COLLATE)
+    whole = list(loader.eval_batches())
+    short = list(loader.eval_batches(limit=3))
+    assert len(short) == 3 < len(whole)
+    for one, other in zip(short, whole, strict=False):
+        assert one.input_ids.tolist() == other.input_ids.tolist()
+    assert len(list(loader.eval_batches(limit=10_000))) == len(whole)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigft.data.pack import compute_utilisation, pack_best_fit, pack_none
+from bigft.data.pack import Bins, compute_utilisation, pack_best_fit, pack_none
 
 lengths_and_max = st.integers(1, 64).flatmap(
     lambda longest: st.tuples(st.lists(st.integers(1, longest), max_size=80), st.just(longest))
@@ -72,3 +72,23 @@ def test_no_packing_gives_each_row_its_own_sequence() -> None:
     bins = pack_none(np.array([3, 1, 2]))
     assert [rows.tolist() for rows in bins] == [[0], [1], [2]]
     assert compute_utilisation(np.array([3, 1, 2]), 3, 4) == 0.5
+
+
+@given(lengths_and_max)
+def test_sums_over_sequences_are_plain_sums(case: tuple[list[int], int]) -> None:
+    lengths = np.array(case[0], dtype=np.int32)
+    bins = pack_best_fit(lengths, case[1])
+    assert bins.sum(lengths).tolist() == [sum(lengths[row] for row in rows) for rows in bins]
+
+
+def test_sums_do_not_run_over() -> None:
+    bins = Bins(np.arange(2), np.array([0, 2]))
+    assert bins.sum(np.array([2**31 - 1] * 2, dtype=np.int32)).tolist() == [2**32 - 2]
+
+
+def test_picked_rows_keep_their_company() -> None:
+    bins = pack_best_fit(np.array([5, 3, 5, 2]), 8)
+    names = np.array([70, 71, 72, 73])
+    picked = [rows.tolist() for rows in bins.pick(names)]
+    assert picked == [[70 + row for row in rows] for rows in bins]
+    assert sorted(sum(picked, [])) == names.tolist()
