@@ -31,6 +31,10 @@ _WINDOW = 4096
 
 _STEPS_AHEAD = 4
 
+# transformers keeps a template compiled, and what it marks is state of that: streams of one process
+# that share a template have to take turns.
+_rendering = threading.Lock()
+
 ReadRows = Callable[[], Iterator[RawRow]]
 
 
@@ -80,8 +84,6 @@ class StreamLoader:
         self._collate = collate
         self._reject = reject
         self._runs_ahead = runs_ahead
-        # transformers renders marked templates with a state of its own: one thread at a time.
-        self._lock = threading.Lock()
         self.steps_per_epoch: int | None = None
         """Nobody knows before the end."""
 
@@ -104,9 +106,14 @@ class StreamLoader:
     def _read_epoch(self, cursor: Cursor) -> Iterator[_Item]:
         raws = itertools.islice(self._read_raws(), cursor.row, None)
         start, skip = cursor.row, cursor.position
-        while window := list(itertools.islice(raws, _WINDOW)):
-            yield from self._read_window(window, Cursor(cursor.epoch, 0, start), skip=skip)
-            start, skip = start + len(window), 0
+        window = list(itertools.islice(raws, _WINDOW))
+        while window:
+            # One row ahead, so that the last sequence of an epoch says that it is over.
+            ahead = list(itertools.islice(raws, 1))
+            at, start = Cursor(cursor.epoch, 0, start), start + len(window)
+            behind = Cursor(cursor.epoch, 0, start) if ahead else Cursor(cursor.epoch + 1)
+            yield from self._read_window(window, at, behind, skip=skip)
+            window, skip = ahead and ahead + list(itertools.islice(raws, _WINDOW - 1)), 0
 
     def _read_raws(self) -> Iterator[tuple[int, RawRow]]:
         for source, read in enumerate(self._parts):
@@ -114,12 +121,12 @@ class StreamLoader:
                 yield source, raw
 
     def _read_window(
-        self, entries: list[tuple[int, RawRow]], at: Cursor, *, skip: int
+        self, entries: list[tuple[int, RawRow]], at: Cursor, behind: Cursor, *, skip: int
     ) -> Iterator[_Item]:
         rows: list[Row] = []
         for source, group in itertools.groupby(entries, key=lambda entry: entry[0]):
             for raws in cut_into_chunks(raw for _, raw in group):
-                with self._lock:
+                with _rendering:
                     chunk = self._tokenizer(raws)
                 self._reject(chunk.rejected)
                 rows += _split_rows(chunk, source)
@@ -127,7 +134,6 @@ class StreamLoader:
         bins = pack_rows(np.arange(len(rows)), lengths, self._packing, self._max_length)
         generator = np.random.Generator(np.random.PCG64([self._seed, at.epoch, at.row]))
         order = generator.permutation(len(bins)).tolist()
-        behind = Cursor(at.epoch, 0, at.row + len(entries))
         for place, number in enumerate(order[skip:], skip + 1):
             after = behind if place == len(order) else Cursor(at.epoch, place, at.row)
             yield _Item([rows[row] for row in bins[number]], after)

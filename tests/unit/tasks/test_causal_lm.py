@@ -9,6 +9,7 @@ from making import VOCAB, llama_config
 from torch.nn import functional
 
 from bigft.data.collate import collate_packed, collate_padded
+from bigft.data.pack import pack_best_fit
 from bigft.data.tokenize import Row
 from bigft.tasks.causal_lm import CausalLM
 from bigft.tasks.task import build_task
@@ -114,6 +115,39 @@ def test_packed_equals_padded(attention):
     rows = _rows()
     assert _packed(rows).attention_mask is None
     _assert_equal(_gradients(model, _padded(rows)), _gradients(model, _packed(rows)))
+
+
+def _packed_as_loaded(rows: list[Row], max_length: int) -> Any:
+    """Pack as the loader does: several sequences, unequally full, one of nothing but padding."""
+    bins = pack_best_fit(np.array([len(row) for row in rows]), max_length)
+    assert 3 <= len(bins) < len(rows)
+    items = [[rows[number] for number in numbers] for numbers in bins]
+    return collate_packed([*items, []], pad_id=0, max_length=max_length)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_several_packed_sequences_equal_their_rows_alone(attention):
+    model = _model(attention)
+    rows = _rows(seed=1, lengths=(9, 14, 5, 11, 24, 3, 17, 8))
+    alone = [_gradients(model, _padded([row])) for row in rows]
+    totals, tokens, gradients = zip(*alone, strict=True)
+    summed = {name: sum(gradient[name] for gradient in gradients) for name in gradients[0]}
+    packed = _gradients(model, _packed_as_loaded(rows, 24))
+    _assert_equal((sum(totals), sum(tokens), summed), packed)
+
+
+@pytest.mark.nightly
+def test_several_packed_sequences_score_as_their_rows_alone_with_flex_attention():
+    """Without gradients: torch has no backward pass of FlexAttention on a CPU."""
+    rows = _rows(seed=1, lengths=(9, 14, 5, 11, 24, 3, 17, 8))
+    alone = [CausalLM().score(_model("eager"), _padded([row])) for row in rows]
+    model = _model("flex_attention")
+    try:
+        packed = CausalLM().score(model, _packed_as_loaded(rows, 24))
+    except Exception as error:  # noqa: BLE001 - without a compiler torch raises what it likes
+        pytest.skip(f"FlexAttention does not run here: {type(error).__name__}: {error}")
+    assert packed.tokens == sum(score.tokens for score in alone)
+    assert packed.loss == pytest.approx(sum(score.loss for score in alone), rel=2e-6)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3", "mixtral"])
