@@ -24,7 +24,7 @@ from bigft.data.readers.raw import RawRow, Unreadable, parse
 from bigft.data.rejected import Rejected
 from bigft.data.section import DataSection
 from bigft.data.store import Chunk, StoreInfo
-from bigft.data.tokenize import Row, Tokenized, tokenize_batch
+from bigft.data.tokenize import OverlongError, Row, Tokenized, tokenize_batch
 from bigft.errors import DataError
 
 if TYPE_CHECKING:
@@ -122,11 +122,13 @@ class _ChunkBuilder:
     def add(
         self, raw: RawRow, example: Example, digest: int, result: Tokenized | ValueError
     ) -> None:
+        if isinstance(result, OverlongError) and self._is_unwanted(result.num_tokens):
+            return
         if isinstance(result, ValueError):
             self._rejected.append(Rejected(raw.origin, str(result), _show(raw)))
             return
         info = self._info
-        if self._is_unwanted(result):
+        if self._is_unwanted(result.num_tokens):
             return
         info.overlong_rows += result.is_overlong
         pieces = [number for number, row in enumerate(result.rows) if row.supervised.any()]
@@ -144,12 +146,12 @@ class _ChunkBuilder:
         if self._signs:
             self._signatures += [compute_signature(example)] * len(learned)
 
-    def _is_unwanted(self, result: Tokenized) -> bool:
+    def _is_unwanted(self, num_tokens: int) -> bool:
         """Whether the length filters leave the example out."""
         name = ""
-        if result.num_tokens < self._clean.min_tokens:
+        if num_tokens < self._clean.min_tokens:
             name = "dropped_by_min_tokens"
-        elif self._clean.max_tokens is not None and result.num_tokens > self._clean.max_tokens:
+        elif self._clean.max_tokens is not None and num_tokens > self._clean.max_tokens:
             name = "dropped_by_max_tokens"
         if name:
             _add_counts(self._info.touched, {name: 1})

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bigft.config.hints import suggest
+from bigft.data.templates import TEMPLATES
 from bigft.run.draft import Draft
 from bigft.run.settings import Run
 from bigft.units import parse_bytes
@@ -189,9 +191,14 @@ def warn_revision_without_effect(draft: Draft, run: Run) -> Iterator[Finding]:
 
 def check_chat_template(draft: Draft, run: Run) -> Iterator[Finding]:
     """The template is read when the data are built; a missing file is better found here."""
-    path = run.model.chat_template
-    if path is not None and not Path(path).expanduser().is_file():
-        yield Finding(f"--model.chat_template {path}: no such file; give a Jinja file")
+    name = run.model.chat_template
+    if name is None or name in TEMPLATES or Path(name).expanduser().is_file():
+        return
+    near = suggest(name, TEMPLATES)
+    yield Finding(
+        f"--model.chat_template {name}: no such file{near}; give a Jinja file or one of"
+        f" {', '.join(TEMPLATES)}"
+    )
 
 
 def check_shard_size(draft: Draft, run: Run) -> Iterator[Finding]:
