@@ -154,7 +154,9 @@ def test_stopping_early_reads_no_further_and_leaves_no_process(tokenizer) -> Non
             read.append(n)
             yield RawRow(b'{"text": "x"}', f"a:{n}")
 
-    found = tokenize_chunks(ChunkTokenizer(DataSection(), tokenizer), cut_into_chunks(read_raws()), 1)
+    found = tokenize_chunks(
+        ChunkTokenizer(DataSection(), tokenizer), cut_into_chunks(read_raws()), 1
+    )
     next(found)
     found.close()
     assert len(read) <= 5 * module._CHUNK_ROWS

@@ -155,9 +155,7 @@ def test_evaluation_gives_each_sequence_once_and_every_rank_as_many_batches(
     rows: Rows, bins: Bins, world_size: int, batch_size: int
 ) -> None:
     loaders = [
-        EvalLoader(
-            rows, bins, Share(batch_size, rank=rank, world_size=world_size), collate=COLLATE
-        )
+        EvalLoader(rows, bins, Share(batch_size, rank=rank, world_size=world_size), collate=COLLATE)
         for rank in range(world_size)
     ]
     batches = [list(loader.eval_batches()) for loader in loaders]

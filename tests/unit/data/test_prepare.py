@@ -151,7 +151,8 @@ def test_skipped_rows_are_kept_with_their_place_and_the_reason(
     rejected = read_rejected(store)
     assert [line["origin"] for line in rejected] == [f"{path}:{n}" for n in (2, 3, 4, 6)]
     assert [line["row"] for line in rejected] == [
-        line if isinstance(line, str) else json.dumps(line) for line in (BAD[n] for n in (1, 2, 3, 5))
+        line if isinstance(line, str) else json.dumps(line)
+        for line in (BAD[n] for n in (1, 2, 3, 5))
     ]
     assert "not JSON" in rejected[1]["reason"]
 
