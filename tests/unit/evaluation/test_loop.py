@@ -23,10 +23,17 @@ class Scripted:
         return next(self._scores)
 
 
-def _evaluate(scores: list[Score], sum_over_ranks: Any = stay_alone) -> dict[str, float]:
+def _evaluate(
+    scores: list[Score], sum_over_ranks: Any = stay_alone, sources: tuple[str, ...] = ()
+) -> dict[str, float]:
     batch = collate_padded([[]], pad_id=0, max_length=8)
     return evaluate(
-        Scripted(scores), None, [batch] * len(scores), device=CPU, sum_over_ranks=sum_over_ranks
+        Scripted(scores),
+        None,
+        [batch] * len(scores),
+        device=CPU,
+        sum_over_ranks=sum_over_ranks,
+        sources=sources,
     )
 
 
@@ -47,6 +54,25 @@ def test_ranks_are_added_before_the_mean_is_taken():
         lambda row: sum_rows(torch.stack([torch.tensor(row, dtype=torch.float64), other])),
     )
     assert (found["loss"], found["token_accuracy"], found["tokens"]) == (2.0, 0.75, 20.0)
+
+
+def test_each_part_of_the_data_has_a_loss_of_its_own():
+    scores = [
+        Score(14.0, 0, 8, torch.tensor([[10.0, 4.0], [4.0, 4.0], [0.0, 0.0]])),
+        Score(6.0, 0, 4, torch.tensor([[6.0, 4.0], [0.0, 0.0], [0.0, 0.0]])),
+    ]
+    found = _evaluate(scores, sources=("a", "b", "c"))
+    assert found["loss"] == 20 / 12
+    losses = {name: value for name, value in found.items() if name.startswith("loss/")}
+    assert losses == {"loss/a": 2.0, "loss/b": 1.0}
+    other = torch.tensor([6.0, 0.0, 6.0, 0.0, 0.0, 2.0, 4.0, 4.0, 2.0], dtype=torch.float64)
+    found = _evaluate(
+        scores,
+        lambda row: sum_rows(torch.stack([torch.tensor(row, dtype=torch.float64), other])),
+        ("a", "b", "c"),
+    )
+    assert [found[f"loss/{name}"] for name in "abc"] == [2.0, 0.75, 2.0]
+    assert not [name for name in _evaluate(scores, sources=("a",)) if "/" in name]
 
 
 def test_hopeless_models_have_a_perplexity_that_is_no_lie():

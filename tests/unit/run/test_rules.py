@@ -23,6 +23,11 @@ ERRORS = {
         "both true",
     ),
     "refuse_eight_bit_on_nvme": ("zero3_nvme", "--optim adamw_8bit", "diverges"),
+    "check_streaming": (
+        "zero3",
+        "--data.loading.streaming true --eval_data x",
+        "Give --max_steps",
+    ),
     "check_swap_buffers": ("zero3_nvme", f"{ZERO}.offload_optimizer.buffer_count=3", "at least 4"),
     "check_warmup": ("zero3", "--max_steps 5 --optim.warmup_steps 6", "never reach its peak"),
     "check_schedule_arguments": (
@@ -84,3 +89,29 @@ def test_stage_out_of_range_is_refused():
 def test_broken_warm_up_steps_are_refused():
     with pytest.raises(ConfigError, match="write a whole one"):
         resolved("zero3", "--optim.warmup_steps 1.5")
+
+
+STREAMING = "--data.loading.streaming true"
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--eval_data x", "Give --max_steps"),
+        ("--max_steps 5", "Give --eval_data, or --data.eval_fraction 0"),
+        ("--max_steps 5 --eval_data x --data.clean.duplicates drop_exact", "all rows at once"),
+        ("--max_steps 5 --eval_data x --data.clean.test_fraction 0.1", "test_fraction=0.1"),
+    ],
+)
+def test_a_stream_is_asked_for_nothing_that_needs_all_rows(line, text):
+    with pytest.raises(ConfigError) as caught:
+        resolved("zero3", f"{STREAMING} {line}")
+    assert text in str(caught.value)
+
+
+def test_a_stream_with_what_it_needs_passes():
+    skip = "--data.on_bad_row skip"
+    for line in ("--max_steps 5 --eval_data x", "--max_steps 5 --data.eval_fraction 0"):
+        text = " ".join(resolved("zero3", f"{STREAMING} {line}").warnings)
+        assert "a bad row will end the run where it stands" in text
+        assert "streaming" not in " ".join(resolved("zero3", f"{STREAMING} {line} {skip}").warnings)

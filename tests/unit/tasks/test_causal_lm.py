@@ -208,3 +208,40 @@ def test_score_counts_hits_and_loss():
             return type("Output", (), {"logits": best})()
 
     assert CausalLM().score(Oracle(), batch).correct == score.tokens
+
+
+@pytest.mark.parametrize("needs_all_logits", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_part_of_the_data_has_the_loss_of_its_rows(packed, needs_all_logits):
+    model = _model()
+    rows = [
+        Row(row.input_ids, row.supervised, source=source)
+        for row, source in zip(_rows(), (2, 0, 2, 0), strict=True)
+    ]
+    collate, items = (collate_packed, [rows]) if packed else (collate_padded, [[r] for r in rows])
+    batch = collate(items, pad_id=0, max_length=64, num_sources=3)
+    forward = FullLogits(model) if needs_all_logits else model
+    found = CausalLM().loss(forward, batch)
+    assert found.by_source is not None
+    assert not found.by_source.requires_grad
+    for source in range(3):
+        mine = [row for row in rows if row.source == source]
+        if not mine:
+            assert found.by_source[source].tolist() == [0, 0]
+            continue
+        wanted = CausalLM().loss(model, _padded(mine))
+        assert wanted.by_source is None
+        torch.testing.assert_close(
+            found.by_source[source, 0], wanted.total.detach(), rtol=1e-5, atol=0
+        )
+        assert found.by_source[source, 1] == wanted.tokens
+    score = CausalLM().score(forward, batch)
+    torch.testing.assert_close(score.by_source, found.by_source, rtol=1e-5, atol=0)
+    assert score.loss == pytest.approx(float(found.by_source[:, 0].sum()), rel=1e-5)
+
+
+def test_a_batch_of_padding_adds_nothing_to_any_part():
+    batch = collate_packed([[]], pad_id=0, max_length=64, num_sources=2)
+    found = CausalLM().loss(_model(), batch)
+    found.total.backward()
+    assert found.by_source.tolist() == [[0, 0], [0, 0]]

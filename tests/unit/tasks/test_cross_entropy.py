@@ -19,7 +19,7 @@ def _inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("chunk_rows", [0, 1, 10, ROWS, 1000])
 def test_value_and_gradient_equal_torch(monkeypatch, dtype, chunk_rows):
-    monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS", chunk_rows * VOCAB + 1)
+    monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS_CPU", chunk_rows * VOCAB + 1)
     logits, labels = _inputs(dtype)
     reference = logits.clone().float().requires_grad_()
     wanted = functional.cross_entropy(reference, labels, reduction="sum")
@@ -34,6 +34,24 @@ def test_value_and_gradient_equal_torch(monkeypatch, dtype, chunk_rows):
     # The gradient is rounded once, at the end.
     rounding = max(torch.finfo(dtype).eps, 2e-6)
     torch.testing.assert_close(leaf.grad.float(), reference.grad, rtol=rounding, atol=2e-6)
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+@pytest.mark.parametrize("chunk_rows", [1, 10, ROWS])
+def test_each_row_has_its_loss_and_the_gradient_stays(monkeypatch, chunk_rows, needs_gradient):
+    monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS_CPU", chunk_rows * VOCAB + 1)
+    logits, labels = _inputs(torch.float32)
+    wanted = functional.cross_entropy(logits, labels, reduction="none")
+    leaf = logits.clone().requires_grad_(needs_gradient)
+    found = torch.full((ROWS,), torch.nan)
+    total = sum_cross_entropy(leaf * 1.0, labels, found)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(total.detach(), wanted.sum(), rtol=1e-6, atol=0)
+    assert not found.requires_grad
+    if needs_gradient:
+        total.backward()
+        expected = torch.softmax(logits, -1) - functional.one_hot(labels, VOCAB)
+        torch.testing.assert_close(leaf.grad, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_small_probabilities_survive_in_fp16():

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from bigft.data.cursor import Cursor
 from bigft.engine.engine import StepResult
 from bigft.monitor.meters import PhaseClock
 from bigft.monitor.sinks import build_sinks
@@ -33,9 +34,12 @@ def alone(tmp_path_factory):
     torch.distributed.destroy_process_group()
 
 
-def _report(loss: float, supervised: int = 10, skipped: bool = False) -> StepReport:
+def _report(
+    loss: float, supervised: int = 10, skipped: bool = False, by_source: Any = None
+) -> StepReport:
     result = StepResult(1e-3, None if skipped else 0.5, skipped)
-    return StepReport(torch.tensor(loss), supervised, 20, 0.5, result, PhaseClock(CPU))
+    sums = None if by_source is None else torch.tensor(by_source)
+    return StepReport(torch.tensor(loss), supervised, 20, 0.5, result, PhaseClock(CPU), sums)
 
 
 def _run(tmp_path: Path, reports: list[StepReport], **changes: Any) -> tuple[list[Any], str]:
@@ -48,6 +52,7 @@ def _run(tmp_path: Path, reports: list[StepReport], **changes: Any) -> tuple[lis
             local_size=1,
             rate=changes.get("rate", Rate(1e6, None)),
             stream=stream,
+            sources=changes.get("sources", ()),
         )
         state = State()
         reporter.started(state, len(reports))
@@ -81,10 +86,10 @@ def test_steps_of_a_run(settings, steps):
 
 
 def test_state_survives_a_manifest_of_another_version():
-    state = State(step=3, tokens=10, skipped_steps=1, epoch=0.5, eval_loss=2.0)
+    state = State(3, 10, 1, 0.5, 2.0, Cursor(1, 20, 300))
     written = json.loads(json.dumps({**state.to_dict(), "invented_later": 1}))
     assert State.from_dict(written) == state
-    assert State.from_dict({"step": 2}) == State(step=2)
+    assert State.from_dict({"step": 2, "cursor": {"epoch": 1}}) == State(step=2, cursor=Cursor(1))
 
 
 def test_saver_saves_when_due_and_at_the_end():
@@ -110,6 +115,26 @@ def test_a_row_is_the_token_mean_over_its_steps(tmp_path):
     assert [row["tokens_per_second"] for row in rows] == [40.0, 40.0]
     assert [row["step_seconds"] for row in rows] == [0.5, 0.5]
     assert rows[0]["mfu"] == pytest.approx(40 * 1e6 / 1e9)
+
+
+def test_each_part_of_the_data_has_a_loss_over_the_steps_of_a_row(tmp_path):
+    reports = [
+        _report(14.0, 8, by_source=[[10.0, 4.0], [4.0, 4.0], [0.0, 0.0]]),
+        _report(6.0, 4, by_source=[[6.0, 4.0], [0.0, 0.0], [0.0, 0.0]]),
+        _report(3.0, 3, by_source=[[0.0, 0.0], [3.0, 3.0], [0.0, 0.0]]),
+    ]
+    rows, _ = _run(tmp_path, reports, logging_steps=2, sources=("a", "b", "c"))
+    names = ("loss/a", "loss/b", "loss/c")
+    assert [[row[name] for name in names] for row in rows] == [
+        [2.0, 1.0, None],
+        [None, 1.0, None],
+    ]
+    assert rows[0]["loss"] == 20 / 12
+
+
+def test_one_part_has_no_loss_of_its_own(tmp_path):
+    rows, _ = _run(tmp_path, [_report(10.0)], sources=("a",))
+    assert not [name for name in rows[0] if name.startswith("loss/")]
 
 
 def test_only_the_end_is_logged_when_logging_is_off(tmp_path):

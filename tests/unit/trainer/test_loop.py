@@ -1,16 +1,21 @@
 """The loop itself, with plain torch in the engine's place."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from making import VOCAB, llama_config
+from stores import make_chunk, write_store
 from torch import nn
 
 from bigft.data.collate import collate_padded
-from bigft.data.loader import Loader
-from bigft.data.store import StoreWriter, TokenStore
+from bigft.data.cursor import Cursor
+from bigft.data.loader import Share, StoreLoader
+from bigft.data.pack import pack_none
+from bigft.data.plan import FixedPlan
+from bigft.data.rows import Rows
 from bigft.data.tokenize import Row
 from bigft.engine.engine import StepResult
 from bigft.errors import TrainingError
@@ -68,6 +73,7 @@ class Watcher:
     def __init__(self) -> None:
         self.heard: list[Any] = []
         self.losses: list[float] = []
+        self.by_source: list[Any] = []
 
     def started(self, state: State, total_steps: int) -> None:
         self.heard.append(("started", state.step, total_steps))
@@ -75,6 +81,7 @@ class Watcher:
     def stepped(self, state: State, report: Any) -> None:
         self.heard.append(state.step)
         self.losses.append(float(report.loss_sum) / report.supervised_tokens)
+        self.by_source.append(report.by_source)
 
     def finished(self, state: State) -> None:
         self.heard.append("finished")
@@ -95,21 +102,21 @@ def loader(tmp_path) -> Any:
         supervised = np.ones(length, dtype=bool)
         supervised[0] = False
         rows.append(Row(chooser.integers(1, VOCAB, length, dtype=np.int32), supervised))
-    (tmp_path / "store").mkdir()
-    writer = StoreWriter(tmp_path / "store")
-    writer.append(rows, 0)
-    writer.finish()
+    stores = [
+        write_store(tmp_path / "one", make_chunk(rows[:2])),
+        write_store(tmp_path / "two", make_chunk(rows[2:])),
+    ]
+    all_rows = Rows(stores)
 
-    def build(micro_batch_size: int = 1, accumulation: int = 2) -> Loader:
-        return Loader(
-            TokenStore(tmp_path / "store"),
-            [np.array([i]) for i in range(len(rows))],
-            micro_batch_size=micro_batch_size,
-            gradient_accumulation_steps=accumulation,
-            rank=0,
-            world_size=1,
+    def build(
+        micro_batch_size: int = 1, accumulation: int = 2, num_sources: int = 1
+    ) -> StoreLoader:
+        return StoreLoader(
+            all_rows,
+            FixedPlan(pack_none(all_rows.lengths)),
+            Share(micro_batch_size, accumulation),
             seed=1,
-            collate=lambda items: collate_padded(items, pad_id=0, max_length=16),
+            collate=partial(collate_padded, pad_id=0, max_length=16, num_sources=num_sources),
         )
 
     return build
@@ -125,6 +132,7 @@ def test_hooks_hear_every_step_once(loader):
     state = _fit(_engine(), loader(), State(), [watcher])
     assert watcher.heard == [("started", 0, 6), 1, 2, 3, 4, 5, 6, "finished"]
     assert (state.step, state.epoch, state.tokens, state.skipped_steps) == (6, 2.0, 70, 0)
+    assert state.cursor == Cursor(2)
     assert watcher.losses[3] < watcher.losses[0]
 
 
@@ -133,6 +141,22 @@ def test_accumulation_changes_nothing(loader):
     _fit(_engine(), loader(2, 1), State(), [one])
     _fit(_engine(), loader(1, 2), State(), [other])
     np.testing.assert_allclose(one.losses, other.losses, rtol=2e-6)
+
+
+def test_the_losses_of_the_parts_add_up_to_the_loss(loader):
+    """Over all micro-batches of a step, and counting its tokens."""
+    watcher = Watcher()
+    _fit(_engine(), loader(2, 2, num_sources=2), State(), [watcher], total_steps=2)
+    for found, loss in zip(watcher.by_source, watcher.losses, strict=True):
+        total, count = found.sum(0).tolist()
+        assert loss == pytest.approx(total / count)
+    one, two = (found[:, 1] for found in watcher.by_source)
+    # An epoch of 5 rows in steps of 4: each token but the first of a row.
+    assert (one + two).tolist() == [5 + 8, 4 + 7 + 6]
+    alone = Watcher()
+    _fit(_engine(), loader(2, 2), State(), [alone], total_steps=2)
+    assert alone.by_source == [None, None]
+    np.testing.assert_allclose(alone.losses, watcher.losses, rtol=1e-6)
 
 
 def test_a_resumed_run_sees_the_same_data_and_dropout(loader):
