@@ -75,7 +75,8 @@ def describe_request(section: DataSection, tokenizer: "PreTrainedTokenizerBase")
         del settings["clean"][name]
     settings["clean"]["duplicates"] = section.clean.duplicates == "drop_near"
     yield json.dumps(settings, sort_keys=True)
-    yield from (find_chat_template(tokenizer, tools) for tools in (None, [{}]))
+    yield find_chat_template(tokenizer)
+    yield find_chat_template(tokenizer, tools=[{}])
     yield json.dumps([tokenizer.eos_token_id, sorted(tokenizer.all_special_ids)])
     if tokenizer.is_fast:
         yield tokenizer.backend_tokenizer.to_str()
