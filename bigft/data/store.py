@@ -126,7 +126,7 @@ class TokenStore:
             )
             self.digests: npt.NDArray[np.uint64] = np.load(folder / "digests.npy", mmap_mode="r")
             self.pieces: npt.NDArray[np.int32] = np.load(folder / "pieces.npy", mmap_mode="r")
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, EOFError, ValueError, TypeError) as error:
             raise DataError(
                 f"the tokenised data in {folder} are damaged ({error}); delete this folder, and "
                 "they are made again"

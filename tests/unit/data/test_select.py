@@ -222,7 +222,7 @@ def test_what_was_chosen_is_counted(many: str, make_section, tokenizer) -> None:
     section = make_section(eval_fraction=0.1, max_length=64)
     rows = open_rows(many, section, tokenizer)
     selection = select(rows, section)
-    info = describe_selection(selection, rows, rows, section)
+    info = describe_selection(selection, selection.train, rows, section.max_length)
     assert info["train_sequences"] == len(selection.train)
     assert info["eval_sequences"] == len(selection.evaluation)
     used = rows.lengths[selection.train.rows].sum() / (64 * len(selection.train))
