@@ -34,14 +34,15 @@ def split_by_digest(
         test_fraction: Share that is left for a test after training.
     """
     rows = np.arange(len(digests), dtype=np.int64)
+    if len(rows) == 1:
+        return Split(rows, rows[:0], rows[:0])
     originals = ~find_copies(digests)
     # 53 bits, all of which a float holds, as a number in [0, 1).
     places = (digests >> np.uint64(11)) / float(1 << 53)
-    is_single = len(rows) == 1
-    held_out = (places < eval_fraction) & ~is_single
-    test = ~held_out & (places < eval_fraction + test_fraction) & ~is_single
+    held_out = places < eval_fraction
+    test = ~held_out & (places < eval_fraction + test_fraction)
     train = ~held_out & ~test
-    if eval_fraction > 0 and len(rows) > 1 and not (held_out.any() and train.any()):
+    if eval_fraction > 0 and len(rows) and not (held_out.any() and train.any()):
         # So few rows that chance left a side empty: the example with the smallest number is held
         # out, all its pieces and copies with it.
         examples = find_originals(digests)
