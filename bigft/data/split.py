@@ -25,8 +25,13 @@ def split_by_digest(
     """Choose the rows of each side.
 
     Equal examples, and the pieces of one long text, are on the same side. Adding or removing
+    <<<<<<< HEAD
     other rows moves none, except where the side of evaluation would be empty although there are
     two rows. A single row is trained on. Changed copies are trained on or left out, never held out.
+    =======
+    other rows moves none, except where a side would be empty although there are two rows. A single
+    row is trained on. Changed copies are trained on or left out, never held out.
+    >>>>>>> kb
 
     Args:
         digests: `(rows,)`, evenly distributed numbers made from each row's example.
@@ -42,7 +47,7 @@ def split_by_digest(
     held_out = places < eval_fraction
     test = ~held_out & (places < eval_fraction + test_fraction)
     train = ~held_out & ~test
-    if eval_fraction > 0 and len(rows) > 1 and not (held_out.any() and train.any()):
+    if eval_fraction > 0 and len(rows) and not (held_out.any() and train.any()):
         # So few rows that chance left a side empty: the example with the smallest number is held
         # out, all its pieces and copies with it.
         examples = find_originals(digests)
