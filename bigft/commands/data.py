@@ -123,8 +123,8 @@ def _describe_use(preview: "Preview", settings: PreviewSettings) -> Iterator[tup
     overlong = counts["overlong_rows"]
     over = f"{overlong:,} above {section.max_length:,} tokens"
     yield "overlong", f"{over}: {_join(became)}" if overlong else over
-    dropped = counts["dropped_duplicates"]
-    yield "duplicates", f"{counts['duplicate_rows']:,} equal rows, {dropped:,} rows left out"
+    equal, dropped = counts["duplicate_rows"], counts["dropped_duplicates"]
+    yield "duplicates", f"{_count(equal, 'equal row')}, {_count(dropped, 'row')} left out"
     touched = {name.replace("_", " "): count for name, count in counts["touched"].items()}
     yield "cleaning", _join(touched)
     sides = {side: counts[f"{side}_rows"] for side in ("train", "eval", "test")}

@@ -25,8 +25,8 @@ def split_by_digest(
     """Choose the rows of each side.
 
     Equal examples, and the pieces of one long text, are on the same side. Adding or removing
-    other rows moves none, except where the side of evaluation would be empty although there are
-    two rows. Changed copies are trained on or left out, never held out.
+    other rows moves none, except where a side would be empty although there are two rows. A single
+    row is trained on. Changed copies are trained on or left out, never held out.
 
     Args:
         digests: `(rows,)`, evenly distributed numbers made from each row's example.
@@ -34,13 +34,15 @@ def split_by_digest(
         test_fraction: Share that is left for a test after training.
     """
     rows = np.arange(len(digests), dtype=np.int64)
+    if len(rows) == 1:
+        return Split(rows, rows[:0], rows[:0])
     originals = ~find_copies(digests)
     # 53 bits, all of which a float holds, as a number in [0, 1).
     places = (digests >> np.uint64(11)) / float(1 << 53)
     held_out = places < eval_fraction
     test = ~held_out & (places < eval_fraction + test_fraction)
     train = ~held_out & ~test
-    if eval_fraction > 0 and len(rows) > 1 and not (held_out.any() and train.any()):
+    if eval_fraction > 0 and len(rows) and not (held_out.any() and train.any()):
         # So few rows that chance left a side empty: the example with the smallest number is held
         # out, all its pieces and copies with it.
         examples = find_originals(digests)

@@ -27,6 +27,7 @@ def python(*words):
         "bigft.run.report",
         "bigft.run.reference",
         "bigft.commands.explain",
+        "bigft.commands.data",
         "bigft.models.facts",
         "bigft.config.deepspeed_check",
     ],

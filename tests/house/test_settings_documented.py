@@ -4,10 +4,12 @@ import pytest
 
 from bigft.config.options import COMMANDS
 from bigft.config.typed import fields_of, section_of
+from bigft.run.preview import OrderSection, PreviewSettings
 from bigft.run.settings import Run
 
 SECTIONS = {name: section_of(info) for name, info in Run.model_fields.items() if section_of(info)}
 SECTIONS |= {name: command.options for name, command in COMMANDS.items() if command.options}
+SECTIONS |= {"data command": PreviewSettings, "order": OrderSection}
 
 
 def test_every_setting_has_a_docstring():
