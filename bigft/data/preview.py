@@ -61,7 +61,7 @@ class LengthsPreview:
     mean: float
     max: int
     histogram: tuple[tuple[int, int, int], ...]
-    """Bins of equal width: first length, last length, rows."""
+    """A dozen bins at most, of equal width: first length, last length, rows."""
 
 
 @dataclass(frozen=True)
@@ -230,11 +230,13 @@ def _describe_source(
 
 
 def _describe_lengths(lengths: npt.NDArray[np.int64]) -> LengthsPreview:
-    longest = int(lengths.max())
+    shortest, longest = int(lengths.min()), int(lengths.max())
     width = 1
-    while longest > width * _MAX_BINS:
+    while (longest - 1) // width - (shortest - 1) // width >= _MAX_BINS:
         width *= 2
-    counts = np.bincount((lengths - 1) // width)
-    bins = tuple((n * width + 1, (n + 1) * width, int(count)) for n, count in enumerate(counts))
+    start = (shortest - 1) // width * width + 1
+    counts = np.bincount((lengths - start) // width).tolist()
+    firsts = range(start, longest + 1, width)
+    bins = tuple((n, n + width - 1, count) for n, count in zip(firsts, counts, strict=True))
     median, mean = float(np.median(lengths)), float(lengths.mean())
-    return LengthsPreview(int(lengths.min()), median, mean, longest, bins)
+    return LengthsPreview(shortest, median, mean, longest, bins)

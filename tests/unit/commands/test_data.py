@@ -60,13 +60,14 @@ source  files  rows  tokens  supervised  epoch tokens  epoch share
 mine        1     5     160          52           108       100.0%
 
 tokens per row: 26 to 53, median 27, mean 32.0
-   1 -  8  0
-   9 - 16  0
-  17 - 24  0
-  25 - 32  4  ########################################
-  33 - 40  0
-  41 - 48  0
-  49 - 56  1  ##########
+  25 - 28  4  ########################################
+  29 - 32  0
+  33 - 36  0
+  37 - 40  0
+  41 - 44  0
+  45 - 48  0
+  49 - 52  0
+  53 - 56  1  ##########
 
 --- example 1 of 2: mine, 53 tokens, 32 supervised
 <|im_start|>user

@@ -76,7 +76,7 @@ def test_lengths_fall_into_a_dozen_bins_at_most(tmp_path, bytes_tokenizer):
     bins = found.lengths.histogram
     assert 6 <= len(bins) <= 12
     assert sum(rows for _, _, rows in bins) == 59
-    assert bins[0][0] == 1
+    assert bins[0][0] <= found.lengths.min <= bins[0][1]
     assert all(left[1] + 1 == right[0] for left, right in zip(bins, bins[1:], strict=False))
     assert bins[-1][0] <= found.lengths.max <= bins[-1][1]
 
