@@ -26,8 +26,13 @@ def split_by_digest(
 
     Equal examples, and the pieces of one long text, are on the same side. Adding or removing
     <<<<<<< HEAD
+    <<<<<<< HEAD
     other rows moves none, except where the side of evaluation would be empty although there are
     two rows. A single row is trained on. Changed copies are trained on or left out, never held out.
+    =======
+    other rows moves none, except where a side would be empty although there are two rows. A single
+    row is trained on. Changed copies are trained on or left out, never held out.
+    >>>>>>> kb
     =======
     other rows moves none, except where a side would be empty although there are two rows. A single
     row is trained on. Changed copies are trained on or left out, never held out.

@@ -8,6 +8,7 @@ from bigft.run.preview import OrderSection, PreviewSettings
 from bigft.run.settings import Run
 
 <<<<<<< HEAD
+<<<<<<< HEAD
 SECTIONS = {name: section_of(info) for name, info in Run.model_fields.items() if section_of(info)}
 SECTIONS |= {
     f"{outer}.{name}": inner
@@ -16,6 +17,8 @@ SECTIONS |= {
     if (inner := section_of(info))
 }
 =======
+=======
+>>>>>>> kb
 
 def _inside(model, prefix=""):
     for name, info in model.model_fields.items():
@@ -26,6 +29,9 @@ def _inside(model, prefix=""):
 
 
 SECTIONS = dict(_inside(Run))
+<<<<<<< HEAD
+>>>>>>> kb
+=======
 >>>>>>> kb
 SECTIONS |= {name: command.options for name, command in COMMANDS.items() if command.options}
 SECTIONS |= {"data command": PreviewSettings, "order": OrderSection}
@@ -42,7 +48,11 @@ def test_section_is_documented_and_small(section):
     for name, info in section.model_fields.items():
         if section_of(info):
 <<<<<<< HEAD
+<<<<<<< HEAD
             continue  # It has a case of its own.
+=======
+            continue  # Its own docstring says what it is for.
+>>>>>>> kb
 =======
             continue  # Its own docstring says what it is for.
 >>>>>>> kb
