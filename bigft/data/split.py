@@ -25,18 +25,8 @@ def split_by_digest(
     """Choose the rows of each side.
 
     Equal examples, and the pieces of one long text, are on the same side. Adding or removing
-    <<<<<<< HEAD
-    <<<<<<< HEAD
-    other rows moves none, except where the side of evaluation would be empty although there are
-    two rows. A single row is trained on. Changed copies are trained on or left out, never held out.
-    =======
     other rows moves none, except where a side would be empty although there are two rows. A single
     row is trained on. Changed copies are trained on or left out, never held out.
-    >>>>>>> kb
-    =======
-    other rows moves none, except where a side would be empty although there are two rows. A single
-    row is trained on. Changed copies are trained on or left out, never held out.
-    >>>>>>> kb
 
     Args:
         digests: `(rows,)`, evenly distributed numbers made from each row's example.

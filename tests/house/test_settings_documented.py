@@ -7,18 +7,6 @@ from bigft.config.typed import fields_of, section_of
 from bigft.run.preview import OrderSection, PreviewSettings
 from bigft.run.settings import Run
 
-<<<<<<< HEAD
-<<<<<<< HEAD
-SECTIONS = {name: section_of(info) for name, info in Run.model_fields.items() if section_of(info)}
-SECTIONS |= {
-    f"{outer}.{name}": inner
-    for outer, section in SECTIONS.items()
-    for name, info in section.model_fields.items()
-    if (inner := section_of(info))
-}
-=======
-=======
->>>>>>> kb
 
 def _inside(model, prefix=""):
     for name, info in model.model_fields.items():
@@ -29,10 +17,6 @@ def _inside(model, prefix=""):
 
 
 SECTIONS = dict(_inside(Run))
-<<<<<<< HEAD
->>>>>>> kb
-=======
->>>>>>> kb
 SECTIONS |= {name: command.options for name, command in COMMANDS.items() if command.options}
 SECTIONS |= {"data command": PreviewSettings, "order": OrderSection}
 
@@ -47,15 +31,7 @@ def test_section_is_documented_and_small(section):
     assert len(section.model_fields) <= 12
     for name, info in section.model_fields.items():
         if section_of(info):
-<<<<<<< HEAD
-<<<<<<< HEAD
-            continue  # It has a case of its own.
-=======
             continue  # Its own docstring says what it is for.
->>>>>>> kb
-=======
-            continue  # Its own docstring says what it is for.
->>>>>>> kb
         assert info.description, name
         assert info.description.strip().endswith("."), name
         assert not info.is_required(), f"{name} has no default"
