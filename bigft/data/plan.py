@@ -43,10 +43,23 @@ class MixedPlan:
         pack: Callable[[Numbers], Bins],
         *,
         seed: int,
+        first: Bins | None = None,
     ) -> None:
-        """Hold what the choice needs; see `bigft.data.mixture.choose_rows`."""
+        """Hold what the choice needs; see `bigft.data.mixture.choose_rows`.
+
+        Args:
+            parts: Row numbers of each part.
+            lengths: Tokens per row, of all rows.
+            weights: Share of the tokens of each part, in any unit.
+            pack: Puts rows into sequences.
+            seed: Decides the order within each part.
+            first: Sequences of the first epoch, where they were built before: packing millions of
+                rows takes seconds.
+        """
 
         def build(epoch: int) -> Bins:
+            if epoch == 0 and first is not None:
+                return first
             return pack(choose_rows(parts, lengths, weights, seed=seed, epoch=epoch))
 
         self.bins = lru_cache(maxsize=2)(build)

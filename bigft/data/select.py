@@ -2,6 +2,7 @@
 
 <cache>/plans/<digest>/
   train_rows.npy, train_starts.npy   sequences of an epoch; of weighted parts, the rows of each part
+  first_rows.npy, first_starts.npy   of weighted parts, the sequences of the first epoch
   eval_rows.npy, eval_starts.npy     sequences to evaluate on
   info.json                          what was left out
 """
@@ -27,7 +28,7 @@ from bigft.data.split import Split, split_by_digest
 from bigft.data.store import compute_store_digest
 from bigft.errors import DataError
 
-_VERSION = "1"
+_VERSION = "2"
 """Part of every digest; to be raised whenever the same rows give other sequences."""
 
 Numbers = npt.NDArray[np.int64]
@@ -60,15 +61,14 @@ class Selection:
     """Shares of the parts; None: every row once per epoch."""
 
     info: SelectionInfo
+    first: Bins
+    """Sequences of the first epoch."""
 
     def build_plan(self, rows: Rows, section: DataSection, *, seed: int) -> Plan:
         """Build the sequences of every epoch."""
         if self.weights is None:
             return FixedPlan(self.train)
-        pack = partial(
-            pack_rows, lengths=rows.lengths, packing=section.packing, max_length=section.max_length
-        )
-        return MixedPlan(list(self.train), rows.lengths, self.weights, pack, seed=seed)
+        return _mix(self.train, rows, self.weights, section, seed=seed, first=self.first)
 
 
 def open_selection(
@@ -100,7 +100,7 @@ def open_selection(
     digest = compute_store_digest([*parts, str(train is evaluation)])
     folder = default_cache_dir(section.loading.cache_dir) / "plans" / digest
     if not folder.is_dir():
-        write_once(folder, partial(_write, train, evaluation, shares, section, digest))
+        write_once(folder, partial(_write, train, evaluation, shares, section, digest, seed))
     return _read(folder, shares)
 
 
@@ -142,6 +142,7 @@ def _write(
     weights: tuple[float, ...] | None,
     section: DataSection,
     digest: str,
+    seed: int,
     folder: Path,
 ) -> None:
     split, duplicates, dropped = _choose(train, evaluation, section)
@@ -163,10 +164,28 @@ def _write(
     info = SelectionInfo(
         duplicates, dropped, len(split.train), len(split.evaluation), len(split.test), digest
     )
-    for name, chosen in (("train", bins), ("eval", held_out)):
-        np.save(folder / f"{name}_rows.npy", chosen.rows)
-        np.save(folder / f"{name}_starts.npy", chosen.starts)
+    chosen = {"train": bins, "eval": held_out}
+    if weights is not None:
+        chosen["first"] = _mix(bins, train, weights, section, seed=seed).bins(0)
+    for name, found in chosen.items():
+        np.save(folder / f"{name}_rows.npy", found.rows)
+        np.save(folder / f"{name}_starts.npy", found.starts)
     (folder / "info.json").write_text(json.dumps(asdict(info), indent=1))
+
+
+def _mix(
+    parts: Bins,
+    rows: Rows,
+    weights: tuple[float, ...],
+    section: DataSection,
+    *,
+    seed: int,
+    first: Bins | None = None,
+) -> MixedPlan:
+    pack = partial(
+        pack_rows, lengths=rows.lengths, packing=section.packing, max_length=section.max_length
+    )
+    return MixedPlan(list(parts), rows.lengths, weights, pack, seed=seed, first=first)
 
 
 def _choose(train: Rows, evaluation: Rows, section: DataSection) -> tuple[Split, int, int]:
@@ -206,14 +225,15 @@ def _find_near(
 
 def _read(folder: Path, weights: tuple[float, ...] | None) -> Selection:
     try:
-        arrays = [
-            np.load(folder / f"{name}.npy", mmap_mode="r")
-            for name in ("train_rows", "train_starts", "eval_rows", "eval_starts")
-        ]
+        names = ("train", "eval", "train" if weights is None else "first")
+        train, evaluation, first = (
+            Bins(*(np.load(folder / f"{name}_{part}.npy", "r") for part in ("rows", "starts")))
+            for name in names
+        )
         info = SelectionInfo(**json.loads((folder / "info.json").read_text()))
     except (OSError, EOFError, ValueError, TypeError) as error:
         raise DataError(
             f"the plan of the data in {folder} is damaged ({error}); delete this folder, and it is"
             " made again"
         ) from error
-    return Selection(Bins(arrays[0], arrays[1]), Bins(arrays[2], arrays[3]), weights, info)
+    return Selection(train, evaluation, weights, info, first)

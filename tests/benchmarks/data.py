@@ -15,6 +15,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -43,10 +44,14 @@ class Writer:
     """Writes what looks like English about Python: words and line breaks as often as there."""
 
     def __init__(self, seed: int) -> None:
-        from bigft.data.builtin_tokenizer import _read_texts
+        from bigft.data.corpus import read_corpus
 
         self.chance = random.Random(seed)
-        words = re.findall(r"\s*\S+", "\n".join(_read_texts()))
+        texts: list[str] = []
+        for _, record in read_corpus():
+            messages = record.get("messages", ())
+            texts += [record["text"]] if "text" in record else [m["content"] for m in messages]
+        words = re.findall(r"\s*\S+", "\n".join(texts))
         # A single space but at line ends; indentation would fill a third of the text.
         self.words = [("\n" if "\n" in word else " ") + word.strip() for word in words]
 
@@ -136,7 +141,9 @@ def run_bare(path: Path, _: argparse.Namespace) -> dict[str, Any]:
     return {**taken, "tokens": tokens, "bytes": sum(len(text.encode()) for text in texts)}
 
 
-def open_and_pack(path: Path, options: argparse.Namespace) -> Any:
+def open_and_pack(
+    path: Path, options: argparse.Namespace
+) -> tuple[dict[str, float], Any, Any, Any]:
     """Read, parse, recognise, render, tokenise, write, choose, pack."""
     from bigft.data.prepare import open_store
     from bigft.data.rows import Rows
@@ -145,7 +152,6 @@ def open_and_pack(path: Path, options: argparse.Namespace) -> Any:
 
     section = build_section(path, num_proc=options.num_proc)
     tokenizer = load_tokenizer(path)
-    rows = None
     with stopwatch() as taken:
         (part,) = find_sources(section.train)
         rows = Rows([open_store(part, section, tokenizer)])
@@ -165,28 +171,26 @@ def run_bigft(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def build(path: Path, section: Any, share: Any) -> Any:
+def build(tokenizer: Any, section: Any, share: Any) -> Any:
     from bigft.data.build import build_data
 
     return build_data(
-        section, tokenizer=load_tokenizer(path), share=share, local_rank=0, eval_batch_size=4,
-        seed=0, barrier=lambda: None,
+        section, tokenizer=tokenizer, share=share, local_rank=0, eval_batch_size=4, seed=0,
+        barrier=lambda: None,
     )  # fmt: skip
 
 
 def run_start(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    import bigft.data.build  # noqa: F401 - with torch, before the clock starts
     from bigft.data.cursor import Cursor
     from bigft.data.loader import Share
 
     section, share = build_section(path, num_proc=options.num_proc), Share(4)
-    load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
     with stopwatch() as taken:
-        data = build(path, section, share)
-        built = time.perf_counter()
-        steps = data.train.steps_from(Cursor())
-        next(steps)
-        first = time.perf_counter() - built
-    return {**taken, "first_batch": first, "rows": data.info["rows"]}
+        data = build(tokenizer, section, share)
+        next(data.train.steps_from(Cursor()))
+    return {**taken, "rows": data.info["rows"]}
 
 
 def run_memory(path: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -210,7 +214,7 @@ def run_training(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     task = CausalLM()
     section = build_section(path, max_length=512, packing=options.packing)
-    steps = build(path, section, Share(4)).train.steps_from(Cursor())
+    steps = build(load_tokenizer(path), section, Share(4)).train.steps_from(Cursor())
 
     def train(count: int) -> tuple[int, int]:
         tokens = places = 0
@@ -261,7 +265,7 @@ def run_job(job: str, path: Path, options: argparse.Namespace, *more: str) -> di
 
 def clear_cache(path: Path) -> None:
     for name in ("tokens", "plans"):
-        subprocess.run(["rm", "-rf", str(path.parent / "cache" / name)], check=True)
+        shutil.rmtree(path.parent / "cache" / name, ignore_errors=True)
 
 
 def measure_throughput(work: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ from bigft.data.plan import FixedPlan, MixedPlan, Plan, pack_rows
 from bigft.data.prepare import refuse_bad_rows
 from bigft.data.readers.raw import RawRow
 from bigft.data.rows import Rows
-from bigft.data.section import DataSection
+from bigft.data.section import DataSection, LoadingSection
+from bigft.data.select import open_selection
 from bigft.data.store import Chunk, StoreInfo, StoreWriter, TokenStore
 from bigft.data.stream import StreamLoader
 
@@ -261,6 +263,19 @@ def test_a_run_interrupted_at_ten_places_sees_what_a_whole_run_sees(
     steps = list_sequences(build, ALONE, read_stored, 2 + len(found) // 4)
     assert found == flatten(steps)[: len(found)]
     assert len(found) > 40
+
+
+def test_the_sequences_kept_of_a_mixture_are_those_that_would_be_packed(
+    rows: Rows, tmp_path: Path
+) -> None:
+    section = DataSection(max_length=MAX_LENGTH, loading=LoadingSection(cache_dir=str(tmp_path)))
+    for seed in (0, 1):
+        selection = open_selection(rows, rows, [1.0, 2.0], section, seed=seed)
+        kept = selection.build_plan(rows, section, seed=seed)
+        packed = replace(selection, first=None).build_plan(rows, section, seed=seed)
+        for epoch in range(3):
+            one, other = kept.bins(epoch), packed.bins(epoch)
+            assert [list(of) for of in one] == [list(of) for of in other]
 
 
 # Rows of a stream.
