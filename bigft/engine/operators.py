@@ -1,11 +1,20 @@
 """DeepSpeed's native operators: which ones a run needs, and whether this host can build them."""
 
+import contextlib
+import logging
 import os
 import shutil
 import subprocess
+import time
+from pathlib import Path
 from typing import Any
 
 from bigft.errors import LaunchError, raise_together
+
+logger = logging.getLogger(__name__)
+
+_STALE_SECONDS = 900.0
+"""No operator takes this long to build."""
 
 _LIBAIO_PROBE = "#include <libaio.h>\nint main() { return io_queue_init(1, 0); }\n"
 
@@ -72,6 +81,7 @@ def build_operators(builders: list[str]) -> None:
 
     for name in builders:
         builder = get_accelerator().create_op_builder(name)
+        clear_stale_lock(builder.name)
         try:
             builder.load(verbose=False)
         except (RuntimeError, ImportError, OSError) as error:
@@ -82,3 +92,35 @@ def build_operators(builders: list[str]) -> None:
                 " cache is stale, remove the folder TORCH_EXTENSIONS_DIR"
                 " (default ~/.cache/torch_extensions)"
             ) from error
+
+
+def clear_stale_lock(name: str) -> None:
+    """Remove the lock that a killed build left behind; torch would wait for it without end.
+
+    The builder keeps the file open. One that no process here has open may still belong to another
+    host that shares the folder, so it has to be old as well.
+    """
+    from torch.utils.cpp_extension import _get_build_directory
+
+    lock = Path(_get_build_directory(name, False)) / "lock"
+    try:
+        age = time.time() - lock.stat().st_mtime
+    except FileNotFoundError:
+        return
+    if age > _STALE_SECONDS and not _is_open_here(lock):
+        logger.warning(
+            "removed %s, left %.0f minutes ago by a build that was killed", lock, age / 60
+        )
+        lock.unlink(missing_ok=True)
+    else:
+        logger.warning("waiting for another build; if there is none, delete %s", lock)
+
+
+def _is_open_here(file: Path) -> bool:
+    wanted = file.resolve()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        # Processes end, and those of others are closed to us, while we look.
+        with contextlib.suppress(OSError):
+            if link.readlink() == wanted:
+                return True
+    return False

@@ -1,11 +1,17 @@
 """Whether DeepSpeed's operators can be built here, told before anything expensive starts."""
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
-from bigft.engine.operators import check_build_tools, find_needed_operators
+from bigft.engine.operators import (
+    check_build_tools,
+    clear_stale_lock,
+    find_needed_operators,
+)
 from bigft.errors import LaunchError
 
 BOTH = ["CPUAdamBuilder", "AsyncIOBuilder"]
@@ -116,3 +122,32 @@ def test_needed_operators_follow_from_the_offload(param, optimizer, on_cpu, need
     }
     found = find_needed_operators(ds, on_cpu=on_cpu, uses_cpu_adam=optimizer != "none")
     assert found == needed
+
+
+@pytest.fixture
+def lock(tmp_path, monkeypatch) -> Path:
+    """The lock of an operator `some_op`, as old as a build that was killed an hour ago."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    clear_stale_lock("some_op")
+    (folder,) = tmp_path.rglob("some_op")
+    file = folder / "lock"
+    file.touch()
+    os.utime(file, (time.time() - 3600,) * 2)
+    return file
+
+
+def test_lock_of_a_killed_build_is_removed(lock):
+    clear_stale_lock("some_op")
+    assert not lock.exists()
+
+
+def test_lock_of_a_running_build_stays(lock):
+    with lock.open():
+        clear_stale_lock("some_op")
+    assert lock.exists()
+
+
+def test_young_lock_stays_because_another_host_may_hold_it(lock):
+    os.utime(lock)
+    clear_stale_lock("some_op")
+    assert lock.exists()
