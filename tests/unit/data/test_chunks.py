@@ -1,6 +1,7 @@
 """From raw rows to chunks, here and in other processes."""
 
 import json
+import multiprocessing
 import os
 from itertools import count, islice
 from pathlib import Path
@@ -154,12 +155,11 @@ def test_stopping_early_reads_no_further_and_leaves_no_process(tokenizer) -> Non
             read.append(n)
             yield RawRow(b'{"text": "x"}', f"a:{n}")
 
+    before = set(multiprocessing.active_children())
     found = tokenize_chunks(
         ChunkTokenizer(DataSection(), tokenizer), cut_into_chunks(read_raws()), 1
     )
     next(found)
     found.close()
     assert len(read) <= 5 * module._CHUNK_ROWS
-    import multiprocessing
-
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
