@@ -163,7 +163,7 @@ def run_bigft(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     from bigft.data.select import describe_selection
 
     taken, section, rows, selection = open_and_pack(path, options)
-    info = describe_selection(selection, rows, rows, section)
+    info = describe_selection(selection, selection.train, rows, section.max_length)
     return {
         **taken,
         "tokens": sum(store.info.tokens for store in rows.stores),
