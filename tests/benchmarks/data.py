@@ -24,6 +24,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,12 @@ sys.path.insert(0, str(ROOT))
 PARTS = ("throughput", "utilisation", "start", "memory", "training")
 KINDS = ("text", "chat")
 MAX_LENGTH = 1024
+# Packing, order, and what they are called.
+WAYS = {
+    "packed": ("best_fit", "shuffled", "packed"),
+    "sorted": ("none", "by_length", "padded, similar lengths together (--packing none)"),
+    "random": ("none", "shuffled", "padded, in random order"),
+}
 # What a bare loop over texts would take at once; the library's threads share them.
 BARE_TEXTS = 1000
 
@@ -142,7 +150,7 @@ def run_bare(path: Path, _: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_and_pack(
-    path: Path, options: argparse.Namespace
+    path: Path, options: argparse.Namespace, **changes: Any
 ) -> tuple[dict[str, float], Any, Any, Any]:
     """Read, parse, recognise, render, tokenise, write, choose, pack."""
     from bigft.data.prepare import open_store
@@ -150,7 +158,7 @@ def open_and_pack(
     from bigft.data.select import open_selection
     from bigft.data.sources import find_sources
 
-    section = build_section(path, num_proc=options.num_proc)
+    section = build_section(path, num_proc=options.num_proc, **changes)
     tokenizer = load_tokenizer(path)
     with stopwatch() as taken:
         (part,) = find_sources(section.train)
@@ -199,12 +207,13 @@ def run_memory(path: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_training(path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Forward and backward of the built-in model over a loader's batches, packed or padded."""
+    """Forward and backward of the built-in model over one epoch of the same rows."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from bigft.data.collate import collate_packed, collate_padded
     from bigft.data.cursor import Cursor
-    from bigft.data.loader import Share
+    from bigft.data.loader import Share, StoreLoader
     from bigft.models.facts import BUILTIN_CONFIG
     from bigft.tasks.causal_lm import CausalLM
 
@@ -213,23 +222,28 @@ def run_training(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     task = CausalLM()
-    section = build_section(path, max_length=512, packing=options.packing)
-    steps = build(load_tokenizer(path), section, Share(4)).train.steps_from(Cursor())
+    packing, order, _ = WAYS[options.way]
+    _, section, rows, selection = open_and_pack(
+        path, options, max_length=512, packing=packing, eval_fraction=0
+    )
+    collate = collate_padded if packing == "none" else collate_packed
+    loader = StoreLoader(
+        rows, selection.build_plan(rows, section, seed=0), Share(4), seed=0, order=order,
+        collate=partial(collate, pad_id=0, max_length=512),
+    )  # fmt: skip
+    steps = list(islice(loader.steps_from(Cursor()), loader.steps_per_epoch))
 
-    def train(count: int) -> tuple[int, int]:
-        tokens = places = 0
-        for _ in range(count):
-            step = next(steps)
-            for batch in step.micro_batches:
-                task.loss(model, batch).total.backward()
-                places += batch.input_ids.numel()
-            tokens += step.tokens
-        return tokens, places
+    def train(step: Any) -> None:
+        for batch in step.micro_batches:
+            task.loss(model, batch).total.backward()
 
-    train(2)
+    train(steps[0])
     with stopwatch() as taken:
-        tokens, places = train(options.steps)
-    return {**taken, "tokens": tokens, "fullness": tokens / places}
+        for step in steps:
+            train(step)
+    tokens = sum(step.tokens for step in steps)
+    places = sum(batch.input_ids.numel() for step in steps for batch in step.micro_batches)
+    return {**taken, "tokens": tokens, "fullness": tokens / places, "steps": len(steps)}
 
 
 JOBS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
@@ -242,7 +256,7 @@ JOBS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
 
 
 def start_job(job: str, path: Path, options: argparse.Namespace, *more: str) -> Any:
-    words = ["--job", job, "--path", str(path), "--steps", str(options.steps), *more]
+    words = ["--job", job, "--path", str(path), *more]
     if options.num_proc is not None:
         words += ["--num_proc", str(options.num_proc)]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true"}
@@ -278,22 +292,32 @@ def measure_throughput(work: Path, options: argparse.Namespace) -> dict[str, Any
             for job in ("bare", "bigft") if number % 2 == 0 else ("bigft", "bare"):
                 clear_cache(path)
                 found[job].append(run_job(job, path, options))
-        megabytes = found["bare"][0]["bytes"] / 1e6
-        row: dict[str, Any] = {"megabytes": megabytes}
-        for clock in ("seconds", "cpu_seconds"):
-            middle = {job: statistics.median(one[clock] for one in found[job]) for job in found}
-            row |= {f"{job}_MB_per_{clock[:-1]}": megabytes / middle[job] for job in middle}
-            row[f"ratio_{clock}"] = middle["bare"] / middle["bigft"]
-        row["utilisation"] = found["bigft"][0]["utilisation"]
+        row = summarise_throughput(found)
         results[kind] = row
         print(
-            f"tokenise and pack, {kind} rows, {megabytes:.0f} MB: bigft"
-            f" {row['bigft_MB_per_second']:.2f} MB/s, tokenizers alone"
-            f" {row['bare_MB_per_second']:.2f} MB/s, ratio {row['ratio_seconds']:.2f}; per"
-            f" processor second {row['bigft_MB_per_cpu_second']:.2f} and"
-            f" {row['bare_MB_per_cpu_second']:.2f}, ratio {row['ratio_cpu_seconds']:.2f}"
+            f"tokenise and pack, {kind} rows, {row['megabytes']:.0f} MB: bigft"
+            f" {row['bigft_MB_per_second']:.2f} MB/s on {row['bigft_cores']:.2f} cores, tokenizers"
+            f" alone {row['bare_MB_per_second']:.2f} MB/s on {row['bare_cores']:.2f}, ratio"
+            f" {row['ratio_seconds']:.2f}; per processor second"
+            f" {row['bigft_MB_per_cpu_second']:.2f} and {row['bare_MB_per_cpu_second']:.2f}, ratio"
+            f" {row['ratio_cpu_seconds']:.2f}"
         )
     return results
+
+
+def summarise_throughput(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Take medians; ratios are of the two runs of one round, which saw nearly the same machine."""
+    megabytes = found["bare"][0]["bytes"] / 1e6
+    row: dict[str, Any] = {"megabytes": megabytes, "rounds": found}
+    for clock in ("seconds", "cpu_seconds"):
+        for job, runs in found.items():
+            middle = statistics.median(one[clock] for one in runs)
+            row[f"{job}_MB_per_{clock[:-1]}"] = megabytes / middle
+        pairs = zip(found["bare"], found["bigft"], strict=True)
+        row[f"ratio_{clock}"] = statistics.median(one[clock] / other[clock] for one, other in pairs)
+    for job, runs in found.items():
+        row[f"{job}_cores"] = statistics.median(r["cpu_seconds"] / r["seconds"] for r in runs)
+    return row
 
 
 def measure_utilisation(work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -383,27 +407,30 @@ def _read_pss(pid: int) -> int:
 
 def measure_training(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     path = work / "mixed.jsonl"
-    write_rows(path, "mixed", 4_000_000)
-    found: dict[str, list[dict[str, Any]]] = {"best_fit": [], "none": []}
+    write_rows(path, "mixed", int(options.training_megabytes * 1e6))
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for number in range(options.rounds):
-        for packing in list(found) if number % 2 == 0 else list(found)[::-1]:
-            found[packing].append(run_job("training", path, options, "--packing", packing))
-    speeds = {
-        name: statistics.median(one["tokens"] / one["seconds"] for one in rows)
-        for name, rows in found.items()
-    }
-    per_cpu = {
-        name: statistics.median(one["tokens"] / one["cpu_seconds"] for one in rows)
-        for name, rows in found.items()
-    }
-    print(
-        f"training, batches of 4 x 512: packed {speeds['best_fit']:,.0f} tokens/s"
-        f" ({found['best_fit'][0]['fullness']:.0%} full), padded {speeds['none']:,.0f} tokens/s"
-        f" ({found['none'][0]['fullness']:.0%} full), ratio"
-        f" {speeds['best_fit'] / speeds['none']:.2f}; per processor second"
-        f" {per_cpu['best_fit'] / per_cpu['none']:.2f}"
-    )
-    return {"tokens_per_second": speeds, "tokens_per_cpu_second": per_cpu}
+        for way in list(WAYS) if number % 2 == 0 else list(WAYS)[::-1]:
+            found[way].append(run_job("training", path, options, "--way", way))
+    tokens = {runs[0]["tokens"] for runs in found.values()}
+    if len(tokens) != 1:
+        raise SystemExit(f"the ways saw unequal numbers of tokens: {tokens}")
+    results: dict[str, Any] = {"rounds": found}
+    print(f"training on {tokens.pop():,} tokens, batches of 4, at most 512 tokens each:")
+    for way, runs in found.items():
+        for clock in ("seconds", "cpu_seconds"):
+            speed = statistics.median(one["tokens"] / one[clock] for one in runs)
+            pairs = zip(found["packed"], runs, strict=True)
+            ratio = statistics.median(other[clock] / one[clock] for one, other in pairs)
+            results[f"{way}_tokens_per_{clock[:-1]}"] = speed
+            results[f"packed_to_{way}_{clock}"] = ratio
+        print(
+            f"  {WAYS[way][2]}: {results[f'{way}_tokens_per_second']:,.0f} tokens/s,"
+            f" {runs[0]['fullness']:.0%} full, {runs[0]['steps']} steps; packed is"
+            f" {results[f'packed_to_{way}_seconds']:.2f} times as fast, per processor second"
+            f" {results[f'packed_to_{way}_cpu_seconds']:.2f}"
+        )
+    return results
 
 
 MEASURES = {
@@ -424,11 +451,11 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=50, help="per kind of row")
     parser.add_argument("--gigabytes", type=float, default=1, help="for the memory")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=10, help="of training, after 2 that warm up")
+    parser.add_argument("--training_megabytes", type=float, default=0.25)
     parser.add_argument("--num_proc", type=int, help="as --data.loading.num_proc")
     parser.add_argument("--work", type=Path, help="folder to keep generated data in")
     parser.add_argument("--json", action="store_true", help="end with one object on stdout")
-    for hidden in ("--job", "--path", "--packing"):
+    for hidden in ("--job", "--path", "--way"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
