@@ -27,10 +27,10 @@ def main(request: Request) -> None:
     """Tokenise, unless that was done before; count, decode, print."""
     settings = resolve_preview(request)
 
-    from bigft.data.builtin_tokenizer import default_cache_dir, load_builtin_tokenizer
     from bigft.data.open import open_all
     from bigft.data.preview import build_preview
-    from bigft.data.templates import TEMPLATES
+    from bigft.data.tokens.builtin import default_cache_dir, load_builtin_tokenizer
+    from bigft.data.tokens.templates import TEMPLATES
     from bigft.models.facts import read_facts
     from bigft.models.tokenizer import load_tokenizer
 

@@ -12,7 +12,7 @@ def main(request: Request) -> None:
     options = read_options(request, EvaluateOptions)
 
     from bigft.data.build import build_evaluation
-    from bigft.data.loader import Share
+    from bigft.data.loading.loader import Share
     from bigft.data.section import DataSection
     from bigft.evaluation.loop import evaluate, stay_alone
     from bigft.evaluation.plain import load_plain, pick_device

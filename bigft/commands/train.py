@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from bigft.config.request import Request
-from bigft.data.sources import find_sources
+from bigft.data.sources.find import find_sources
 from bigft.errors import BigftError, ConfigError
 from bigft.run.report import render_resolved
 from bigft.run.resolve import Resolved, default_output_dir, resolve, with_output_dir

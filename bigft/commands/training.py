@@ -15,12 +15,12 @@ from bigft.checkpoint.consolidate import consolidate
 from bigft.checkpoint.resume import check_fits, find_resume, load_checkpoint
 from bigft.checkpoint.save import save_checkpoint
 from bigft.data.build import Data, build_data
-from bigft.data.builtin_tokenizer import default_cache_dir, load_builtin_tokenizer
 from bigft.data.describe import describe_data
-from bigft.data.loader import Share
-from bigft.data.rejected import append_rejected, ignore_rejected, keep_rejected
-from bigft.data.templates import TEMPLATES
-from bigft.data.tokenize import find_end_token_ids
+from bigft.data.loading.loader import Share
+from bigft.data.store.rejected import append_rejected, ignore_rejected, keep_rejected
+from bigft.data.tokens.builtin import default_cache_dir, load_builtin_tokenizer
+from bigft.data.tokens.templates import TEMPLATES
+from bigft.data.tokens.tokenize import find_end_token_ids
 from bigft.distributed.collectives import (
     barrier,
     broadcast_object,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigft.data.cache import default_cache_dir, write_text_atomically
-from bigft.data.chunks import ChunkTokenizer
-from bigft.data.collate import collate_packed, collate_padded
-from bigft.data.loader import Collate, EvalLoader, Loader, Share, StoreLoader
+from bigft.data.loading.collate import collate_packed, collate_padded
+from bigft.data.loading.loader import Collate, EvalLoader, Loader, Share, StoreLoader
+from bigft.data.loading.stream import StreamLoader
 from bigft.data.open import (
     Opened,
     describe,
@@ -21,15 +21,15 @@ from bigft.data.open import (
     open_all,
     open_rows,
 )
-from bigft.data.prepare import describe_request, refuse_bad_rows
+from bigft.data.order.select import select_all
 from bigft.data.readers.raw import RawRow
-from bigft.data.rejected import Rejected
 from bigft.data.section import DataSection
-from bigft.data.select import select_all
-from bigft.data.sources import Part, find_sources
-from bigft.data.store import TokenStore, compute_store_digest
-from bigft.data.stream import StreamLoader
-from bigft.data.tokenize import find_chat_template
+from bigft.data.sources.find import Part, find_sources
+from bigft.data.store.chunks import ChunkTokenizer
+from bigft.data.store.prepare import describe_request, refuse_bad_rows
+from bigft.data.store.rejected import Rejected
+from bigft.data.store.store import TokenStore, compute_store_digest
+from bigft.data.tokens.tokenize import find_chat_template
 from bigft.errors import BigftError, DataError
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bigft.data.pack import Bins
-from bigft.data.prepare import open_store
-from bigft.data.rows import Rows
+from bigft.data.order.pack import Bins
+from bigft.data.order.select import Selection, describe_selection, open_selection
 from bigft.data.section import DataSection
-from bigft.data.select import Selection, describe_selection, open_selection
-from bigft.data.sources import Part, find_sources
-from bigft.data.store import StoreInfo, TokenStore
+from bigft.data.sources.find import Part, find_sources
+from bigft.data.store.prepare import open_store
+from bigft.data.store.rows import Rows
+from bigft.data.store.store import StoreInfo, TokenStore
 from bigft.errors import DataError, raise_together
 
 if TYPE_CHECKING:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bigft.data.chunks import NOTHING_TO_LEARN
 from bigft.data.open import Opened, describe
-from bigft.data.pack import Bins
-from bigft.data.rows import Rows
+from bigft.data.order.pack import Bins
 from bigft.data.section import DataSection
-from bigft.data.sources import Part
-from bigft.data.store import TokenStore
-from bigft.data.tokenize import Row
+from bigft.data.sources.find import Part
+from bigft.data.store.chunks import NOTHING_TO_LEARN
+from bigft.data.store.rows import Rows
+from bigft.data.store.store import TokenStore
+from bigft.data.tokens.tokenize import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

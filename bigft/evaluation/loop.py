@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from bigft.data.collate import Batch
+from bigft.data.loading.collate import Batch
 from bigft.tasks.task import Forward, Score, Task
 
 SumOverRanks = Callable[[list[float]], list[float]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bigft.config.hints import suggest
-from bigft.data.templates import TEMPLATES
+from bigft.data.tokens.templates import TEMPLATES
 from bigft.run.draft import Draft
 from bigft.run.settings import Run
 from bigft.units import parse_bytes

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigft.data.collate import Batch
+from bigft.data.loading.collate import Batch
 from bigft.tasks.cross_entropy import sum_cross_entropy
 from bigft.tasks.task import Forward, LossSum, Score
 

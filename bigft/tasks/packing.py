@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bigft.data.collate import IGNORED, Batch
+from bigft.data.loading.collate import IGNORED, Batch
 from bigft.errors import ConfigError
 from bigft.tasks.task import Forward, Task
 

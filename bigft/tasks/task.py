@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from bigft.data.collate import Batch
+from bigft.data.loading.collate import Batch
 
 Forward = Callable[..., Any]
 """A model's forward pass: a DeepSpeed engine or a plain transformers module."""

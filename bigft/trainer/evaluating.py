@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bigft.data.loader import EvalLoader
+from bigft.data.loading.loader import EvalLoader
 from bigft.distributed.collectives import gather_rows
 from bigft.engine.engine import Engine
 from bigft.evaluation.loop import evaluate, sum_rows

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bigft.data.loader import Loader
+from bigft.data.loading.loader import Loader
 from bigft.engine.engine import Engine
 from bigft.errors import TrainingError
 from bigft.monitor.meters import PhaseClock

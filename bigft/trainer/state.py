@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bigft.data.cursor import Cursor
+from bigft.data.order.cursor import Cursor
 
 
 @dataclass

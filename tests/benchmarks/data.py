@@ -52,7 +52,7 @@ class Writer:
     """Writes what looks like English about Python: words and line breaks as often as there."""
 
     def __init__(self, seed: int) -> None:
-        from bigft.data.corpus import read_corpus
+        from bigft.data.sources.corpus import read_corpus
 
         self.chance = random.Random(seed)
         texts: list[str] = []
@@ -106,7 +106,7 @@ def build_section(path: Path, **changes: Any) -> Any:
 
 
 def load_tokenizer(path: Path) -> Any:
-    from bigft.data.builtin_tokenizer import load_builtin_tokenizer
+    from bigft.data.tokens.builtin import load_builtin_tokenizer
 
     tokenizer = load_builtin_tokenizer(path.parent / "tokenizer")
     tokenizer.backend_tokenizer.encode_batch(["Some words"])
@@ -153,10 +153,10 @@ def open_and_pack(
     path: Path, options: argparse.Namespace, **changes: Any
 ) -> tuple[dict[str, float], Any, Any, Any]:
     """Read, parse, recognise, render, tokenise, write, choose, pack."""
-    from bigft.data.prepare import open_store
-    from bigft.data.rows import Rows
-    from bigft.data.select import open_selection
-    from bigft.data.sources import find_sources
+    from bigft.data.order.select import open_selection
+    from bigft.data.sources.find import find_sources
+    from bigft.data.store.prepare import open_store
+    from bigft.data.store.rows import Rows
 
     section = build_section(path, num_proc=options.num_proc, **changes)
     tokenizer = load_tokenizer(path)
@@ -168,7 +168,7 @@ def open_and_pack(
 
 
 def run_bigft(path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    from bigft.data.select import describe_selection
+    from bigft.data.order.select import describe_selection
 
     taken, section, rows, selection = open_and_pack(path, options)
     info = describe_selection(selection, selection.train, rows, section.max_length)
@@ -190,8 +190,8 @@ def build(tokenizer: Any, section: Any, share: Any) -> Any:
 
 def run_start(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     import bigft.data.build  # noqa: F401 - with torch, before the clock starts
-    from bigft.data.cursor import Cursor
-    from bigft.data.loader import Share
+    from bigft.data.loading.loader import Share
+    from bigft.data.order.cursor import Cursor
 
     section, share = build_section(path, num_proc=options.num_proc), Share(4)
     tokenizer = load_tokenizer(path)
@@ -211,9 +211,9 @@ def run_training(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from bigft.data.collate import collate_packed, collate_padded
-    from bigft.data.cursor import Cursor
-    from bigft.data.loader import Share, StoreLoader
+    from bigft.data.loading.collate import collate_packed, collate_padded
+    from bigft.data.loading.loader import Share, StoreLoader
+    from bigft.data.order.cursor import Cursor
     from bigft.models.facts import BUILTIN_CONFIG
     from bigft.tasks.causal_lm import CausalLM
 

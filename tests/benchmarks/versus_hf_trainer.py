@@ -109,9 +109,9 @@ def prepare(job: Job) -> None:
 
     from bigft.cli import parse
     from bigft.data.build import build_data
-    from bigft.data.builtin_tokenizer import default_cache_dir, load_builtin_tokenizer
-    from bigft.data.cursor import Cursor
-    from bigft.data.loader import Share
+    from bigft.data.loading.loader import Share
+    from bigft.data.order.cursor import Cursor
+    from bigft.data.tokens.builtin import default_cache_dir, load_builtin_tokenizer
     from bigft.models.facts import BUILTIN_CONFIG
     from bigft.run.resolve import resolve
 

@@ -25,8 +25,8 @@ def check_packing(attention: str) -> dict[str, Any]:
     """Compare a batch of two packed sequences with the same examples one by one."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from bigft.data.collate import collate_packed, collate_padded
-    from bigft.data.tokenize import Row
+    from bigft.data.loading.collate import collate_packed, collate_padded
+    from bigft.data.tokens.tokenize import Row
     from bigft.tasks.causal_lm import CausalLM
 
     device = pick_device()

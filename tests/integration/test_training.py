@@ -84,8 +84,8 @@ def _reference_losses(shared: Path, steps: int) -> list[float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from bigft.data.build import build_data
-    from bigft.data.cursor import Cursor
-    from bigft.data.loader import Share
+    from bigft.data.loading.loader import Share
+    from bigft.data.order.cursor import Cursor
     from bigft.data.section import DataSection
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "model")

@@ -64,7 +64,7 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
     from functools import partial
 
     from bigft.commands import training as t
-    from bigft.data.cursor import Cursor
+    from bigft.data.order.cursor import Cursor
     from bigft.log import Console
 
     resolved = _resolve(settings, folder, config)

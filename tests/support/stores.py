@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bigft.data.store import Chunk, StoreInfo, StoreWriter, TokenStore
-from bigft.data.tokenize import Row
+from bigft.data.store.store import Chunk, StoreInfo, StoreWriter, TokenStore
+from bigft.data.tokens.tokenize import Row
 
 
 def make_chunk(

@@ -10,10 +10,10 @@ import pytest
 from stores import make_chunk, write_store
 from transformers import PreTrainedTokenizerFast
 
-from bigft.data.builtin_tokenizer import load_builtin_tokenizer
 from bigft.data.section import DataSection
-from bigft.data.store import TokenStore
-from bigft.data.tokenize import Row
+from bigft.data.store.store import TokenStore
+from bigft.data.tokens.builtin import load_builtin_tokenizer
+from bigft.data.tokens.tokenize import Row
 
 MakeStore = Callable[[Sequence[int]], TokenStore]
 MakeSection = Callable[..., DataSection]

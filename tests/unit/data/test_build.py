@@ -7,10 +7,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from bigft.data.build import Data, build_data, build_evaluation
-from bigft.data.cursor import Cursor
-from bigft.data.loader import Share
-from bigft.data.rejected import Rejected
+from bigft.data.loading.loader import Share
+from bigft.data.order.cursor import Cursor
 from bigft.data.section import DataSection
+from bigft.data.store.rejected import Rejected
 from bigft.errors import DataError
 
 RECORDS = [{"prompt": f"{number} + 1 =", "answer": f" {number + 1}"} for number in range(200)]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from bigft.data.formats.table import Recognizer, load_format
-from bigft.data.tokenize import Tokenized, tokenize_batch
+from bigft.data.tokens.tokenize import Tokenized, tokenize_batch
 from bigft.errors import DataError
 
 SEEDS: list[dict[str, Any]] = [

@@ -17,19 +17,19 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from bigft.data.chunks import ChunkTokenizer
-from bigft.data.collate import Batch, collate_packed, collate_padded
-from bigft.data.cursor import Cursor
-from bigft.data.loader import Collate, Loader, Share, StepBatches, StoreLoader
-from bigft.data.pack import compute_utilisation, pack_best_fit
-from bigft.data.plan import FixedPlan, MixedPlan, Plan, pack_rows
-from bigft.data.prepare import refuse_bad_rows
+from bigft.data.loading.collate import Batch, collate_packed, collate_padded
+from bigft.data.loading.loader import Collate, Loader, Share, StepBatches, StoreLoader
+from bigft.data.loading.stream import StreamLoader
+from bigft.data.order.cursor import Cursor
+from bigft.data.order.pack import compute_utilisation, pack_best_fit
+from bigft.data.order.plan import FixedPlan, MixedPlan, Plan, pack_rows
+from bigft.data.order.select import open_selection
 from bigft.data.readers.raw import RawRow
-from bigft.data.rows import Rows
 from bigft.data.section import DataSection, LoadingSection
-from bigft.data.select import open_selection
-from bigft.data.store import Chunk, StoreInfo, StoreWriter, TokenStore
-from bigft.data.stream import StreamLoader
+from bigft.data.store.chunks import ChunkTokenizer
+from bigft.data.store.prepare import refuse_bad_rows
+from bigft.data.store.rows import Rows
+from bigft.data.store.store import Chunk, StoreInfo, StoreWriter, TokenStore
 
 MAX_LENGTH = 16
 PART_ROWS = (90, 23)
@@ -288,7 +288,7 @@ def build_streamed(
     session_tokenizer: PreTrainedTokenizerFast,
 ) -> Build:
     """Two parts of 50 and 23 texts, in windows of 16 raw rows."""
-    monkeypatch.setattr("bigft.data.stream._WINDOW", 16)
+    monkeypatch.setattr("bigft.data.loading.stream._WINDOW", 16)
     section = DataSection(packing=request.param, max_length=48, on_bad_row="skip")
     tokenizer = ChunkTokenizer(section, session_tokenizer)
 

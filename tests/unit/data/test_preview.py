@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from making import make_tokenizer
 
 from bigft.data.open import open_all
+from bigft.data.order.split import split_by_digest
 from bigft.data.preview import Preview, build_preview, decode_row
 from bigft.data.section import DataSection
-from bigft.data.split import split_by_digest
-from bigft.data.tokenize import Row
+from bigft.data.tokens.tokenize import Row
 
 
 @pytest.fixture(scope="module")

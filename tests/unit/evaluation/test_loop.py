@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from bigft.data.collate import collate_padded
+from bigft.data.loading.collate import collate_padded
 from bigft.evaluation.loop import evaluate, stay_alone, sum_rows
 from bigft.tasks.task import Score
 

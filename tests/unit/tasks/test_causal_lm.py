@@ -8,9 +8,9 @@ import torch
 from making import VOCAB, llama_config
 from torch.nn import functional
 
-from bigft.data.collate import collate_packed, collate_padded
-from bigft.data.pack import pack_best_fit
-from bigft.data.tokenize import Row
+from bigft.data.loading.collate import collate_packed, collate_padded
+from bigft.data.order.pack import pack_best_fit
+from bigft.data.tokens.tokenize import Row
 from bigft.tasks.causal_lm import CausalLM
 from bigft.tasks.task import build_task
 

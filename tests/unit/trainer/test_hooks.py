@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bigft.data.cursor import Cursor
+from bigft.data.order.cursor import Cursor
 from bigft.engine.engine import StepResult
 from bigft.monitor.meters import PhaseClock
 from bigft.monitor.sinks import build_sinks

@@ -10,13 +10,13 @@ from making import VOCAB, llama_config
 from stores import make_chunk, write_store
 from torch import nn
 
-from bigft.data.collate import collate_padded
-from bigft.data.cursor import Cursor
-from bigft.data.loader import Share, StoreLoader
-from bigft.data.pack import pack_none
-from bigft.data.plan import FixedPlan
-from bigft.data.rows import Rows
-from bigft.data.tokenize import Row
+from bigft.data.loading.collate import collate_padded
+from bigft.data.loading.loader import Share, StoreLoader
+from bigft.data.order.cursor import Cursor
+from bigft.data.order.pack import pack_none
+from bigft.data.order.plan import FixedPlan
+from bigft.data.store.rows import Rows
+from bigft.data.tokens.tokenize import Row
 from bigft.engine.engine import StepResult
 from bigft.errors import TrainingError
 from bigft.tasks.causal_lm import CausalLM

@@ -1,0 +1,1 @@
+"""Which rows are trained on, packed how, and in which order."""

@@ -1,0 +1,1 @@
+"""From examples to tokens, each marked as learned or only read."""
