@@ -2,7 +2,7 @@
 
 The one trap lives here. ZeRO averages gradients over ranks and `DeepSpeedEngine.backward` divides
 by the accumulation steps. bigft's loss is a sum over supervised tokens divided by the tokens of
-the whole global batch, so both are undone in `backward`; `tests/integration/test_token_mean.py`
+the whole global batch, so both are undone in `backward`; `tests/integration/test_training.py`
 holds world size 1, world size 2 and accumulation against each other.
 """
 

@@ -85,22 +85,28 @@ def check_reload(run: str) -> dict[str, Any]:
     words += ["--recipe", str(resolved_folder / "run.yaml")]
     resolved = with_output_dir(resolve(parse(words), os.environ), str(folder))
     world = open_world()
-    from bigft.commands import training as t
+    from bigft.checkpoint.resume import find_resume, load_checkpoint
+    from bigft.commands.parts.engine import build_run_engine, training_dtype
+    from bigft.engine.communication import open_communication
+    from bigft.engine.zero import Zero
     from bigft.log import plain_console
+    from bigft.models.facts import read_facts
+    from bigft.models.load import load_model
+    from bigft.optim.build import plan_optimizer
 
-    t.open_communication(world.device)
-    facts = t.read_facts(resolved.run.model)
-    zero = t.Zero(resolved.ds)
+    open_communication(world.device)
+    facts = read_facts(resolved.run.model)
+    zero = Zero(resolved.ds)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    model = t.load_model(
+    model = load_model(
         resolved.run.model, facts, zero, auto_class=AutoModelForCausalLM, tokenizer=tokenizer,
-        dtype=t._training_dtype(resolved.ds), device=world.device, seed=0,
+        dtype=training_dtype(resolved.ds), device=world.device, seed=0,
     )  # fmt: skip
     console = plain_console()
     console.out = console.err = sys.stderr
-    plan = t.plan_optimizer(resolved.run.optim, resolved.ds)
-    engine = t._build_engine(resolved.run, resolved.ds, model, plan, 4, world, console)
-    t.load_checkpoint(engine.deepspeed, t.find_resume("auto", folder / "checkpoints"))
+    plan = plan_optimizer(resolved.run.optim, resolved.ds)
+    engine = build_run_engine(resolved.run, resolved.ds, model, plan, 4, world, console)
+    load_checkpoint(engine.deepspeed, find_resume("auto", folder / "checkpoints"))
     engine.set_training(False)
     ids = torch.arange(3, 67, device=world.device)[None]
     with torch.no_grad():

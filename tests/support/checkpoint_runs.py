@@ -10,20 +10,20 @@ def fail_in_assets(settings: dict[str, Any], folder: str, config: str, step: int
     """A run whose rank 0 finds the disk full when it writes the tokenizer of this step."""
     import runs
 
-    from bigft.commands import training as t
+    from bigft.commands.parts.checkpoints import Checkpoints
 
-    write = t._Checkpoints._write_assets
+    write = Checkpoints._write_assets
 
     def fail(self: Any, target: Any) -> None:
         if f"step_{step:08d}" in str(target):
             raise OSError(28, "No space left on device")
         write(self, target)
 
-    t._Checkpoints._write_assets = fail
+    Checkpoints._write_assets = fail
     try:
         return runs.try_train(settings, folder, config)
     finally:
-        t._Checkpoints._write_assets = write
+        Checkpoints._write_assets = write
 
 
 def fail_in_shards(settings: dict[str, Any], folder: str, config: str, rank: int) -> Any:

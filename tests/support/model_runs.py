@@ -22,21 +22,27 @@ def load(settings: dict[str, Any], folder: str, config: str) -> dict[str, Any]:
     """Load the model of a run as training does; tell each parameter's facts and values."""
     import runs
 
-    from bigft.commands import training as t
+    from bigft.commands.parts.engine import training_dtype
+    from bigft.engine.communication import open_communication
+    from bigft.engine.zero import Zero
+    from bigft.models.facts import read_facts
+    from bigft.models.load import count_parameters, load_model
+    from bigft.models.tokenizer import load_tokenizer
+    from bigft.tasks.task import build_task
 
     resolved = runs._resolve(settings, folder, config)
     world = runs._world()
-    t.open_communication(world.device)
-    facts = t.read_facts(resolved.run.model)
-    zero = t.Zero(resolved.ds)
-    tokenizer = t.load_tokenizer(resolved.run.model, facts, lambda: None)
-    model = t.load_model(
+    open_communication(world.device)
+    facts = read_facts(resolved.run.model)
+    zero = Zero(resolved.ds)
+    tokenizer = load_tokenizer(resolved.run.model, facts, lambda: None)
+    model = load_model(
         resolved.run.model,
         facts,
         zero,
-        auto_class=t.build_task("causal_lm").auto_class(),
+        auto_class=build_task("causal_lm").auto_class(),
         tokenizer=tokenizer,
-        dtype=t._training_dtype(resolved.ds),
+        dtype=training_dtype(resolved.ds),
         device=world.device,
         seed=0,
     )
@@ -53,7 +59,7 @@ def load(settings: dict[str, Any], folder: str, config: str) -> dict[str, Any]:
         "attention": model.attention,
         "values": values,
         "whole": whole,
-        "count": t.count_parameters(module),
+        "count": count_parameters(module),
         "vocab_size": module.config.get_text_config().vocab_size,
         "tied": module.get_output_embeddings().weight is module.get_input_embeddings().weight,
     }
@@ -102,18 +108,19 @@ def train_routed(steps: int, *, leaves: bool = True) -> list[float]:
     import deepspeed
     import runs
 
-    from bigft.commands import training as t
     from bigft.engine.build import build_engine
+    from bigft.engine.communication import open_communication
+    from bigft.engine.zero import Zero
     from bigft.models.load import find_expert_blocks
 
     world = runs._world()
-    t.open_communication(world.device)
+    open_communication(world.device)
     ds = {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
         "bf16": {"enabled": False},
     }
-    zero = t.Zero(ds)
+    zero = Zero(ds)
     torch.manual_seed(0)
     with deepspeed.zero.Init(config_dict_or_path=ds):
         module = RoutedModel()

@@ -63,37 +63,47 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
     import io
     from functools import partial
 
-    from bigft.commands import training as t
+    from bigft.commands.parts.data import build_run_data
+    from bigft.commands.parts.engine import build_run_engine, training_dtype
+    from bigft.data.cache import default_cache_dir
     from bigft.data.order.cursor import Cursor
+    from bigft.data.tokens.builtin import load_builtin_tokenizer
+    from bigft.engine.communication import open_communication
+    from bigft.engine.zero import Zero
     from bigft.log import Console
+    from bigft.models.facts import read_facts
+    from bigft.models.load import load_model
+    from bigft.models.tokenizer import load_tokenizer
+    from bigft.optim.build import plan_optimizer
+    from bigft.tasks.task import build_task
 
     resolved = _resolve(settings, folder, config)
     world = _world()
     run = resolved.run
-    t.open_communication(world.device)
-    facts = t.read_facts(run.model)
-    task = t.build_task(run.task.name)
-    tokenizer = t.load_tokenizer(
+    open_communication(world.device)
+    facts = read_facts(run.model)
+    task = build_task(run.task.name)
+    tokenizer = load_tokenizer(
         run.model,
         facts,
-        partial(t.load_builtin_tokenizer, t.default_cache_dir(run.data.loading.cache_dir)),
+        partial(load_builtin_tokenizer, default_cache_dir(run.data.loading.cache_dir)),
     )
-    data = t._build_data(resolved, tokenizer, world, Path(folder))
-    zero = t.Zero(resolved.ds)
-    model = t.load_model(
+    data = build_run_data(resolved, tokenizer, world, Path(folder))
+    zero = Zero(resolved.ds)
+    model = load_model(
         run.model,
         facts,
         zero,
         auto_class=task.auto_class(),
         tokenizer=tokenizer,
-        dtype=t._training_dtype(resolved.ds),
+        dtype=training_dtype(resolved.ds),
         device=world.device,
         seed=0,
     )
     console = Console(io.StringIO(), io.StringIO(), is_rank_zero=False)
-    plan = t.plan_optimizer(run.optim, resolved.ds)
+    plan = plan_optimizer(run.optim, resolved.ds)
     with zero.building():
-        engine = t._build_engine(run, resolved.ds, model, plan, steps, world, console)
+        engine = build_run_engine(run, resolved.ds, model, plan, steps, world, console)
     engine.set_training(True)
     step = next(data.train.steps_from(Cursor()))
     found = []

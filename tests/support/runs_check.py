@@ -27,30 +27,38 @@ def engine_logits(settings: dict[str, Any], folder: str, config: str) -> Any:
 
     import runs
 
-    from bigft.commands import training as t
+    from bigft.checkpoint.resume import find_resume, load_checkpoint
+    from bigft.commands.parts.engine import build_run_engine, training_dtype
+    from bigft.engine.communication import open_communication
+    from bigft.engine.zero import Zero
     from bigft.log import Console
+    from bigft.models.facts import read_facts
+    from bigft.models.load import load_model
+    from bigft.models.tokenizer import load_tokenizer
+    from bigft.optim.build import plan_optimizer
+    from bigft.tasks.task import build_task
 
     resolved = runs._resolve(settings, folder, config)
     world = runs._world()
-    t.open_communication(world.device)
-    facts = t.read_facts(resolved.run.model)
-    zero = t.Zero(resolved.ds)
-    tokenizer = t.load_tokenizer(resolved.run.model, facts, lambda: None)
-    task = t.build_task("causal_lm")
-    model = t.load_model(
+    open_communication(world.device)
+    facts = read_facts(resolved.run.model)
+    zero = Zero(resolved.ds)
+    tokenizer = load_tokenizer(resolved.run.model, facts, lambda: None)
+    task = build_task("causal_lm")
+    model = load_model(
         resolved.run.model,
         facts,
         zero,
         auto_class=task.auto_class(),
         tokenizer=tokenizer,
-        dtype=t._training_dtype(resolved.ds),
+        dtype=training_dtype(resolved.ds),
         device=world.device,
         seed=0,
     )
     console = Console(io.StringIO(), io.StringIO(), is_rank_zero=False)
-    plan = t.plan_optimizer(resolved.run.optim, resolved.ds)
-    engine = t._build_engine(resolved.run, resolved.ds, model, plan, 4, world, console)
-    t.load_checkpoint(engine.deepspeed, t.find_resume("auto", Path(folder) / "checkpoints"))
+    plan = plan_optimizer(resolved.run.optim, resolved.ds)
+    engine = build_run_engine(resolved.run, resolved.ds, model, plan, 4, world, console)
+    load_checkpoint(engine.deepspeed, find_resume("auto", Path(folder) / "checkpoints"))
     engine.set_training(False)
     with torch.no_grad():
         logits = engine(input_ids=torch.tensor(INPUT), use_cache=False).logits

@@ -1,0 +1,1 @@
+"""What the straight line of a training run is put together from."""

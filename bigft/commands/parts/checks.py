@@ -1,0 +1,43 @@
+"""Checks and builds that come before anything expensive."""
+
+import os
+from pathlib import Path
+
+from bigft.checkpoint.resume import find_resume
+from bigft.commands.parts.announce import announce
+from bigft.distributed.collectives import (
+    errors_shared,
+    local_rank_zero_first,
+)
+from bigft.distributed.world import World
+from bigft.engine.build import check_precision
+from bigft.engine.communication import open_communication
+from bigft.engine.operators import build_operators, check_build_tools, find_needed_operators
+from bigft.log import Console
+from bigft.optim.build import OptimizerPlan, plan_optimizer
+from bigft.run.record import record
+from bigft.run.resolve import Resolved
+
+
+def check_first(
+    resolved: Resolved, folder: Path, world: World, console: Console
+) -> tuple[OptimizerPlan, Path | None]:
+    """Check the host and the run folder, say what will run, build DeepSpeed's operators."""
+    run = resolved.run
+    with errors_shared():
+        resumed = find_resume(run.checkpoint.resume, folder / "checkpoints")
+        optimizer = plan_optimizer(run.optim, resolved.ds)
+        check_precision(resolved.ds)
+        operators = find_needed_operators(
+            resolved.ds,
+            on_cpu=world.device.type == "cpu",
+            uses_cpu_adam=optimizer.class_name == "DeepSpeedCPUAdam",
+        )
+        check_build_tools(operators)
+        if world.is_rank_zero:
+            record(resolved, os.environ, folder)
+    announce(resolved, optimizer, world, folder, console)
+    with local_rank_zero_first(world):
+        build_operators(operators)
+    open_communication(world.device)
+    return optimizer, resumed

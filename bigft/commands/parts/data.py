@@ -1,0 +1,34 @@
+"""The data of a run, for this rank."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bigft.data.build import Data, build_data
+from bigft.data.loading.loader import Share
+from bigft.data.store.rejected import append_rejected, ignore_rejected
+from bigft.distributed.collectives import (
+    barrier,
+)
+from bigft.distributed.world import World
+from bigft.run.resolve import Resolved
+
+
+def build_run_data(resolved: Resolved, tokenizer: Any, world: World, folder: Path) -> Data:
+    """Build the loaders of this rank. Collective: every rank."""
+    run = resolved.run
+    return build_data(
+        run.data,
+        tokenizer=tokenizer,
+        share=Share(
+            resolved.ds["train_micro_batch_size_per_gpu"],
+            resolved.ds["gradient_accumulation_steps"],
+            world.rank,
+            world.size,
+        ),
+        local_rank=world.local_rank,
+        eval_batch_size=run.evaluation.per_device_eval_batch_size,
+        seed=run.trainer.seed,
+        barrier=barrier,
+        reject=partial(append_rejected, folder) if world.is_rank_zero else ignore_rejected,
+    )

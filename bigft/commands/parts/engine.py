@@ -1,0 +1,80 @@
+"""The engine of a run, and the words for its failures."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from bigft.distributed.world import World
+from bigft.engine.build import build_engine
+from bigft.engine.engine import Engine
+from bigft.engine.host_memory import fix_malloc_limits
+from bigft.errors import TrainingError
+from bigft.log import Console
+from bigft.models.load import LoadedModel, count_parameters
+from bigft.models.savers import save_activations
+from bigft.optim.build import OptimizerPlan
+from bigft.optim.groups import build_groups
+from bigft.optim.schedule import build_schedule
+from bigft.run.settings import Run
+from bigft.units import format_count
+
+
+def build_run_engine(
+    run: Run,
+    ds: dict[str, Any],
+    model: LoadedModel,
+    optimizer: OptimizerPlan,
+    total_steps: int,
+    world: World,
+    console: Console,
+) -> Engine:
+    """Build the engine around a loaded model. Collective: every rank."""
+    module = model.module
+    note = save_activations(module, run.model.activation_checkpointing, world.device)
+    for line in [*model.notes, *([note] if note else [])]:
+        console.say(f"note: {line}")
+    console.say(
+        f"{type(module).__name__}, {format_count(count_parameters(module))} parameters, attention"
+        f" {model.attention}, activation checkpointing {run.model.activation_checkpointing}"
+    )
+    fix_malloc_limits(count_parameters(module))
+    engine = build_engine(
+        module,
+        ds=ds,
+        groups=build_groups(module, run.optim.weight_decay),
+        build_optimizer=optimizer.build,
+        build_scheduler=None
+        if "scheduler" in ds
+        else lambda inner: build_schedule(run.optim, inner, total_steps),
+        expected_optimizer=optimizer.class_name,
+    )
+    console.say(
+        f"optimizer {optimizer.class_name},"
+        f" {optimizer.state_bytes_per_parameter:g} bytes of state per parameter"
+    )
+    return engine
+
+
+def training_dtype(ds: dict[str, Any]) -> torch.dtype:
+    """Read from the DeepSpeed JSON what the model computes in."""
+    if ds.get("bf16", {}).get("enabled"):
+        return torch.bfloat16
+    if ds.get("fp16", {}).get("enabled"):
+        return torch.float16
+    return torch.float32
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(run: Run) -> Iterator[None]:
+    """Turn an exhausted device into advice, in the order that costs least."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"device memory is exhausted ({str(error).splitlines()[0]}). In this order: lower"
+            f" --per_device_train_batch_size ({run.trainer.per_device_train_batch_size}) and raise"
+            " --gradient_accumulation_steps; --activation_checkpointing full; a shorter"
+            f" --max_length ({run.data.max_length}); --config ds_configs/zero3_offload.json"
+        ) from error

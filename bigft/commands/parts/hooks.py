@@ -1,0 +1,102 @@
+"""Who watches the loop."""
+
+from typing import Any
+
+from bigft.commands.parts.checkpoints import Checkpoints
+from bigft.data.build import Data
+from bigft.distributed.world import World
+from bigft.engine.engine import Engine
+from bigft.log import Console
+from bigft.models.facts import ModelFacts
+from bigft.models.load import LoadedModel, count_parameters
+from bigft.monitor.meters import count_flops_per_token, find_peak_flops
+from bigft.monitor.sinks import Sinks
+from bigft.optim.build import OptimizerPlan
+from bigft.run.settings import Run
+from bigft.tasks.task import Task
+from bigft.trainer.evaluating import Evaluator
+from bigft.trainer.hooks import Hook
+from bigft.trainer.reporting import Rate, Reporter
+from bigft.trainer.saving import Saver
+from bigft.trainer.state import State
+
+
+def build_hooks(
+    run: Run,
+    engine: Engine,
+    task: Task,
+    data: Data,
+    facts: ModelFacts,
+    model: LoadedModel,
+    sinks: Sinks,
+    checkpoints: Checkpoints,
+    world: World,
+    console: Console,
+) -> list[Hook]:
+    """Build the hooks of a run, in the order in which they are called."""
+    mean_length = data.info["tokens"] // max(data.info["rows"], 1)
+    weights = count_parameters(model.module)
+    if not facts.tied:
+        # Looking a row up is no matrix product; a tied table is one, as the head.
+        weights -= (facts.vocab_size or 0) * (facts.hidden_size or 0)
+    flops = count_flops_per_token(
+        weights, facts.num_layers or 0, facts.hidden_size or 0, mean_length
+    )
+    peak = find_peak_flops(world.device)
+    rate = Rate(flops, peak * world.size if peak else None)
+    hooks: list[Hook] = [
+        Reporter(
+            sinks,
+            logging_steps=run.monitor.logging_steps,
+            device=world.device,
+            local_size=world.local_size,
+            rate=rate,
+            stream=console.err if world.is_rank_zero else None,
+            sources=data.sources,
+        )
+    ]
+    if data.evaluation is not None:
+        hooks.append(
+            Evaluator(
+                run.evaluation,
+                engine,
+                task,
+                data.evaluation,
+                sinks,
+                console,
+                world.device,
+                data.eval_sources,
+            )
+        )
+    hooks.append(Saver(checkpoints.save, run.checkpoint.save_steps))
+    return hooks
+
+
+class StateBytes:
+    """A hook that measures the optimizer's states once they exist, after the first step."""
+
+    def __init__(self, engine: Engine, plan: OptimizerPlan, console: Console) -> None:
+        """Take what is measured and what was planned."""
+        self._engine = engine
+        self._plan = plan
+        self._console = console
+        self._measured = False
+
+    def started(self, state: State, total_steps: int) -> None:
+        """Do nothing: states are created by the first step."""
+
+    def stepped(self, state: State, report: Any) -> None:
+        """Measure once, after the first step that was not skipped."""
+        if self._measured or report.result.skipped:
+            return
+        self._measured = True
+        found = self._engine.measure_state_bytes_per_parameter()
+        planned = self._plan.state_bytes_per_parameter
+        if planned and abs(found - planned) > 0.1 * planned:
+            self._console.say(
+                f"warning: the optimizer keeps {found:.2f} bytes of state per parameter,"
+                f" {planned:g} were expected"
+            )
+
+    def finished(self, state: State) -> None:
+        """Do nothing."""

@@ -1,0 +1,55 @@
+"""The private NVMe folder of a run."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bigft.distributed.collectives import (
+    broadcast_object,
+    errors_shared,
+)
+from bigft.distributed.world import World
+from bigft.engine import swap
+from bigft.models.facts import ModelFacts
+from bigft.models.load import plan_parameters
+from bigft.run.resolve import Resolved
+from bigft.tasks.task import Task
+
+
+@contextlib.contextmanager
+def swap_folder(
+    resolved: Resolved, folder: Path, facts: ModelFacts, tokenizer: Any, task: Task, world: World
+) -> Iterator[dict[str, Any]]:
+    """Give the JSON its private NVMe folder, and remove it at the end."""
+    if not swap.find_swap_roots(resolved.ds):
+        yield resolved.ds
+        return
+    private = swap.with_private_swap(resolved.ds, broadcast_object(swap.new_run_name()))
+    first_here = world.local_rank == 0
+    try:
+        with errors_shared():
+            if first_here:
+                _open_swap(resolved, private, facts, tokenizer, task, world)
+        yield private
+    finally:
+        if first_here:
+            swap.close_swap(private)
+            with contextlib.suppress(OSError):
+                # nvme_path "auto" made a folder of its own in the run folder; it is empty now.
+                (folder / "nvme").rmdir()
+
+
+def _open_swap(
+    resolved: Resolved,
+    private: dict[str, Any],
+    facts: ModelFacts,
+    tokenizer: Any,
+    task: Task,
+    world: World,
+) -> None:
+    swap.remove_orphans(resolved.ds)
+    count = plan_parameters(resolved.run.model, facts, task.auto_class(), len(tokenizer))
+    needed = swap.plan_swap_bytes(resolved.ds, count, world.local_size / world.size)
+    swap.open_swap(private, needed, count)
+    swap.sign_swap(private)
