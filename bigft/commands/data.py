@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from bigft.config.request import Request
+from bigft.log import plain_console
 from bigft.run.preview import PreviewSettings, resolve_preview
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def main(request: Request) -> None:
     facts = read_facts(settings.model)
     load_builtin = partial(load_builtin_tokenizer, default_cache_dir(section.loading.cache_dir))
     tokenizer = load_tokenizer(settings.model, facts, load_builtin, TEMPLATES)
-    opened = open_all(section, tokenizer, seed)
+    opened = open_all(section, tokenizer, seed, plain_console().say)
     preview = build_preview(opened, section, tokenizer, seed=seed, num_examples=settings.examples)
     has_template = tokenizer.chat_template is not None
     if settings.as_json:

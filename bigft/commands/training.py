@@ -62,8 +62,11 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
         load_builtin = partial(load_builtin_tokenizer, cache)
         tokenizer = load_tokenizer(run.model, facts, load_builtin, TEMPLATES)
     with errors_shared():
-        data = build_run_data(resolved, tokenizer, world, folder)
-        if world.is_rank_zero:
+        data = build_run_data(
+            resolved, tokenizer, world, folder, goes_on=resumed is not None, tell=console.say
+        )
+        # A stream adds its rows while it is read.
+        if world.is_rank_zero and not run.data.loading.streaming:
             keep_rejected(folder, data.rejected_files)
     total_steps = count_total_steps(run.trainer, data.train.steps_per_epoch)
     announce_data(data, total_steps, console)

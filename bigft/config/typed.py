@@ -141,6 +141,8 @@ def _rejected(error: ValidationError, wanted: Mapping[str, Typed]) -> dict[str, 
         choices = entry.get("ctx", {}).get("expected", "")
         if entry["type"] == "literal_error":
             message += suggest(str(entry["input"]), [c.strip("'") for c in _split(choices)])
+        elif entry["type"] == "dict_type":
+            message = f"has to be a mapping; write --{path}.NAME VALUE for each of its entries"
         rejected.setdefault(path, message)
     return rejected
 

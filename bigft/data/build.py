@@ -23,8 +23,9 @@ from bigft.data.open import (
 )
 from bigft.data.order.select import select_all
 from bigft.data.readers.raw import RawRow
-from bigft.data.section import DataSection
+from bigft.data.section import DataSection, seed_copies
 from bigft.data.sources.find import Part, find_sources
+from bigft.data.sources.progress import Tell, tell_nobody
 from bigft.data.store.chunks import ChunkTokenizer
 from bigft.data.store.prepare import describe_request, refuse_bad_rows
 from bigft.data.store.rejected import Rejected
@@ -67,6 +68,7 @@ def build_data(
     seed: int,
     barrier: Callable[[], None],
     reject: Callable[[list[Rejected]], None] = refuse_bad_rows,
+    tell: Tell = tell_nobody,
 ) -> Data:
     """Build the loaders of a run; local rank 0 tokenises first, where that was not done before.
 
@@ -79,18 +81,20 @@ def build_data(
         share: What this rank gets of each step.
         local_rank: This rank on its host.
         eval_batch_size: Sequences per rank and evaluation batch.
-        seed: Decides the order.
+        seed: Decides the order, and changed copies that have no seed of their own.
         barrier: Returns when every rank has called it.
         reject: When streaming, told of raw rows that became no tokens.
+        tell: Shows a line now and then where tokenising takes long.
 
     Raises:
         DataError: The data are missing, bad or empty; raised on every rank.
 
     Collective: all ranks; `barrier` is called once, and when streaming not at all.
     """
+    section = seed_copies(section, seed)
     if section.loading.streaming:
         return _build_streamed(section, tokenizer, share, eval_batch_size, seed, reject)
-    opened = _open_shared(section, tokenizer, seed, local_rank=local_rank, barrier=barrier)
+    opened = _open_shared(section, tokenizer, seed, tell, local_rank=local_rank, barrier=barrier)
     _set_chat_template(tokenizer, opened.stores)
     selection = opened.selection
     plan = selection.build_plan(opened.train, section, seed=seed)
@@ -201,6 +205,7 @@ def _open_shared(
     section: DataSection,
     tokenizer: "PreTrainedTokenizerBase",
     seed: int,
+    tell: Tell = tell_nobody,
     *,
     local_rank: int,
     barrier: Callable[[], None],
@@ -219,7 +224,7 @@ def _open_shared(
         return open_all(section, tokenizer, seed)
     error_text = None
     try:
-        return open_all(section, tokenizer, seed)
+        return open_all(section, tokenizer, seed, tell)
     except Exception as error:
         error_text = (
             str(error) if isinstance(error, BigftError) else f"{type(error).__name__}: {error}"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from bigft.data.order.pack import Bins
 from bigft.data.order.select import Selection, describe_selection, open_selection
-from bigft.data.section import DataSection
+from bigft.data.section import DataSection, seed_copies
 from bigft.data.sources.find import Part, find_sources
+from bigft.data.sources.progress import Tell, tell_nobody
 from bigft.data.store.prepare import open_store
 from bigft.data.store.rows import Rows
 from bigft.data.store.store import StoreInfo, TokenStore
@@ -58,12 +59,24 @@ class Opened:
         return self.train.stores + own
 
 
-def open_all(section: DataSection, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Opened:
+def open_all(
+    section: DataSection,
+    tokenizer: "PreTrainedTokenizerBase",
+    seed: int,
+    tell: Tell = tell_nobody,
+) -> Opened:
     """Tokenise what is not yet in the cache, choose and pack, in this process.
+
+    Args:
+        section: Settings of the data.
+        tokenizer: Of the model.
+        seed: Decides what weighted parts contribute, and changed copies.
+        tell: Shows a line now and then where tokenising takes long.
 
     Raises:
         DataError: The data are missing, bad or empty; all problems are listed.
     """
+    section = seed_copies(section, seed)
     problems = []
     specs = [(section.train, "--data")]
     if section.eval is not None:
@@ -71,7 +84,7 @@ def open_all(section: DataSection, tokenizer: "PreTrainedTokenizerBase", seed: i
     found = []
     for spec, flag in specs:
         try:
-            found.append(open_rows(spec, flag, section, tokenizer))
+            found.append(open_rows(spec, flag, section, tokenizer, tell))
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -83,7 +96,11 @@ def open_all(section: DataSection, tokenizer: "PreTrainedTokenizerBase", seed: i
 
 
 def open_rows(
-    spec: str, flag: str, section: DataSection, tokenizer: "PreTrainedTokenizerBase"
+    spec: str,
+    flag: str,
+    section: DataSection,
+    tokenizer: "PreTrainedTokenizerBase",
+    tell: Tell = tell_nobody,
 ) -> tuple[tuple[Part, ...], Rows]:
     """Open the rows of everything that one setting names.
 
@@ -92,6 +109,7 @@ def open_rows(
         flag: The setting, for error messages.
         section: How the rows are read and tokenised; its own `train` and `eval` do not matter.
         tokenizer: Of the model.
+        tell: Shows a line now and then where tokenising takes long.
 
     Raises:
         DataError: The data are missing, bad or empty; all problems are listed.
@@ -101,12 +119,12 @@ def open_rows(
     parts = find_sources(spec, flag, weighted=flag == "--data")
     for part in parts:
         try:
-            stores.append(open_store(part, section, tokenizer))
+            stores.append(open_store(part, section, tokenizer, tell))
         except DataError as error:
             problems.append(str(error))
     if problems:
         raise_together(DataError, problems)
-    return tuple(parts), Rows(stores)
+    return tuple(parts), Rows(stores, find_names(parts))
 
 
 def find_names(parts: Sequence[Part]) -> tuple[str, ...]:

@@ -67,3 +67,16 @@ class DataSection(Section):
 
     clean: CleanSection = CleanSection()
     loading: LoadingSection = LoadingSection()
+
+
+def seed_copies(section: DataSection, seed: int) -> DataSection:
+    """Let the seed of a run decide its changed copies, unless they have one of their own.
+
+    Without copies the settings stay as they are, so that runs with other seeds share what was
+    tokenised.
+    """
+    augment = section.clean.augment
+    if augment.copies == 0 or augment.seed is not None:
+        return section
+    clean = {"augment": augment.model_copy(update={"seed": seed})}
+    return section.model_copy(update={"clean": section.clean.model_copy(update=clean)})

@@ -9,6 +9,7 @@ from bigft.config.flags import to_path
 from bigft.config.request import Request
 from bigft.config.section import Section
 from bigft.config.typed import Typed, build_section, fields_of, find_field, read_flags, read_recipe
+from bigft.data.contradictions import find_contradictions
 from bigft.data.section import DataSection
 from bigft.errors import ConfigError, raise_together
 from bigft.models.section import ModelSection
@@ -21,7 +22,8 @@ class OrderSection(Section):
     """What the preview takes of the trainer's settings."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = TrainerSection().seed
-    """Decides which rows of weighted sources the first epoch takes."""
+    """Decides which rows of weighted sources the first epoch takes, and how changed copies differ
+    from their rows."""
 
 
 class PreviewSettings(Section):
@@ -64,6 +66,7 @@ def resolve_preview(request: Request) -> PreviewSettings:
             "--data.loading.streaming=true: the preview reads all rows; give a part of the data,"
             " and --data.loading.streaming false"
         )
+    problems += find_contradictions(settings.data)
     if problems:
         raise_together(ConfigError, problems)
     return settings.model_copy(update={"model": expand_home(settings.model)})

@@ -5,13 +5,18 @@ warning; a run that cannot work is an error. To add a rule: write the function, 
 `RULES`, test it in `tests/unit/run/test_rules.py`.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bigft.config.hints import suggest
+from bigft.data.contradictions import find_contradictions
+from bigft.data.section import DataSection
+from bigft.data.sources.spec import split_spec, split_weight
 from bigft.data.tokens.templates import TEMPLATES
+from bigft.errors import DataError
 from bigft.run.draft import Draft
 from bigft.run.settings import Run
 from bigft.units import parse_bytes
@@ -57,17 +62,30 @@ def check_streaming(draft: Draft, run: Run) -> Iterator[Finding]:
         yield Finding(
             f"{flag}: no share can be held out. Give --eval_data, or --data.eval_fraction 0"
         )
-    if data.clean.duplicates != "keep" or data.clean.test_fraction > 0:
-        yield Finding(
-            f"{flag}: data.clean.duplicates={data.clean.duplicates} and data.clean.test_fraction="
-            f"{data.clean.test_fraction:g} need all rows at once. Leave them out"
-        )
+    for needy in _find_what_needs_all_rows(data):
+        yield Finding(f"{flag}: {needy}, which needs all rows at once. Leave that out")
     if data.on_bad_row == "error":
         yield Finding(
             f"{flag}: a bad row will end the run where it stands;"
             " --data.on_bad_row skip keeps it in rejected.jsonl instead",
             is_error=False,
         )
+
+
+def _find_what_needs_all_rows(data: DataSection) -> Iterator[str]:
+    if data.clean.duplicates != "keep":
+        yield f"--data.clean.duplicates is {data.clean.duplicates}"
+    if data.clean.test_fraction > 0:
+        yield f"--data.clean.test_fraction is {data.clean.test_fraction:g}"
+    # A weight that is no number is an error of its own, with the data.
+    with contextlib.suppress(DataError):
+        if any(split_weight(part, "--data")[1] is not None for part in split_spec(data.train)):
+            yield f"--data {data.train} has weights"
+
+
+def check_data(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Settings of the data that contradict each other, or name what does not exist."""
+    yield from map(Finding, find_contradictions(run.data))
 
 
 def refuse_eight_bit_on_nvme(draft: Draft, run: Run) -> Iterator[Finding]:
@@ -226,6 +244,7 @@ RULES: tuple[Rule, ...] = (
     refuse_nvme_below_stage_three,
     refuse_two_precisions,
     refuse_eight_bit_on_nvme,
+    check_data,
     check_streaming,
     check_swap_buffers,
     check_warmup,

@@ -172,6 +172,29 @@ def test_resume_goes_on_where_the_run_stopped(two_ranks, shared_folder, tmp_path
     assert rows[-1]["tokens"] == read_rows(whole)[-2]["tokens"]
 
 
+def test_a_streamed_run_goes_on_and_keeps_each_rejected_row_once(
+    two_ranks, shared_folder, tmp_path
+):
+    good = (shared_folder / "chat.jsonl").read_text().splitlines()[:30]
+    lines = [*good[:3], '{"text": 5}', *good[3:20], "not json", *good[20:]]
+    (tmp_path / "chat.jsonl").write_text("".join(line + "\n" for line in lines))
+    changes = {"data.loading.streaming": "true", "data.on_bad_row": "skip", "packing": "none"}
+    settings = _settings(shared_folder, data=tmp_path / "chat.jsonl", **FP32, **changes)
+    settings["data.eval_fraction"] = 0
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    two_ranks.run("runs:train", {**settings, "max_steps": 9}, str(whole), _config("zero3"))
+    two_ranks.run("runs:train", {**settings, "max_steps": 4}, str(halved), _config("zero3"))
+    # The second run begins within the window of the first, and goes on into the next epoch.
+    two_ranks.run("runs:train", {**settings, "max_steps": 9}, str(halved), _config("zero3"))
+    for folder in (whole, halved):
+        kept = (folder / "rejected.jsonl").read_text().splitlines()
+        places = [json.loads(line)["origin"].rpartition(":")[2] for line in kept]
+        assert places == ["4", "22"]
+    assert [row["tokens"] for row in read_rows(halved)] == [
+        row["tokens"] for row in read_rows(whole)
+    ]
+
+
 @pytest.mark.parametrize("folder", ["model", "tied"])
 def test_export_gives_the_same_evaluation_in_plain_transformers(
     two_ranks, shared_folder, tmp_path, folder

@@ -1,22 +1,29 @@
 """The data of a run, for this rank."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bigft.data.build import Data, build_data
 from bigft.data.loading.loader import Share
-from bigft.data.store.rejected import append_rejected, ignore_rejected
-from bigft.distributed.collectives import (
-    barrier,
-)
+from bigft.data.sources.progress import Tell, tell_nobody
+from bigft.data.store.rejected import RejectedLog, ignore_rejected
+from bigft.distributed.collectives import barrier
 from bigft.distributed.world import World
 from bigft.run.resolve import Resolved
 
 
-def build_run_data(resolved: Resolved, tokenizer: Any, world: World, folder: Path) -> Data:
+def build_run_data(
+    resolved: Resolved,
+    tokenizer: Any,
+    world: World,
+    folder: Path,
+    *,
+    goes_on: bool = False,
+    tell: Tell = tell_nobody,
+) -> Data:
     """Build the loaders of this rank. Collective: every rank."""
     run = resolved.run
+    log = RejectedLog(folder, goes_on=goes_on) if world.is_rank_zero else ignore_rejected
     return build_data(
         run.data,
         tokenizer=tokenizer,
@@ -30,5 +37,6 @@ def build_run_data(resolved: Resolved, tokenizer: Any, world: World, folder: Pat
         eval_batch_size=run.evaluation.per_device_eval_batch_size,
         seed=run.trainer.seed,
         barrier=barrier,
-        reject=partial(append_rejected, folder) if world.is_rank_zero else ignore_rejected,
+        reject=log,
+        tell=tell,
     )

@@ -34,7 +34,8 @@ def build_hooks(
     console: Console,
 ) -> list[Hook]:
     """Build the hooks of a run, in the order in which they are called."""
-    mean_length = data.info["tokens"] // max(data.info["rows"], 1)
+    # Of a stream nobody knows it: the scores of attention are left out, and `mfu` is a little low.
+    mean_length = data.info.get("tokens", 0) // max(data.info.get("rows", 0), 1)
     weights = count_parameters(model.module)
     if not facts.tied:
         # Looking a row up is no matrix product; a tied table is one, as the head.

@@ -35,25 +35,24 @@ class Cleaner:
     added to these with `add_touched`.
     """
 
-    def __init__(self, section: CleanSection, seed: int = 0) -> None:
+    def __init__(self, section: CleanSection) -> None:
         """Check the settings that name patterns or files.
 
         Args:
             section: Of it, `duplicates`, `similarity`, the limits in tokens and `test_fraction` are
                 for others: they need more than one row, or its tokens.
-            seed: Decides the copies that `augment` makes, together with each row's digest.
 
         Raises:
             ConfigError: A pattern is no regular expression, or copies are to be made of nothing.
             DataError: The settings are fine but the file of synonyms is not.
         """
-        patterns, problems = _compile_patterns(section)
+        patterns, problems = compile_patterns(section)
         self._change, copy_problems = find_change(section.augment)
         if problems or copy_problems:
             is_file = not problems and section.augment.synonyms is not None
             raise_together(DataError if is_file else ConfigError, [*problems, *copy_problems])
         self._copies = section.augment.copies
-        self._seed = seed
+        self._seed = section.augment.seed or 0
         self._masks = tuple(section.mask)
         self._steps = _build_steps(section)
         self._drops = _build_drops(section, patterns)
@@ -155,7 +154,8 @@ def _build_drops(
     return tuple(drops)
 
 
-def _compile_patterns(section: CleanSection) -> tuple[dict[str, re.Pattern[str]], list[str]]:
+def compile_patterns(section: CleanSection) -> tuple[dict[str, re.Pattern[str]], list[str]]:
+    """Compile the regular expressions that are set, by their names; and what is wrong with them."""
     patterns, problems = {}, []
     for name in ("keep_pattern", "drop_pattern"):
         text: str | None = getattr(section, name)

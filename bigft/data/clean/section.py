@@ -22,6 +22,9 @@ class AugmentSection(Section):
     synonyms: str | None = None
     """A JSON file with an object of lists: a word and what may stand in its place."""
 
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Decides what is changed, together with the row; absent: `--seed`."""
+
 
 class CleanSection(Section):
     """What is changed or left out before tokenising; the preview reports each with its rows."""

@@ -16,6 +16,40 @@ _KNOWN = (
 )
 
 
+EXAMPLES = {
+    "chat": '{"messages": [{"role": "user", "content": "..."}, '
+    '{"role": "assistant", "content": "..."}]}',
+    "instruct": '{"instruction": "...", "input": "...", "output": "..."}',
+    "pairs": '{"prompt": "...", "response": "..."}',
+    "translation": '{"source": "...", "target": "..."}',
+    "labelled": '{"text": "...", "label": "..."}',
+    "text": '{"text": "..."}',
+}
+"""A row of the formats that people write most, as JSON."""
+
+
+def is_about_columns(reason: str) -> bool:
+    """Whether a row was rejected for the names of its columns, which all rows share."""
+    return "the columns (" in reason or reason.startswith("--data.columns.")
+
+
+def explain_formats(num_rows: int) -> str:
+    """Say what rows look like, and which flags help those that look otherwise.
+
+    Args:
+        num_rows: How many were read, none of which fits.
+    """
+    shown = [f"    --data.format {name:<12} {row}" for name, row in EXAMPLES.items()]
+    return "\n".join(
+        [
+            f"none of the rows that were read ({num_rows:,}) fits, so it may be that only the"
+            " names of the columns are others: say which to read, for example with"
+            " --data.columns.prompt ask --data.columns.response reply. Rows look like one of",
+            *shown,
+        ]
+    )
+
+
 def describe_columns(columns: Iterable[object]) -> str:
     """List columns, the first of them if there are many."""
     names = [str(name)[:40] for name in columns]

@@ -153,8 +153,12 @@ def _write(
         part = train.find_part(split.train)
         starts = np.searchsorted(part, np.arange(len(weights) + 1))
         bins = Bins(split.train, starts)
-        if empty := [n + 1 for n, rows in enumerate(bins) if not len(rows)]:
-            raise DataError(f"--data: part {empty[0]} has a weight but no row is left of it")
+        if empty := [train.names[n] for n, rows in enumerate(bins) if not len(rows)]:
+            raise DataError(
+                f"--data: no row of {' and '.join(empty)} is left to be weighted: all are held out"
+                " or left out as duplicates; give more of it, lower --data.eval_fraction and"
+                " --data.clean.test_fraction, or leave it away"
+            )
     if not len(split.train):
         raise DataError(
             "--data: no row is left to train on; lower --data.eval_fraction and"

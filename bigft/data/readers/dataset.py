@@ -52,10 +52,12 @@ def load_dataset(name: DatasetName, flag: str, *, streaming: bool = False) -> An
                 name.path, name.subset, split=name.split, streaming=streaming
             )
     except _find_failures() as error:
-        reason = "the saved data set cannot be opened"
+        reason, repair = "the saved data set cannot be opened", "save it again"
         if not name.is_saved:
             reason = "no such file or folder here, and as a hub id it cannot be loaded"
-        raise DataError(f"{where}: {reason}: {type(error).__name__}: {error}") from error
+            repair = "check the network" if isinstance(error, ConnectionError) else "check the id"
+            repair += ", or give the path of a file or folder"
+        raise DataError(f"{where}: {reason}: {type(error).__name__}: {error}; {repair}") from error
     if name.is_saved and name.split:
         return _select(loaded, name.split, where)
     if not isinstance(loaded, dict):

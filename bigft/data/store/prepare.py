@@ -2,7 +2,7 @@
 
 import contextlib
 import fcntl
-import itertools
+import hashlib
 import json
 import logging
 import os
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigft.data.cache import default_cache_dir, write_once
+from bigft.data.formats.hints import explain_formats, is_about_columns
 from bigft.data.section import DataSection
 from bigft.data.sources.find import Part, Source
+from bigft.data.sources.progress import Progress, Tell, tell_nobody
 from bigft.data.store.chunks import (
     NOTHING_TO_LEARN,
     ChunkTokenizer,
@@ -48,11 +50,20 @@ _logger = logging.getLogger(__name__)
 
 
 def open_store(
-    part: Part, section: DataSection, tokenizer: "PreTrainedTokenizerBase"
+    part: Part,
+    section: DataSection,
+    tokenizer: "PreTrainedTokenizerBase",
+    tell: Tell = tell_nobody,
 ) -> TokenStore:
     """Open the tokenised rows of a part; tokenise first if they are not in the cache.
 
     A second process that wants the same rows waits for the first.
+
+    Args:
+        part: What to read.
+        section: How to read it.
+        tokenizer: Of the model.
+        tell: Shows a line now and then where tokenising takes long.
 
     Raises:
         DataError: The data are missing, bad or empty, or the cache cannot be written.
@@ -65,7 +76,7 @@ def open_store(
     if not folder.is_dir():
         with _locked(folder):
             if not folder.is_dir():
-                write_once(folder, partial(_write_store, part, section, tokenizer))
+                write_once(folder, partial(_write_store, part, section, tokenizer, tell))
     return TokenStore(folder)
 
 
@@ -79,7 +90,14 @@ def describe_request(section: DataSection, tokenizer: "PreTrainedTokenizerBase")
     for name in ("test_fraction", "similarity"):
         del settings["clean"][name]
     settings["clean"]["duplicates"] = section.clean.duplicates == "drop_near"
+    if section.clean.augment.copies == 0:
+        del settings["clean"]["augment"]["seed"]
     yield json.dumps(settings, sort_keys=True)
+    augment = section.clean.augment
+    if augment.copies and augment.synonyms is not None:
+        # A file that cannot be read is refused where it is used.
+        with contextlib.suppress(OSError):
+            yield hashlib.blake2b(Path(augment.synonyms).read_bytes()).hexdigest()
     yield find_chat_template(tokenizer)
     yield find_chat_template(tokenizer, tools=[{}])
     yield json.dumps([tokenizer.eos_token_id, sorted(tokenizer.all_special_ids)])
@@ -109,20 +127,25 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _write_store(
-    part: Part, section: DataSection, tokenizer: "PreTrainedTokenizerBase", folder: Path
+    part: Part,
+    section: DataSection,
+    tokenizer: "PreTrainedTokenizerBase",
+    tell: Tell,
+    folder: Path,
 ) -> None:
     start = time.monotonic()
     flag = part.sources[0].flag
-    raws = itertools.chain.from_iterable(source.read() for source in part.sources)
+    progress = Progress(part.name, part.sources, tell)
     num_proc = choose_num_proc(section.loading.num_proc, part.sources)
     problems = _Problems(section, flag)
     with contextlib.closing(StoreWriter(folder)) as writer:
         tokenizing = tokenize_chunks(
-            ChunkTokenizer(section, tokenizer), cut_into_chunks(raws), num_proc
+            ChunkTokenizer(section, tokenizer), cut_into_chunks(progress.read()), num_proc
         )
         for chunk in tokenizing:
             problems.see(chunk.rejected)
             writer.append(chunk)
+            progress.show(writer.info.records)
             if problems.are_enough:
                 break
         tokenizing.close()
@@ -130,16 +153,24 @@ def _write_store(
         writer.finish()
         info = writer.info
     if not info.rows:
-        raise DataError(f"{flag}={part.name}: no row is left: {describe_losses(info)}")
+        losses = describe_losses(info, section.overlong)
+        raise DataError(f"{describe_part(part)}: no row is left: {losses}")
     _logger.info(
         "tokenised %d rows, %d tokens in %.1f s", info.rows, info.tokens, time.monotonic() - start
     )
 
 
-def describe_losses(info: StoreInfo) -> str:
+def describe_part(part: Part) -> str:
+    """Name a part for an error: the setting, and the first of its sources."""
+    more = f" and {len(part.sources) - 1:,} more" if len(part.sources) > 1 else ""
+    return f"{part.sources[0].flag}={part.sources[0].name}{more}"
+
+
+def describe_losses(info: StoreInfo, overlong: str) -> str:
     """Say in one line what became of the records that are no rows."""
     losses = {
         "bad": info.bad_rows,
+        "dropped by overlong": info.overlong_rows if overlong == "drop" else 0,
         "without a token to learn": info.unsupervised_rows,
         **{name.replace("_", " "): count for name, count in info.touched.items() if count},
     }
@@ -208,13 +239,13 @@ class _Problems:
             DataError: Names the rows.
         """
         if self._bad and (self._section.on_bad_row == "error" or info.bad_rows == info.records):
-            raise DataError(self._describe_bad())
+            raise DataError(self._describe_bad(info))
         records = max(info.records - info.bad_rows, 1)
         share = info.unsupervised_rows / records
         if share > _MAX_UNSUPERVISED_SHARE and self._section.on_bad_row == "error":
             raise DataError(self._describe_silent(info, share))
 
-    def _describe_bad(self) -> str:
+    def _describe_bad(self, info: StoreInfo) -> str:
         lines: dict[str, list[str]] = {}
         for row in self._bad:
             lines.setdefault(row.reason, []).append(row.origin)
@@ -223,7 +254,9 @@ class _Problems:
             + (f" (also {', '.join(origins[1:])})" if origins[1:] else "")
             for reason, origins in lines.items()
         ]
-        return "\n".join([*shown, _REPAIR])
+        # Settings are wrong, not rows, where all of them have the wrong columns.
+        is_misread = info.bad_rows == info.records and all(map(is_about_columns, lines))
+        return "\n".join([*shown, explain_formats(info.records) if is_misread else _REPAIR])
 
     def _describe_silent(self, info: StoreInfo, share: float) -> str:
         return (

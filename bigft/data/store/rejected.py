@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,47 @@ def keep_rejected(folder: Path, files: Sequence[Path]) -> None:
                 shutil.copyfileobj(source, copy)
 
 
-def append_rejected(folder: Path, rejected: Sequence[Rejected]) -> None:
-    """Append rows that a stream could not use."""
-    if rejected:
-        with (folder / _NAME).open("a", encoding="utf-8") as file:
-            file.writelines(dump_rejected(row) + "\n" for row in rejected)
+class RejectedLog:
+    """`rejected.jsonl` of a run whose data are streamed: each row once, however often it is met.
+
+    A stream meets a row again in each epoch, and where a run goes on within a window, or before
+    what was read ahead.
+
+    Memory: the place of each rejected row.
+    """
+
+    def __init__(self, folder: Path, *, goes_on: bool) -> None:
+        """Take up the file of the interrupted run, or start without one."""
+        self._file = folder / _NAME
+        if not goes_on:
+            self._file.unlink(missing_ok=True)
+        self._seen: set[str] | None = None
+
+    def __call__(self, rejected: Sequence[Rejected]) -> None:
+        """Append the rows that are not in the file."""
+        if not rejected:
+            return
+        if self._seen is None:
+            self._seen = set(_take_up(self._file))
+        with self._file.open("a", encoding="utf-8") as file:
+            for row in rejected:
+                if row.origin not in self._seen:
+                    self._seen.add(row.origin)
+                    file.write(dump_rejected(row) + "\n")
+
+
+def _take_up(file: Path) -> Iterator[str]:
+    """Give the places of the rows in a file, and cut off a last line that was not finished."""
+    if not file.exists():
+        return
+    with file.open("r+b") as lines:
+        complete = 0
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            complete += len(line)
+            yield str(json.loads(line)["origin"])
+        lines.truncate(complete)
 
 
 def ignore_rejected(rejected: Sequence[Rejected]) -> None:

@@ -15,9 +15,15 @@ Numbers = npt.NDArray[np.int64]
 class Rows:
     """The parts of a setting like `a.jsonl:3,b.jsonl:1` as one table of rows."""
 
-    def __init__(self, stores: Sequence[TokenStore]) -> None:
-        """Number the rows of the stores through; no token is read."""
+    def __init__(self, stores: Sequence[TokenStore], names: Sequence[str] = ()) -> None:
+        """Number the rows of the stores through; no token is read.
+
+        Args:
+            stores: One per part.
+            names: Of the parts, for error messages; absent: their numbers, from 1.
+        """
         self.stores = tuple(stores)
+        self.names = tuple(names) or tuple(str(n) for n in range(1, len(self.stores) + 1))
         self._starts = np.cumsum([0, *(len(store) for store in stores)])
         self.lengths = _join([store.lengths for store in stores])
         """`(rows,)`, tokens per row."""

@@ -28,9 +28,8 @@ def build(section: DataSection, tokenizer: PreTrainedTokenizerFast, **more: Any)
         share=Share(2, gradient_accumulation_steps=2),
         local_rank=0,
         eval_batch_size=4,
-        seed=1,
         barrier=lambda: None,
-        **more,
+        **{"seed": 1, **more},
     )
 
 
@@ -55,6 +54,23 @@ def test_all_rows_are_trained_on_or_held_out(
         assert info["packing_utilisation"] > 0.5
     else:
         assert info["train_sequences"] == info["train_rows"]
+
+
+def test_the_seed_of_a_run_decides_its_copies_and_without_copies_no_row(
+    path: str, make_section, tokenizer, tmp_path: Path
+) -> None:
+    def count_stores(*seeds: int, **augment: Any) -> int:
+        cache = tmp_path / json.dumps(augment)[:9]
+        section = make_section(
+            train=path, clean={"augment": augment}, loading={"cache_dir": str(cache)}
+        )
+        for seed in seeds:
+            build(section, tokenizer, seed=seed)
+        return len(list((cache / "tokens").iterdir()))
+
+    assert count_stores(1, 2) == 1
+    assert count_stores(1, 2, 1, copies=1, delete=0.4) == 2
+    assert count_stores(1, 2, seed=5, copies=1, delete=0.4) == 1
 
 
 def test_without_packing_neighbours_have_similar_lengths(

@@ -28,6 +28,7 @@ ERRORS = {
         "--data.loading.streaming true --eval_data x",
         "Give --max_steps",
     ),
+    "check_data": ("zero3", "--data.clean.augment.swap 0.1", "augment.copies is 0"),
     "check_swap_buffers": ("zero3_nvme", f"{ZERO}.offload_optimizer.buffer_count=3", "at least 4"),
     "check_warmup": ("zero3", "--max_steps 5 --optim.warmup_steps 6", "never reach its peak"),
     "check_schedule_arguments": (
@@ -100,7 +101,11 @@ STREAMING = "--data.loading.streaming true"
         ("--eval_data x", "Give --max_steps"),
         ("--max_steps 5", "Give --eval_data, or --data.eval_fraction 0"),
         ("--max_steps 5 --eval_data x --data.clean.duplicates drop_exact", "all rows at once"),
-        ("--max_steps 5 --eval_data x --data.clean.test_fraction 0.1", "test_fraction=0.1"),
+        (
+            "--max_steps 5 --eval_data x --data.clean.test_fraction 0.1",
+            "test_fraction is 0.1, which",
+        ),
+        ("--max_steps 5 --eval_data x --data a:2,b", "--data a:2,b has weights, which"),
     ],
 )
 def test_a_stream_is_asked_for_nothing_that_needs_all_rows(line, text):

@@ -118,9 +118,9 @@ def test_copies_differ_from_the_row_and_from_each_other() -> None:
 
 
 def test_the_seed_decides_the_copies() -> None:
-    section = CleanSection(augment=AugmentSection(copies=1, delete=0.1))
     example = Text(" ".join(map(str, range(50))))
-    copies = [Cleaner(section, seed).augment(example, 1)[0] for seed in (1, 1, 2)]
+    sections = [AugmentSection(copies=1, delete=0.1, seed=seed) for seed in (1, 1, 2)]
+    copies = [Cleaner(CleanSection(augment=one)).augment(example, 1)[0] for one in sections]
     assert copies[0] == copies[1] != copies[2]
 
 
@@ -146,9 +146,9 @@ def test_the_result_is_the_same_in_every_process(tmp_path: Path) -> None:
         "from bigft.data.clean.duplicates import compute_signature\n"
         "from bigft.data.clean.section import AugmentSection, CleanSection\n"
         "from bigft.data.example import Text, compute_digest\n"
-        "change = AugmentSection(copies=3, delete=0.2, swap=0.3, synonyms=sys.argv[1])\n"
+        "change = AugmentSection(copies=3, delete=0.2, swap=0.3, synonyms=sys.argv[1], seed=7)\n"
         "section = CleanSection(strip=True, mask=['phone', 'email'], augment=change)\n"
-        "cleaner = Cleaner(section, seed=7)\n"
+        "cleaner = Cleaner(section)\n"
         "example = cleaner.clean(Text(' a big dog, a@b.com, saw one big cat and 12 mice '))\n"
         "print(example, cleaner.augment(example, compute_digest(example)), cleaner.touched)\n"
         "print(compute_signature(example).tolist())\n",

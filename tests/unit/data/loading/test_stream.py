@@ -18,7 +18,7 @@ from bigft.data.readers.raw import RawRow
 from bigft.data.section import DataSection
 from bigft.data.store.chunks import ChunkTokenizer
 from bigft.data.store.prepare import refuse_bad_rows
-from bigft.data.store.rejected import Rejected
+from bigft.data.store.rejected import Rejected, RejectedLog
 from bigft.errors import DataError
 
 WINDOW = 16
@@ -191,6 +191,25 @@ def test_rows_that_become_no_tokens_are_reported_once_per_epoch(tokenizer) -> No
     ).steps_from(Cursor()), 3))  # fmt: skip
     assert [row.origin for row in told] == ["a:4", "a:21"][: len(told)]
     assert told[0].content == '{"text": 3}'
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True])
+def test_a_run_that_is_interrupted_anywhere_keeps_each_rejected_row_once(
+    runs_ahead: bool, tokenizer, tmp_path
+) -> None:
+    bad = (3, 5, 14, 15, 16, 30, 31, 32, 44)
+    lines = [{"text": n} if n in bad else line for n, line in enumerate(GOOD)]
+    cursor, goes_on = Cursor(), False
+    while cursor.epoch < 2:
+        log = RejectedLog(tmp_path, goes_on=goes_on)
+        parts = [make_part("a", lines)]
+        steps = build(tokenizer, Share(2), parts, reject=log, runs_ahead=runs_ahead).steps_from(
+            cursor
+        )
+        cursor, goes_on = list(islice(steps, 3))[-1].cursor, True
+        steps.close()  # type: ignore[attr-defined]
+    told = (tmp_path / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["origin"] for line in told] == [f"a:{n + 1}" for n in bad]
 
 
 @pytest.mark.parametrize("runs_ahead", [False, True])

@@ -21,7 +21,9 @@ WORDS = [f"w{number}" for number in range(400)]
 
 
 def open_rows(spec: str, section: DataSection, tokenizer: PreTrainedTokenizerFast) -> Rows:
-    return Rows([open_store(part, section, tokenizer) for part in find_sources(spec)])
+    parts = find_sources(spec)
+    stores = [open_store(part, section, tokenizer) for part in parts]
+    return Rows(stores, [part.name for part in parts])
 
 
 def select(rows: Rows, section: DataSection, evaluation: Rows | None = None, **more: Any) -> Any:
@@ -162,7 +164,7 @@ def test_a_weighted_part_of_which_nothing_is_left_is_named(
     twice = write_lines("twice.jsonl", [{"text": make_text(0, 8)}])
     section = make_section(clean={"duplicates": "drop_exact"}, eval_fraction=0)
     rows = open_rows(f"{many},{twice}", section, tokenizer)
-    with pytest.raises(DataError, match="--data: part 2 has a weight but no row"):
+    with pytest.raises(DataError, match="--data: no row of twice is left to be weighted"):
         select(rows, section, weights=[1.0, 1.0])
     assert select(rows, section).info.train_rows == 300
 

@@ -48,6 +48,24 @@ def test_a_split_that_is_missing_or_has_to_be_chosen_is_named(saved: Path) -> No
         load_dataset(DatasetName(str(saved / "no_train"), is_saved=True), "--data")
 
 
+@pytest.mark.parametrize(
+    ("failure", "repair"),
+    [
+        (ConnectionError("Couldn't reach 'org/name' on the Hub"), "check the network, or give the"),
+        (datasets.exceptions.DatasetNotFoundError("doesn't exist"), "check the id, or give the"),
+    ],
+)
+def test_a_hub_id_that_cannot_be_loaded_is_told_with_the_repair(
+    failure: Exception, repair: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(DataError, match=f"--data=org/name: no such file .*; {repair}"):
+        load_dataset(DatasetName("org/name", is_saved=False), "--data")
+
+
 def test_a_damaged_saved_data_set_is_an_error(tmp_path: Path, saved: Path) -> None:
     folder = tmp_path / "one"
     folder.mkdir()

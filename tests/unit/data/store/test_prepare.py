@@ -175,6 +175,37 @@ def test_empty_rows_can_be_left_out_and_counted(make_section, write_lines, token
         open_one(path, make_section(clean={"empty": "drop"}), tokenizer)
 
 
+def test_rows_that_are_all_too_long_are_counted_as_such(
+    make_section, write_lines, tokenizer
+) -> None:
+    path = write_lines("a.jsonl", [{"text": "one two three " * 9}] * 3)
+    with pytest.raises(DataError) as caught:
+        open_one(path, make_section(max_length=4, overlong="drop"), tokenizer)
+    said = f"--data={path}: no row is left: of 3 records, 3 dropped by overlong"
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("settings", [{}, {"on_bad_row": "skip"}, {"columns": {"prompt": "ask"}}])
+def test_columns_that_never_fit_are_a_matter_of_settings(
+    settings: dict[str, Any], make_section, write_lines, tokenizer
+) -> None:
+    path = write_lines("a.jsonl", [{"query_": "a", "reply_": "b"}] * 40)
+    with pytest.raises(DataError) as caught:
+        open_one(path, make_section(**settings), tokenizer)
+    text = str(caught.value)
+    assert "mend" not in text
+    assert "--data.columns.prompt ask" in text
+    assert "--data.format chat         {" in text
+
+
+def test_one_row_of_other_columns_is_a_matter_of_that_row(
+    make_section, write_lines, tokenizer
+) -> None:
+    path = write_lines("a.jsonl", [{"text": "fine"}, {"foo": 1}])
+    with pytest.raises(DataError, match=r"no format fits.*\nmend these rows"):
+        open_one(path, make_section(), tokenizer)
+
+
 def test_too_many_rows_with_nothing_to_learn_are_refused_and_named(
     make_section, write_lines, tokenizer
 ) -> None:
@@ -201,6 +232,19 @@ def test_answers_behind_the_last_token_are_the_fault_of_the_length(
 
 
 # Once and not again.
+
+
+def test_another_table_of_synonyms_makes_other_copies(
+    tmp_path, make_section, write_lines, tokenizer
+) -> None:
+    path = write_lines("a.jsonl", [{"text": "one big two big three big " * 9}])
+    table = tmp_path / "synonyms.json"
+    section = make_section(clean={"augment": {"copies": 3, "synonyms": str(table)}})
+    stores = []
+    for word in ("large", "great", "large"):
+        table.write_text(json.dumps({"big": [word]}))
+        stores.append(open_one(path, section, tokenizer).folder)
+    assert stores[0] == stores[2] != stores[1]
 
 
 def test_a_store_is_used_again_until_something_changes(

@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bigft.data.store.rejected import Rejected, append_rejected, dump_rejected, keep_rejected
+from bigft.data.store.rejected import Rejected, RejectedLog, dump_rejected, keep_rejected
 
 
 def read(folder: Path) -> list[Any]:
@@ -33,9 +33,37 @@ def test_the_rows_of_all_stores_are_in_one_file(tmp_path: Path) -> None:
     assert not (run / "rejected.jsonl").exists()
 
 
+ROWS = [Rejected(f"a:{n}", "größer", n) for n in range(1, 6)]
+
+
+def places(folder: Path) -> list[str]:
+    return [line["origin"] for line in read(folder)]
+
+
 def test_a_stream_adds_its_rows(tmp_path: Path) -> None:
-    append_rejected(tmp_path, [])
+    tell = RejectedLog(tmp_path, goes_on=False)
+    tell([])
     assert not (tmp_path / "rejected.jsonl").exists()
-    append_rejected(tmp_path, [Rejected("a:1", "x", 1)])
-    append_rejected(tmp_path, [Rejected("a:2", "y", 2), Rejected("a:3", "z", 3)])
-    assert [line["origin"] for line in read(tmp_path)] == ["a:1", "a:2", "a:3"]
+    tell(ROWS[:1])
+    tell(ROWS[1:3])
+    assert places(tmp_path) == ["a:1", "a:2", "a:3"]
+
+
+def test_a_row_that_a_stream_meets_again_is_written_once(tmp_path: Path) -> None:
+    tell = RejectedLog(tmp_path, goes_on=False)
+    tell([ROWS[0], ROWS[0]])
+    tell(ROWS[:2])
+    # The run is interrupted in the middle of a line, and goes on before it.
+    with (tmp_path / "rejected.jsonl").open("a") as file:
+        file.write('{"origin": "a:3", "rea')
+    tell = RejectedLog(tmp_path, goes_on=True)
+    tell(ROWS[1:4])
+    assert places(tmp_path) == ["a:1", "a:2", "a:3", "a:4"]
+    # Another run in the same folder starts anew.
+    RejectedLog(tmp_path, goes_on=False)(ROWS[4:])
+    assert places(tmp_path) == ["a:5"]
+
+
+def test_a_run_that_goes_on_without_such_a_file_starts_one(tmp_path: Path) -> None:
+    RejectedLog(tmp_path, goes_on=True)(ROWS[:1])
+    assert places(tmp_path) == ["a:1"]
