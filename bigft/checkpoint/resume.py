@@ -4,15 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from bigft.checkpoint.manifest import find_newest, read_manifest
-from bigft.checkpoint.save import SHARDS
-from bigft.checkpoint.swapped import loading_into_swap
 from bigft.errors import CheckpointError, raise_together
 
 # What must be the same for the state to fit and the data order to go on: key in the manifest,
-# and the words for it.
+# and the words for it. Ranks, ZeRO stage and offload may differ.
 _BOUND = {
-    "world_size": "number of ranks",
-    "zero_stage": "ZeRO stage",
     "optimizer": "optimizer",
     "parameters": "number of parameters",
     "global_batch_size": "sequences per step",
@@ -70,29 +66,3 @@ def check_fits(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         )
         raise_together(CheckpointError, problems)
     return manifest
-
-
-def load_checkpoint(engine: Any, folder: Path) -> None:
-    """Put weights, optimizer states, schedule and counters back into a fresh engine.
-
-    The files are pickles that DeepSpeed loads with full trust: resume only from checkpoints of
-    your own.
-
-    Args:
-        engine: A DeepSpeed engine that has not trained yet.
-        folder: A committed checkpoint.
-
-    Raises:
-        CheckpointError: DeepSpeed cannot read it.
-
-    Collective: every rank.
-    """
-    try:
-        with loading_into_swap(engine, folder / SHARDS):
-            loaded, _ = engine.load_checkpoint(str(folder), tag=SHARDS)
-    except (OSError, RuntimeError, KeyError, ValueError, AssertionError) as error:
-        raise CheckpointError(
-            f"{folder}: cannot be loaded ({error}); resume from another one"
-        ) from error
-    if loaded is None:
-        raise CheckpointError(f"{folder}: DeepSpeed found no checkpoint in {SHARDS}/")

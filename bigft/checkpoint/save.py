@@ -8,9 +8,11 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bigft.checkpoint.manifest import (
     LATEST_NAME,
@@ -19,13 +21,17 @@ from bigft.checkpoint.manifest import (
     write_durably,
     write_manifest,
 )
-from bigft.checkpoint.swapped import swapped_state_mapped
+from bigft.checkpoint.state.collect import collect_state
+from bigft.checkpoint.state.index import INDEX_NAME, build_index
+from bigft.checkpoint.state.numbers import collect_numbers
+from bigft.checkpoint.state.partition import open_partition
+from bigft.checkpoint.state.write import file_name, write_state
 from bigft.distributed.collectives import barrier, broadcast_object, raise_first
 from bigft.errors import BigftError, CheckpointError
 
 logger = logging.getLogger(__name__)
 
-SHARDS = "shards"
+STATE = "state"
 ASSETS = "hf"
 _UNFINISHED = ".tmp-"
 
@@ -64,7 +70,9 @@ def save_checkpoint(
     try:
         error = _attempt(lambda: _start(partial) if is_rank_zero else None, partial)
         raise_first(error)
-        error = _attempt(lambda: _write_shards(engine, partial), partial)
+        error = _attempt(
+            lambda: _write_state(engine, partial, torch.distributed.get_rank()), partial
+        )
         raise_first(error)
         error = _attempt(
             lambda: _commit(partial, final, facts, write_assets) if is_rank_zero else None, partial
@@ -97,48 +105,25 @@ def _attempt(work: Callable[[], object], folder: Path) -> BigftError | None:
 def _start(partial: Path) -> None:
     for leftover in partial.parent.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    (partial / SHARDS).mkdir(parents=True)
+    (partial / STATE).mkdir(parents=True)
 
 
-def _write_shards(engine: Any, partial: Path) -> None:
-    with contextlib.ExitStack() as stack:
-        error = _attempt(lambda: stack.enter_context(swapped_state_mapped(engine)), partial)
-        raise_first(error)
-        with _raised_afterwards(engine.checkpoint_engine):
-            engine.save_checkpoint(str(partial), tag=SHARDS, save_latest=False)
-
-
-@contextlib.contextmanager
-def _raised_afterwards(writer: Any) -> Iterator[None]:
-    """Raise a failure of DeepSpeed's file writer at the end of the block.
-
-    `save_checkpoint` ends with a barrier: a rank that left it early, because its disk is full,
-    would meet the others in another collective (gloo aborts, NCCL waits for ever).
-    """
-    errors: list[Exception] = []
-    write = writer.save
-
-    def save(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return write(*args, **kwargs)
-        except (OSError, RuntimeError) as error:
-            errors.append(error)
-
-    writer.save = save
-    try:
-        yield
-    finally:
-        del writer.save
-    if errors:
-        raise errors[0]
+def _write_state(engine: Any, partial: Path, rank: int) -> None:
+    partition = open_partition(engine)
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    with partition.readable():
+        state = collect_state(partition, inner, engine.module, rank)
+        with (partial / file_name(rank)).open("wb") as file:
+            write_state(state, file)
+    if rank == 0:
+        numbers = collect_numbers(engine, inner)
+        index = build_index(engine.module, torch.distributed.get_world_size(), numbers)
+        (partial / INDEX_NAME).write_text(index.to_json(), encoding="utf-8")
 
 
 def _commit(
     partial: Path, final: Path, facts: dict[str, Any], write_assets: Callable[[Path], None]
 ) -> None:
-    # DeepSpeed leaves copies of its converters here; `bigft consolidate` does their work.
-    for script in ("zero_to_fp32.py", "zero_to_torch.py"):
-        (partial / script).unlink(missing_ok=True)
     write_assets(partial / ASSETS)
     write_manifest(partial, facts)
     sync(partial)

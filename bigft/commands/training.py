@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from bigft.checkpoint.consolidate import consolidate
-from bigft.checkpoint.resume import check_fits, load_checkpoint
+from bigft.checkpoint.resume import check_fits
+from bigft.checkpoint.state.load import load_state
 from bigft.commands.parts.announce import announce_data
 from bigft.commands.parts.checkpoints import Checkpoints, bound_facts
 from bigft.commands.parts.checks import check_first
@@ -51,7 +52,7 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
     run = resolved.run
 
     # --- Check what can be checked before anything expensive starts ---
-    optimizer, resumed = check_first(resolved, folder, world, console)
+    resolved, optimizer, resumed = check_first(resolved, folder, world, console)
 
     # --- Data ---
     facts = read_facts(run.model)
@@ -109,7 +110,7 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
             with errors_shared():
                 manifest = check_fits(resumed, bound)
             with errors_shared():
-                load_checkpoint(engine.deepspeed, resumed)
+                load_state(engine.deepspeed, resumed)
             state = State.from_dict(manifest["state"])
             console.say(f"resumed from {resumed.name}, {total_steps - state.step} steps to go")
 

@@ -22,7 +22,7 @@ def bound_facts(
         "model": resolved.run.model.name,
         "world_size": world.size,
         "zero_stage": resolved.ds["zero_optimization"]["stage"],
-        "optimizer": optimizer.class_name,
+        "optimizer": optimizer.rule,
         "parameters": count_parameters(model.module),
         "global_batch_size": resolved.ds["train_batch_size"],
         "data": data.info["digest"],
