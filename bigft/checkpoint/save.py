@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bigft.checkpoint.files import sync
 from bigft.checkpoint.manifest import (
     LATEST_NAME,
     find_committed,
-    sync,
     write_durably,
     write_manifest,
 )
