@@ -20,8 +20,8 @@ from typing import Any
 from bigft import __version__
 from bigft.checkpoint.assets import copy_assets, read_config, write_model_card
 from bigft.checkpoint.cast import is_floating
+from bigft.checkpoint.files import sync
 from bigft.checkpoint.layout import Layout, SourceTensor, read_layout
-from bigft.checkpoint.manifest import sync
 from bigft.checkpoint.safetensors_out import Entry, create_files, plan_files
 from bigft.checkpoint.source import Source, find_shards
 from bigft.checkpoint.stream import copy_tensors

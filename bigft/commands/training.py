@@ -9,7 +9,7 @@ from bigft.checkpoint.consolidate import consolidate
 from bigft.checkpoint.resume import check_fits
 from bigft.checkpoint.state.load import load_state
 from bigft.commands.parts.announce import announce_data
-from bigft.commands.parts.checkpoints import Checkpoints, bound_facts
+from bigft.commands.parts.checkpoints import RunCheckpoints, bound_facts, check_space
 from bigft.commands.parts.checks import check_first
 from bigft.commands.parts.data import build_run_data
 from bigft.commands.parts.engine import build_run_engine, out_of_memory_explained, training_dtype
@@ -115,7 +115,11 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
             console.say(f"resumed from {resumed.name}, {total_steps - state.step} steps to go")
 
         # --- Train ---
-        saver = Checkpoints(run, engine, model, tokenizer, folder / "checkpoints", bound, world)
+        with errors_shared():
+            check_space(run, optimizer, model, folder, console)
+        saver = RunCheckpoints(
+            run, engine, model, tokenizer, folder / "checkpoints", bound, resumed
+        )
         # Only rank 0 opens them: what it cannot open ends all ranks.
         with errors_shared():
             opened = build_sinks(
@@ -143,7 +147,7 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
                 max_skipped_in_a_row=run.trainer.max_skipped_in_a_row,
             )
     barrier()
-    return saver.newest or _must_exist(resumed)
+    return _must_exist(saver.newest)
 
 
 def export(resolved: Resolved, checkpoint: Path, model: Path, console: Console) -> None:

@@ -31,8 +31,11 @@ def check_first(
         from.
     """
     run = resolved.run
+    checkpoints = folder / "checkpoints"
+    resumed, notes = find_resume(run.checkpoint.resume, checkpoints, world.rank, world.size)
+    for note in notes:
+        console.say(note)
     with errors_shared():
-        resumed = find_resume(run.checkpoint.resume, folder / "checkpoints")
         if resumed is not None:
             resolved = keep_global_batch(resolved, read_manifest(resumed), world.size)
         optimizer = plan_optimizer(run.optim, resolved.ds)
