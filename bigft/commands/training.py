@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from bigft.checkpoint.consolidate import consolidate
-from bigft.checkpoint.resume import check_fits, load_checkpoint
+from bigft.checkpoint.resume import check_fits
+from bigft.checkpoint.state.load import load_state
 from bigft.commands.parts.announce import announce_data
-from bigft.commands.parts.checkpoints import Checkpoints, bound_facts
+from bigft.commands.parts.checkpoints import RunCheckpoints, bound_facts, check_space
 from bigft.commands.parts.checks import check_first
 from bigft.commands.parts.data import build_run_data
 from bigft.commands.parts.engine import build_run_engine, out_of_memory_explained, training_dtype
@@ -51,7 +52,7 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
     run = resolved.run
 
     # --- Check what can be checked before anything expensive starts ---
-    optimizer, resumed = check_first(resolved, folder, world, console)
+    resolved, optimizer, resumed = check_first(resolved, folder, world, console)
 
     # --- Data ---
     facts = read_facts(run.model)
@@ -109,12 +110,16 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
             with errors_shared():
                 manifest = check_fits(resumed, bound)
             with errors_shared():
-                load_checkpoint(engine.deepspeed, resumed)
+                load_state(engine.deepspeed, resumed)
             state = State.from_dict(manifest["state"])
             console.say(f"resumed from {resumed.name}, {total_steps - state.step} steps to go")
 
         # --- Train ---
-        saver = Checkpoints(run, engine, model, tokenizer, folder / "checkpoints", bound, world)
+        with errors_shared():
+            check_space(run, optimizer, model, folder, console)
+        saver = RunCheckpoints(
+            run, engine, model, tokenizer, folder / "checkpoints", bound, resumed
+        )
         # Only rank 0 opens them: what it cannot open ends all ranks.
         with errors_shared():
             opened = build_sinks(
@@ -142,7 +147,7 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
                 max_skipped_in_a_row=run.trainer.max_skipped_in_a_row,
             )
     barrier()
-    return saver.newest or _must_exist(resumed)
+    return _must_exist(saver.newest)
 
 
 def export(resolved: Resolved, checkpoint: Path, model: Path, console: Console) -> None:

@@ -6,15 +6,16 @@ from pathlib import Path
 from bigft.trainer.hooks import StepReport, is_due
 from bigft.trainer.state import State
 
-Save = Callable[[State], Path]
+Save = Callable[[State], Path | None]
 
 
 class Saver:
     """Saves every `save_steps`, and always after the last step."""
 
-    def __init__(self, save: Save, save_steps: int) -> None:
-        """Take the function that writes and commits one checkpoint."""
+    def __init__(self, save: Save, wait: Callable[[], None], save_steps: int) -> None:
+        """Take the function that saves, and the one that waits until it is done."""
         self._save = save
+        self._wait = wait
         self._save_steps = save_steps
 
     def started(self, state: State, total_steps: int) -> None:
@@ -27,4 +28,5 @@ class Saver:
             self._save(state)
 
     def finished(self, state: State) -> None:
-        """Do nothing: the last step has been saved."""
+        """Wait for the last save: it may be under way in the background."""
+        self._wait()

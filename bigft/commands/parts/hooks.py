@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bigft.commands.parts.checkpoints import Checkpoints
+from bigft.commands.parts.checkpoints import RunCheckpoints
 from bigft.data.build import Data
 from bigft.distributed.world import World
 from bigft.engine.engine import Engine
@@ -29,7 +29,7 @@ def build_hooks(
     facts: ModelFacts,
     model: LoadedModel,
     sinks: Sinks,
-    checkpoints: Checkpoints,
+    checkpoints: RunCheckpoints,
     world: World,
     console: Console,
 ) -> list[Hook]:
@@ -69,7 +69,7 @@ def build_hooks(
                 data.eval_sources,
             )
         )
-    hooks.append(Saver(checkpoints.save, run.checkpoint.save_steps))
+    hooks.append(Saver(checkpoints.save, checkpoints.wait, run.checkpoint.save_steps))
     return hooks
 
 

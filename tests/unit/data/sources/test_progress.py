@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bigft.data import progress as module
+from bigft.data.sources import progress as module
 from bigft.data.sources.find import find_sources
 from bigft.data.sources.progress import Progress
 from bigft.data.store.prepare import open_store
