@@ -4,6 +4,7 @@ A file is hashed from the memory it is written from, so what the disk holds late
 with what was meant, and nothing is read twice.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -137,7 +138,9 @@ class FileWriter:
     def _write_chunk(self, chunk: memoryview) -> None:
         hashing = None
         if chunk.nbytes >= _THREADED_BYTES:
-            hashing = self._hasher.submit(self._sha256.update, chunk)
+            # A save in the background of an interpreter that ends gets no more threads.
+            with contextlib.suppress(RuntimeError):
+                hashing = self._hasher.submit(self._sha256.update, chunk)
         try:
             done = 0
             while done < chunk.nbytes:
