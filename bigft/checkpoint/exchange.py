@@ -9,7 +9,7 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 # What kernels and file systems (NFS, some FUSE ones) answer that know no exchange.
-_UNKNOWN = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM})
+_UNKNOWN = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.EXDEV})
 
 
 def exchange(first: Path, second: Path) -> bool:

@@ -124,15 +124,20 @@ class FileWriter:
             return 0
         view = view.cast("B")
         try:
-            done = 0
-            while done < view.nbytes:
-                # A full disk first takes a part and fails at the next call.
-                done += os.write(self._descriptor, view[done:])
+            for start in range(0, view.nbytes, _CHUNK_BYTES):
+                self._write_chunk(view[start : start + _CHUNK_BYTES])
         except OSError as error:
             raise _named(error, self._path) from error
-        self._sha256.update(view)
         self._size += view.nbytes
         return view.nbytes
+
+    def _write_chunk(self, chunk: memoryview) -> None:
+        done = 0
+        while done < chunk.nbytes:
+            # A full disk first takes a part and fails at the next call.
+            done += os.write(self._descriptor, chunk[done:])
+        # While it is in the cache. A second thread for this gained nothing on two cores.
+        self._sha256.update(chunk)
 
     def __enter__(self) -> "FileWriter":
         return self

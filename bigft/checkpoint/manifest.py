@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -109,15 +109,10 @@ def check_files(step_dir: Path, records: Sequence[FileRecord]) -> None:
         CheckpointError: Names every file that is missing, extra or of another size.
     """
     problems = [problem for entry in records if (problem := _check(step_dir, entry))]
-    listed = {entry.path for entry in records}
-    for path in walk_files(step_dir):
-        place = path.relative_to(step_dir)
-        is_hidden = any(part.startswith(".") for part in place.parts)
-        if len(place.parts) > 1 and not is_hidden and place.as_posix() not in listed:
-            problems.append(
-                f"{path}: not of this checkpoint (its manifest does not list it); remove the file"
-                " or use another checkpoint"
-            )
+    try:
+        problems += _find_extra(step_dir, {entry.path for entry in records})
+    except OSError as error:
+        problems.append(f"{error.filename}: cannot be listed ({error.strerror})")
     if problems:
         raise_together(CheckpointError, problems)
 
@@ -238,7 +233,11 @@ def _in_order(checkpoints: Path) -> list[tuple[int | None, Path]]:
     if not checkpoints.is_dir():
         return []
     found = []
-    for path in checkpoints.iterdir():
+    try:
+        paths = list(checkpoints.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{checkpoints}: cannot be listed ({error.strerror})") from error
+    for path in paths:
         match = _STEP_FOLDER.fullmatch(path.name)
         if not match or not path.is_dir():
             continue
@@ -254,6 +253,8 @@ def _in_order(checkpoints: Path) -> list[tuple[int | None, Path]]:
 def _parse(path: Path) -> dict[str, Any]:
     """Read a manifest's structure, without its digest and its files."""
     try:
+        if not path.resolve().is_relative_to(path.parent.resolve()):
+            raise CheckpointError(f"{path}: leads outside the checkpoint; use another checkpoint")
         manifest = json.loads(path.read_bytes())
         entries = manifest["files"]
         if "digest" not in manifest and any(set(entry) == {"path", "size"} for entry in entries):
@@ -293,6 +294,17 @@ def _digest(rest: dict[str, Any]) -> str:
     """Return the sha256 of a manifest without its `digest`, in canonical JSON."""
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _find_extra(step_dir: Path, listed: Collection[str]) -> Iterator[str]:
+    for path in walk_files(step_dir):
+        place = path.relative_to(step_dir)
+        is_hidden = any(part.startswith(".") for part in place.parts)
+        if len(place.parts) > 1 and not is_hidden and place.as_posix() not in listed:
+            yield (
+                f"{path}: not of this checkpoint (its manifest does not list it); remove the file"
+                " or use another checkpoint"
+            )
 
 
 def _check(step_dir: Path, entry: FileRecord) -> str | None:

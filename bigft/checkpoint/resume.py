@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint.commit import clean_up
+from bigft.checkpoint.folder import clean_up
 from bigft.checkpoint.manifest import (
     MANIFEST_NAME,
     find_candidates,

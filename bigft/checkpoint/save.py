@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from bigft.checkpoint.commit import Board, write_checkpoint
+from bigft.checkpoint.agree import Board
+from bigft.checkpoint.commit import write_checkpoint
 from bigft.checkpoint.files import Files
 from bigft.checkpoint.state.collect import RankState, collect_state
 from bigft.checkpoint.state.index import INDEX_NAME, Index, build_index

@@ -38,12 +38,13 @@ def claimed(folder: Path, name: str = CLAIM_NAME) -> Iterator[None]:
         OSError: The lock file cannot be opened.
     """
     key = str(folder.resolve() / name)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     with _guard:
         if key in _claimed:
             raise LaunchError(f"{folder}: already in use by this process (pid {os.getpid()})")
         _claimed.add(key)
     try:
-        descriptor = os.open(key, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(key, flags, 0o666)
         try:
             _lock(descriptor, folder)
             yield
