@@ -194,11 +194,11 @@ def test_ranks_that_cannot_share_the_batch_are_told(
 @pytest.mark.parametrize("dropped", ["moments", "schedule", "cursor", "beta_powers"])
 def test_a_part_left_out_is_noticed(two_ranks, shared_folder, tmp_path, dropped):
     config = "zero3_offload"
-    # Enough steps for beta**t, multiplied up, to differ from pow().
-    settings, ds = _settings(shared_folder, tmp_path, config, max_steps=14, save_steps=7)
+    # At step 3 the third power of 0.999, multiplied up in fp32, is not what pow() gives.
+    settings, ds = _settings(shared_folder, tmp_path, config, max_steps=4, save_steps=2)
     whole, half = tmp_path / "whole", tmp_path / "half"
     two_ranks.run("resume_runs:train", settings, str(whole), ds)
-    _move(whole, half, 7)
+    _move(whole, half, 2)
     two_ranks.run("resume_runs:train_without", settings, str(half), ds, dropped)
-    last = "checkpoints/step_00000014"
+    last = "checkpoints/step_00000004"
     assert digest_state(half / last) != digest_state(whole / last)
