@@ -13,6 +13,7 @@ from types import FrameType
 from bigft.config.request import Request
 from bigft.data.sources.find import find_sources
 from bigft.errors import BigftError, ConfigError
+from bigft.redact import redact_text
 from bigft.run.report import render_resolved
 from bigft.run.resolve import Resolved, default_output_dir, resolve, with_output_dir
 
@@ -26,7 +27,7 @@ def main(request: Request) -> None:
         find_sources(resolved.run.data.eval, "--eval_data")
     if resolved.dry_run:
         if os.environ.get("RANK", "0") == "0":
-            sys.stdout.write(render_resolved(resolved) + "\n")
+            sys.stdout.write(redact_text(render_resolved(resolved)) + "\n")
         return
     run_training(resolved)
 

@@ -32,6 +32,7 @@ from bigft.models.facts import read_facts
 from bigft.models.load import load_model
 from bigft.models.tokenizer import adopt_special_tokens, load_tokenizer
 from bigft.monitor.sinks import build_sinks
+from bigft.redact import redact_value
 from bigft.run.resolve import Resolved
 from bigft.tasks.packing import check_packing
 from bigft.tasks.task import build_task
@@ -126,7 +127,7 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
                 list(run.monitor.sinks),
                 folder,
                 project=run.monitor.project,
-                settings=run.model_dump(),
+                settings=redact_value(run.model_dump()),
                 is_rank_zero=world.is_rank_zero,
             )
         with opened as sinks, out_of_memory_explained(run):
@@ -158,6 +159,8 @@ def export(resolved: Resolved, checkpoint: Path, model: Path, console: Console) 
         model,
         dtype=section.export_dtype,
         max_shard_bytes=parse_bytes(section.max_shard_size),
+        # This run wrote and hashed it a moment ago, or has verified it to resume from it.
+        is_source_verified=True,
     )
     console.say(
         f"exported and verified {format_count(result.parameters)} parameters,"
