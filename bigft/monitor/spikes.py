@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from statistics import median
 
 WINDOW = 128
 """Steps that are looked back on."""
@@ -10,6 +11,12 @@ _WARM_UP = 64
 """Values that must have been seen before one is judged."""
 
 _SIGMAS = 6.0
+
+_OUTLIER = 15.0
+"""Values that are further above the median than this many median deviations do not count."""
+
+_LEAST_SIGMA = 1e-3
+"""Of the mean. What hardly moves at all would make an alarm of every rounding error."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +29,10 @@ class Spike:
 
 
 def judge(history: list[float], value: float) -> Spike | None:
-    """Judge a value by the ones before it, and take it up into them in place.
+    """Judge a value by the ones before it, and add it to them in place.
 
-    A spike is taken up as the largest value that would have passed: it must not hide the next
-    one, and a level that has risen for good must become the new past after some steps.
+    Earlier spikes are left out of mean and deviation, so that one does not hide the next; but
+    where most of the window is high, that is the new level.
 
     Args:
         history: The latest values, at most `WINDOW`.
@@ -33,11 +40,19 @@ def judge(history: list[float], value: float) -> Spike | None:
     """
     spike = None
     if len(history) >= _WARM_UP:
-        mean = math.fsum(history) / len(history)
-        sigma = math.sqrt(math.fsum((x - mean) ** 2 for x in history) / len(history))
-        limit = mean + _SIGMAS * sigma
-        if value > limit:
-            spike, value = Spike(value, mean, sigma), limit
+        mean, sigma = _measure(history)
+        if value > mean + _SIGMAS * sigma:
+            spike = Spike(value, mean, sigma)
     history.append(value)
     del history[:-WINDOW]
     return spike
+
+
+def _measure(history: list[float]) -> tuple[float, float]:
+    """Mean and standard deviation of what is not a spike itself."""
+    middle = median(history)
+    limit = middle + _OUTLIER * median(abs(value - middle) for value in history)
+    usual = [value for value in history if value <= limit]
+    mean = math.fsum(usual) / len(usual)
+    sigma = math.sqrt(math.fsum((value - mean) ** 2 for value in usual) / len(usual))
+    return mean, max(sigma, _LEAST_SIGMA * abs(mean))
