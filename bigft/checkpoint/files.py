@@ -62,7 +62,9 @@ class Files:
             OSError: It cannot be made, or is already there.
         """
         path = self._place(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # Never the folder itself: a rank that comes late must not bring back what rank 0 removed.
+        for parent in reversed(PurePosixPath(name).parents[:-1]):
+            (self.folder / parent).mkdir(exist_ok=True)
         return FileWriter(path, name, self.records)
 
     def adopt(self, name: str) -> None:
@@ -212,12 +214,13 @@ def sync(path: Path) -> None:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if not (path.is_dir() and error.errno in _CANNOT_SYNC):
             raise _named(error, path) from error
-    finally:
-        os.close(descriptor)
 
 
 def _named(error: OSError, path: Path) -> OSError:

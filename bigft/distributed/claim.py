@@ -49,7 +49,9 @@ def claimed(folder: Path, name: str = CLAIM_NAME) -> Iterator[None]:
             _lock(descriptor, folder)
             yield
         finally:
-            os.close(descriptor)
+            # Nothing of worth was written through it.
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
     finally:
         with _guard:
             _claimed.discard(key)
