@@ -102,11 +102,16 @@ def _write_as_a_library(path: Path, tag: str) -> None:
 
 
 def save_in_threads(
-    checkpoints: Path, step: int, tag: str, keep_last: int, protected: Path | None = None
+    checkpoints: Path,
+    step: int,
+    tag: str,
+    keep_last: int,
+    protected: Path | None = None,
+    world_size: int = WORLD_SIZE,
 ) -> list[Path | BaseException]:
-    """Save with four ranks that are threads of this process; results in rank order."""
+    """Save with ranks that are threads of this process; results in rank order."""
     board = LocalBoard()
-    results: list[Path | BaseException] = [RuntimeError("no answer")] * WORLD_SIZE
+    results: list[Path | BaseException] = [RuntimeError("no answer")] * world_size
 
     def run(rank: int) -> None:
         try:
@@ -116,7 +121,7 @@ def save_in_threads(
                 facts={"tag": tag},
                 write=make_writer(tag, rank, step, lambda: None),
                 rank=rank,
-                world_size=WORLD_SIZE,
+                world_size=world_size,
                 board=board,
                 timeout_seconds=60,
                 keep_last=keep_last,
@@ -126,7 +131,7 @@ def save_in_threads(
         except Exception as error:  # noqa: BLE001
             results[rank] = error
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(WORLD_SIZE)]
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
     for thread in threads:
         thread.start()
     for thread in threads:

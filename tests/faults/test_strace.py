@@ -101,7 +101,7 @@ def test_nothing_is_lost_by_kills_that_the_kernel_counts():
         for victim, call, number in ((1, "fsync", 1), (2, "fsync", 3), (3, "write", 2))
     ]
     trials = rank_zero + [replace(trial, timeout_seconds=4) for trial in others]
-    verdicts = Sweep().run(trials)
+    verdicts = Sweep(12).run(trials)
     assert not [v["violations"] for v in verdicts if v["violations"]]
     killed = [v["signals"][t.victim] == -9 for t, v in zip(trials, verdicts, strict=True)]
     print(f"{sum(killed)} of {len(trials)} killed")
