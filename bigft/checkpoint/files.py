@@ -75,7 +75,7 @@ class Files:
             OSError: It cannot be read or put on disk.
         """
         path = self._place(name)
-        found = [path] if not path.is_dir() else sorted(walk_files(path))
+        found = sorted(walk_files(path)) if path.is_dir() and not path.is_symlink() else [path]
         for file in found:
             if not stat.S_ISREG(file.lstat().st_mode):
                 raise CheckpointError(f"{file}: not a regular file; a checkpoint holds no links")
