@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from bigft.checkpoint.choose import choose_whole
 from bigft.checkpoint.folder import clean_up
 from bigft.checkpoint.manifest import (
     MANIFEST_NAME,
     find_candidates,
     read_manifest,
-    set_aside,
     share_files,
     verify_files,
 )
@@ -56,24 +56,15 @@ def find_resume(
         except BigftError as caught:
             error = caught
     raise_first(error)
-    notes: list[str] = []
-    for candidate in broadcast_object(candidates):
-        problem = _verify(candidate, rank, world_size)
-        if problem is None:
-            return candidate, notes
-        if resume != "auto":
-            raise_first(CheckpointError(problem))
-        kept = broadcast_object(set_aside(candidate) if rank == 0 else None)
-        notes.append(f"warning: {problem}. It is kept as {kept}")
-    if notes:
-        raise_first(
-            CheckpointError(
-                "\n".join(notes)
-                + f"\nno checkpoint in {checkpoints} is whole; start anew with --resume never and"
-                " another --output_dir"
-            )
+    candidates = broadcast_object(candidates)
+    if resume == "auto":
+        return choose_whole(
+            candidates, lambda one: _verify(one, rank, world_size), is_rank_zero=rank == 0
         )
-    return None, notes
+    # A checkpoint that was named is taken or refused; nothing of another run is renamed.
+    if problem := _verify(candidates[0], rank, world_size):
+        raise_first(CheckpointError(problem))
+    return candidates[0], []
 
 
 def _list_candidates(resume: str, checkpoints: Path) -> list[Path]:

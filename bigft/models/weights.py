@@ -6,7 +6,6 @@ layer are compared with the files value by value.
 """
 
 import contextlib
-import json
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -18,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from bigft.errors import CheckpointError
+from bigft.safetensors_header import read_header
 
 _SHOWN = 8
-_HEADER_LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 100_000_000
 
 # transformers' conversions after which there are as many numbers as before.
 _COUNT_KEEPING = {
@@ -58,27 +56,9 @@ def read_headers(files: Iterable[Path]) -> dict[str, Header]:
     for file in files:
         if file.suffix != ".safetensors":
             continue
-        for name, entry in _read_header(file).items():
-            headers[name] = Header(file, tuple(entry["shape"]))
+        for name, place in read_header(file).tensors.items():
+            headers[name] = Header(file, place.shape)
     return headers
-
-
-def _read_header(file: Path) -> dict[str, Any]:
-    damaged = f"{file}: not a complete safetensors file; download or copy it again"
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(_HEADER_LENGTH_BYTES), "little")
-        if length > min(size, _MAX_HEADER_BYTES):
-            raise CheckpointError(damaged)
-        try:
-            header: dict[str, Any] = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            ends = [int(entry["data_offsets"][1]) for entry in header.values()]
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise CheckpointError(damaged) from error
-    if size != _HEADER_LENGTH_BYTES + length + max(ends, default=0):
-        raise CheckpointError(damaged)
-    return header
 
 
 def check_names(skeleton: nn.Module, headers: dict[str, Header], source: str) -> None:
