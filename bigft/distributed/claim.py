@@ -70,7 +70,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
         raise LaunchError(
             f"{folder}: in use by {holder or 'another process'}; let it finish, or choose another"
-            " folder (--output_dir)"
+            " folder"
         ) from error
     # For the message of who comes second; if it cannot be written the lock holds all the same.
     with contextlib.suppress(OSError):

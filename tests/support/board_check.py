@@ -5,10 +5,13 @@ import threading
 import torch
 
 from bigft.distributed.board import open_board
+from bigft.distributed.world import open_world
 
 
 def exchange(rounds: int) -> str:
     """Post and read in a background thread; returns the last message of the other rank."""
+    if not torch.distributed.is_initialized():
+        open_world()
     rank = torch.distributed.get_rank()
     board = open_board("check")
     heard = []
