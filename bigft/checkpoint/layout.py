@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigft.checkpoint.torch_file import TensorRef, count_elements
+from bigft.files.torch_file import TensorRef, count_elements
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint.torch_file import ITEM_BYTES, count_elements
 from bigft.errors import CheckpointError
+from bigft.files.torch_file import ITEM_BYTES, count_elements
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

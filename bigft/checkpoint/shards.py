@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint.torch_file import Inert, read_torch_file
 from bigft.errors import CheckpointError, raise_together
-from bigft.paths import find_escape
+from bigft.files.paths import find_escape
+from bigft.files.torch_file import Inert, read_torch_file
 
 _MODEL_FILE = re.compile(r"(?:zero_pp_rank_(?P<rank>\d+)_)?mp_rank_(?P<mp>\d+)_model_states\.pt")
 _OPTIM_FILE = re.compile(

@@ -8,7 +8,7 @@ from typing import Any
 
 from bigft.checkpoint.manifest import MANIFEST_NAME, find_newest, read_manifest, verify_files
 from bigft.errors import CheckpointError
-from bigft.paths import find_escape
+from bigft.files.paths import find_escape
 
 logger = logging.getLogger(__name__)
 

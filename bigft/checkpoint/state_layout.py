@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from bigft.checkpoint.layout import Layout, Slice, SourceTensor
-from bigft.checkpoint.torch_file import ITEM_BYTES, count_elements, read_shape
 from bigft.errors import CheckpointError, raise_together
-from bigft.paths import find_escape
-from bigft.safetensors_header import Header, TensorPlace, read_header
+from bigft.files.paths import find_escape
+from bigft.files.safetensors_header import Header, TensorPlace, read_header
+from bigft.files.torch_file import ITEM_BYTES, count_elements, read_shape
 
 STATE_INDEX_NAME = "index.json"
 _FORMAT = 1

@@ -20,8 +20,8 @@ from typing import Any
 from bigft.checkpoint.layout import Layout, Slice, SourceTensor
 from bigft.checkpoint.shards import Shards, find_stage, find_training_dtype, read_shards
 from bigft.checkpoint.stock_swap import find_swapped
-from bigft.checkpoint.torch_file import ITEM_BYTES, TensorRef, count_elements, read_shape
 from bigft.errors import CheckpointError
+from bigft.files.torch_file import ITEM_BYTES, TensorRef, count_elements, read_shape
 
 _MAX_PARAMETERS = 10_000_000
 

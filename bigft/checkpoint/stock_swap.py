@@ -13,9 +13,9 @@ on and is padded to whole blocks. Groups below 1 MiB are never swapped; they are
 import re
 from pathlib import Path
 
-from bigft.checkpoint.torch_file import ITEM_BYTES, TensorRef
 from bigft.errors import CheckpointError
-from bigft.paths import find_escape
+from bigft.files.paths import find_escape
+from bigft.files.torch_file import ITEM_BYTES, TensorRef
 
 # First and last parameter of the group; nothing that could leave the folder.
 _LABEL = re.compile(r"[0-9]+_[0-9]+")

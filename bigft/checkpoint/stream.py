@@ -26,8 +26,8 @@ from bigft.checkpoint.cast import CARRIERS, CASTABLE, cast_into, is_finite, make
 from bigft.checkpoint.layout import Slice, SourceTensor
 from bigft.checkpoint.safetensors_out import PlannedFile
 from bigft.checkpoint.strided import read_strided
-from bigft.checkpoint.torch_file import ITEM_BYTES
 from bigft.errors import CheckpointError
+from bigft.files.torch_file import ITEM_BYTES
 
 BLOCK_BYTES = 8 << 20
 """One write. Big enough that a disk or a network file system streams."""

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigft.checkpoint.cast import CARRIERS, Raw
-from bigft.checkpoint.torch_file import ITEM_BYTES, TensorRef
 from bigft.errors import CheckpointError
+from bigft.files.torch_file import ITEM_BYTES, TensorRef
 
 # Elements looked up at once: their indices take 8 bytes each, several times over.
 _PART = 1 << 17

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from bigft.checkpoint.safetensors_out import DTYPE_NAMES, INDEX_NAME, PlannedFile
 from bigft.errors import CheckpointError, raise_together
-from bigft.safetensors_header import read_header
+from bigft.files.safetensors_header import read_header
 
 
 def check_files(folder: Path, files: Sequence[PlannedFile]) -> None:

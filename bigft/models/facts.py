@@ -18,8 +18,8 @@ from typing import Any
 
 from bigft.config.hints import suggest
 from bigft.errors import BigftError, CheckpointError, ConfigError
+from bigft.files.paths import find_escape
 from bigft.models.section import ModelSection
-from bigft.paths import find_escape
 
 BUILTIN_CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

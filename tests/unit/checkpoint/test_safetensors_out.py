@@ -10,7 +10,7 @@ from bigft.checkpoint.safetensors_out import (
     plan_files,
 )
 from bigft.errors import CheckpointError
-from bigft.safetensors_header import read_header
+from bigft.files.safetensors_header import read_header
 
 ENTRIES = [
     Entry("flag", "bool", (3,)),

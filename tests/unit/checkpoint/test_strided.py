@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bigft.checkpoint.strided import read_strided
-from bigft.checkpoint.torch_file import read_torch_file
 from bigft.errors import CheckpointError
+from bigft.files.torch_file import read_torch_file
 
 BASE = torch.arange(7 * 600 * 50, dtype=torch.float32).reshape(7, 600, 50)
 
@@ -51,7 +51,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from pathlib import Path\n"
         "from bigft.checkpoint.strided import read_strided\n"
-        "from bigft.checkpoint.torch_file import read_torch_file\n"
+        "from bigft.files.torch_file import read_torch_file\n"
         "ref = read_torch_file(Path(sys.argv[1]))\n"
         "read_strided(ref, 5, 10)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

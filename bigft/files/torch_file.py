@@ -9,12 +9,13 @@ and every other name is refused. Tensors come back as `TensorRef`s that say wher
 import struct
 import sys
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from bigft.checkpoint.pickle_structure import MAX_BYTES, StructureError, check_key, read_structure
 from bigft.errors import CheckpointError
+from bigft.files.pickle_structure import MAX_BYTES, StructureError, check_key, read_structure
 
 ITEM_BYTES = {
     "float64": 8,
@@ -281,10 +282,13 @@ class _Meaning:
         }
         for name in _PLAIN:
             plain = _Function(f"builtins.{name}", lambda *args, name=name: _make_plain(name, args))
-            self._names["builtins", name] = self._names["__builtin__", name] = plain
+            self._names["builtins", name] = plain
 
     def find_name(self, module: str, name: str) -> object:
         """Give a name of the pickle a harmless meaning, or refuse it."""
+        # Up to protocol 2 names of the standard library are written as in Python 2.
+        module, name = NAME_MAPPING.get((module, name), (module, name))
+        module = IMPORT_MAPPING.get(module, module)
         if (module, name) in self._names:
             return self._names[module, name]
         if module in ("torch", "torch.storage") and name in _STORAGES:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bigft.checkpoint.torch_file import Inert, TensorRef, read_torch_file
 from bigft.errors import CheckpointError
+from bigft.files.torch_file import Inert, TensorRef, read_torch_file
 
 
 def read_values(ref: TensorRef) -> np.ndarray:

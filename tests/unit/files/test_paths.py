@@ -13,9 +13,9 @@ from zero_files import write_zero_checkpoint
 from bigft.checkpoint.consolidate import consolidate
 from bigft.checkpoint.manifest import read_manifest, write_manifest
 from bigft.errors import BigftError, CheckpointError
+from bigft.files.paths import find_escape
 from bigft.models.facts import read_facts
 from bigft.models.section import ModelSection
-from bigft.paths import find_escape
 
 NAMES = [
     "../outside",
