@@ -22,7 +22,6 @@ def choose_whole(
 
     Raises:
         CheckpointError: There are candidates, and all are damaged. They stay as they are.
-        OSError: A damaged one cannot be renamed.
 
     Collective: every rank, if `check` is.
     """
@@ -42,5 +41,11 @@ def choose_whole(
 
 
 def _put_away(folder: Path, problem: str, *, is_rank_zero: bool) -> str:
-    kept = f" It is kept as {set_aside(folder).name}." if is_rank_zero else ""
+    kept = ""
+    if is_rank_zero:
+        try:
+            kept = f" It is kept as {set_aside(folder).name}."
+        except OSError as error:
+            # The other ranks go on: so does this one. The next start meets it again.
+            kept = f" It cannot be renamed ({error.strerror})."
     return f"warning: {problem}.{kept} The checkpoint before it is used"

@@ -42,15 +42,25 @@ def clean_up(checkpoints: Path) -> None:
 
     Raises:
         LaunchError: Another process is saving there.
-        OSError: The folder cannot be read or written.
+        CheckpointError: The folder cannot be read or written.
     """
-    if checkpoints.is_dir():
-        with claimed(checkpoints):
-            clear_debris(checkpoints)
+    try:
+        if checkpoints.is_dir():
+            with claimed(checkpoints):
+                clear_debris(checkpoints)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or checkpoints}: what a crash left cannot be cleaned up"
+            f" ({error.strerror}); check the folder's owner and its disk"
+        ) from error
 
 
 def clear_debris(checkpoints: Path) -> None:
-    """Do the work of `clean_up` for a caller that has claimed the folder."""
+    """Do the work of `clean_up` for a caller that has claimed the folder.
+
+    Raises:
+        OSError: The folder cannot be read or written.
+    """
     # A rename that a crash left in memory only must reach the disk before anything is deleted.
     sync(checkpoints)
     for path in sorted(checkpoints.iterdir()):

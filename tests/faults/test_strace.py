@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from trace import OPTIONS, explain_order, read_events
+from strace_log import OPTIONS, explain_order, read_events
 
 import pytest
 from situations import SITUATIONS

@@ -37,6 +37,20 @@ def test_only_rank_zero_renames(tmp_path: Path):
     assert paths[0].is_dir()
 
 
+def test_damaged_one_that_cannot_be_renamed_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(folder: Path, target: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    paths = _make(tmp_path, "step_00000003", "step_00000002")
+    monkeypatch.setattr(Path, "rename", refuse)
+    check = {paths[0]: "bad", paths[1]: None}.get
+    chosen, notes = choose_whole(paths, check, is_rank_zero=True)
+    assert chosen == paths[1]
+    assert "It cannot be renamed (Read-only file system)" in notes[0]
+
+
 def test_nothing_to_choose_from_is_a_new_start():
     assert choose_whole([], lambda folder: None, is_rank_zero=True) == (None, [])
 

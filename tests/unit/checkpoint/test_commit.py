@@ -300,6 +300,15 @@ def test_clean_up_waits_for_nobody(tmp_path: Path):
     assert (tmp_path / ".tmp-step_00000003-x").is_dir()
 
 
+def test_clean_up_that_fails_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("bigft.checkpoint.folder.sync", refuse)
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: .*Input/output error"):
+        clean_up(tmp_path)
+
+
 @pytest.mark.parametrize("save_id", ["", "a/b", "../x", "-x", "a b", "x" * 65])
 def test_save_id_is_part_of_a_name(tmp_path: Path, save_id: str):
     with pytest.raises(ValueError, match="save_id"):
