@@ -4,10 +4,10 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from strace_log import OPTIONS, explain_order, read_events
 
 import pytest
 from situations import SITUATIONS
+from strace_log import OPTIONS, explain_order, read_events
 from sweep import Sweep
 from writers import Trial
 
