@@ -55,6 +55,12 @@ class TrainingError(BigftError):
     exit_code = 7
 
 
+class StoppedError(BigftError):
+    """A signal asked the run to stop, and nothing is lost: the same command goes on."""
+
+    exit_code = 75
+
+
 def raise_together(error: type[BigftError], problems: Sequence[str]) -> NoReturn:
     """Raise one error that lists every problem, numbered when there are several."""
     if len(problems) == 1:

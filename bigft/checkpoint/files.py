@@ -62,7 +62,9 @@ class Files:
             OSError: It cannot be made, or is already there.
         """
         path = self._place(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # Never the folder itself: a rank that comes late must not bring back what rank 0 removed.
+        for parent in reversed(PurePosixPath(name).parents[:-1]):
+            (self.folder / parent).mkdir(exist_ok=True)
         return FileWriter(path, name, self.records)
 
     def adopt(self, name: str) -> None:
@@ -73,7 +75,7 @@ class Files:
             OSError: It cannot be read or put on disk.
         """
         path = self._place(name)
-        found = [path] if not path.is_dir() else sorted(walk_files(path))
+        found = sorted(walk_files(path)) if path.is_dir() and not path.is_symlink() else [path]
         for file in found:
             if not stat.S_ISREG(file.lstat().st_mode):
                 raise CheckpointError(f"{file}: not a regular file; a checkpoint holds no links")
@@ -212,12 +214,13 @@ def sync(path: Path) -> None:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if not (path.is_dir() and error.errno in _CANNOT_SYNC):
             raise _named(error, path) from error
-    finally:
-        os.close(descriptor)
 
 
 def _named(error: OSError, path: Path) -> OSError:

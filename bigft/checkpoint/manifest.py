@@ -230,23 +230,23 @@ def _partial(path: Path) -> Path:
 
 def _in_order(checkpoints: Path) -> list[tuple[int | None, Path]]:
     """Pairs of sequence and folder, oldest first; those without a sequence at the end."""
-    if not checkpoints.is_dir():
-        return []
-    found = []
     try:
-        paths = list(checkpoints.iterdir())
+        paths = list(checkpoints.iterdir()) if checkpoints.is_dir() else []
+        steps = {
+            path: int(match[1])
+            for path in paths
+            if (match := _STEP_FOLDER.fullmatch(path.name)) and path.is_dir()
+        }
     except OSError as error:
         raise CheckpointError(f"{checkpoints}: cannot be listed ({error.strerror})") from error
-    for path in paths:
-        match = _STEP_FOLDER.fullmatch(path.name)
-        if not match or not path.is_dir():
-            continue
+    found = []
+    for path, step in steps.items():
         try:
             sequence = _parse(path / MANIFEST_NAME).get("sequence", 0)
             known = sequence if type(sequence) is int else None
         except CheckpointError:
             known = None
-        found.append((known is None, known or 0, int(match[1]), path))
+        found.append((known is None, known or 0, step, path))
     return [(None if lost else known, path) for lost, known, _, path in sorted(found)]
 
 
@@ -267,7 +267,7 @@ def _parse(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.parent}: no {MANIFEST_NAME}; the checkpoint was never committed"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: damaged ({type(error).__name__}: {error}); use another checkpoint"
         ) from error

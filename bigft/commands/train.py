@@ -1,21 +1,24 @@
 """The main job: the frame of a training run. What happens inside is in `training.py`."""
 
 import contextlib
-import fcntl
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
+from typing import TYPE_CHECKING
 
 from bigft.config.request import Request
 from bigft.data.sources.find import find_sources
-from bigft.errors import BigftError, ConfigError
+from bigft.distributed.claim import claimed
+from bigft.distributed.signals import StopSignals, ignore_stop_signals
+from bigft.errors import BigftError, ConfigError, LaunchError, StoppedError
 from bigft.redact import redact_text
 from bigft.run.report import render_resolved
 from bigft.run.resolve import Resolved, default_output_dir, resolve, with_output_dir
+
+if TYPE_CHECKING:
+    from bigft.commands.parts.guards import Guards
 
 
 def main(request: Request) -> None:
@@ -29,7 +32,12 @@ def main(request: Request) -> None:
         if os.environ.get("RANK", "0") == "0":
             sys.stdout.write(redact_text(render_resolved(resolved)) + "\n")
         return
-    run_training(resolved)
+    try:
+        run_training(resolved)
+    except StoppedError:
+        # A launcher that ends all ranks because one has left must not change the exit code.
+        ignore_stop_signals()
+        raise
 
 
 def run_training(resolved: Resolved) -> Path:
@@ -38,16 +46,39 @@ def run_training(resolved: Resolved) -> Path:
     Returns:
         The folder of the exported model.
 
+    Raises:
+        StoppedError: SIGTERM, SIGINT or SIGUSR1 asked for it, and what was done is committed.
+
     Collective: every rank.
     """
-    # Heavy imports wait until the settings are known to be right.
+    signals = StopSignals()
+    with signals.installed():
+        # Heavy imports wait until the settings are known to be right.
+        from bigft.commands.parts.guards import Guards
+        from bigft.distributed.watch import Watch
+
+        watch = Watch(signals)
+        with watch.running():
+            try:
+                return _run_guarded(resolved, Guards(signals, watch))
+            except StoppedError:
+                raise
+            except Exception as error:
+                if signals.name is not None and not signals.is_awaited:
+                    # Whatever broke while everything was being stopped is only a consequence.
+                    raise signals.make_error() from error
+                watch.explain(error)
+                raise
+
+
+def _run_guarded(resolved: Resolved, guards: "Guards") -> Path:
     from bigft.distributed.collectives import broadcast_object, errors_shared
     from bigft.distributed.world import close_world, open_world
     from bigft.log import output_to_log
 
     world = open_world()
-    signal.signal(signal.SIGTERM, _leave)
     try:
+        guards.meet(world)
         chosen = resolved.run.output_dir or default_output_dir(resolved.run, datetime.now())
         folder = Path(broadcast_object(chosen)).absolute()
         resolved = with_output_dir(resolved, str(folder))
@@ -57,14 +88,17 @@ def run_training(resolved: Resolved) -> Path:
                     stack.enter_context(_claimed(folder))
             log = folder / "log" / f"rank_{world.rank:02d}.log"
             console = stack.enter_context(output_to_log(log, is_rank_zero=world.is_rank_zero))
+            stack.enter_context(guards.speaking_through(console))
             # DeepSpeed writes to standard output while it is imported: only now.
             from bigft.commands.training import export, train
 
-            finished = train(resolved, folder, world, console)
+            finished = train(resolved, folder, world, console, guards)
             # Ranks part here: the export needs no collective and may outlast their time limits.
+            guards.part()
             close_world()
             model = folder / "model"
             if world.is_rank_zero:
+                guards.signals.check("during the export, with the last step committed")
                 export(resolved, finished, model, console)
                 console.result(str(model))
         return model
@@ -75,11 +109,6 @@ def run_training(resolved: Resolved) -> Path:
         close_world()
 
 
-def _leave(signum: int, frame: FrameType | None) -> None:
-    # Lets `finally` blocks run: the swap folder and the lock are cleaned up.
-    raise SystemExit(128 + signum)
-
-
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
     """Hold the run folder for this run alone.
@@ -87,20 +116,19 @@ def _claimed(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: It cannot be written, or another run is using it.
     """
+    held = contextlib.ExitStack()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        # The kernel drops it when the process ends, however it ends and whatever it forked.
+        held.enter_context(claimed(folder))
+    except LaunchError as error:
+        raise ConfigError(
+            f"--output_dir {folder}: another run is writing there ({error}); wait for it, stop it,"
+            " or choose another --output_dir"
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"--output_dir {folder}: cannot be written ({error.strerror}); choose another folder"
         ) from error
-    with lock:
-        try:
-            # The kernel drops the lock when the process ends, however it ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"--output_dir {folder}: another run is writing there; wait for it, stop it, or"
-                " choose another --output_dir"
-            ) from error
+    with held:
         yield

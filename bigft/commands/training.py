@@ -6,15 +6,15 @@ from functools import partial
 from pathlib import Path
 
 from bigft.checkpoint.consolidate import consolidate
-from bigft.checkpoint.resume import check_fits
-from bigft.checkpoint.state.load import load_state
 from bigft.commands.parts.announce import announce_data
 from bigft.commands.parts.checkpoints import RunCheckpoints, bound_facts, check_space
 from bigft.commands.parts.checks import check_first
 from bigft.commands.parts.data import build_run_data
 from bigft.commands.parts.engine import build_run_engine, out_of_memory_explained, training_dtype
+from bigft.commands.parts.guards import Guards
 from bigft.commands.parts.hooks import StateBytes, build_hooks
-from bigft.commands.parts.swap import swap_folder
+from bigft.commands.parts.resume import restore
+from bigft.commands.parts.swap import reserve_swap, swap_folder
 from bigft.data.store.rejected import keep_rejected
 from bigft.data.tokens.builtin import default_cache_dir, load_builtin_tokenizer
 from bigft.data.tokens.templates import TEMPLATES
@@ -31,6 +31,7 @@ from bigft.models.download import fetch_weights
 from bigft.models.facts import read_facts
 from bigft.models.load import load_model
 from bigft.models.tokenizer import adopt_special_tokens, load_tokenizer
+from bigft.monitor.events import Events
 from bigft.monitor.sinks import build_sinks
 from bigft.redact import redact_value
 from bigft.run.resolve import Resolved
@@ -38,11 +39,13 @@ from bigft.tasks.packing import check_packing
 from bigft.tasks.task import build_task
 from bigft.trainer.clock import count_total_steps
 from bigft.trainer.loop import fit
-from bigft.trainer.state import State
+from bigft.trainer.rendezvous import Rendezvous
 from bigft.units import format_bytes, format_count, format_seconds, parse_bytes
 
 
-def train(resolved: Resolved, folder: Path, world: World, console: Console) -> Path:
+def train(
+    resolved: Resolved, folder: Path, world: World, console: Console, guards: Guards | None = None
+) -> Path:
     """Train as resolved and leave a committed checkpoint of the last step.
 
     Returns:
@@ -50,7 +53,7 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
 
     Collective: every rank.
     """
-    run = resolved.run
+    run, guards = resolved.run, guards or Guards()
 
     # --- Check what can be checked before anything expensive starts ---
     resolved, optimizer, resumed = check_first(resolved, folder, world, console)
@@ -76,7 +79,10 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
     # --- Model, optimizer, engine ---
     with errors_shared(), local_rank_zero_first(world):
         facts = replace(facts, weight_files=fetch_weights(run.model, facts))
-    with swap_folder(resolved, folder, facts, tokenizer, task, world) as ds:
+    with swap_folder(resolved, folder, facts, tokenizer, task, world, guards.before_leaving) as (
+        ds,
+        swap_guard,
+    ):
         zero = Zero(ds)
         with errors_shared():
             model = load_model(
@@ -91,7 +97,9 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
             )
         if not facts.has_weights:
             adopt_special_tokens(model.module, tokenizer, find_end_token_ids(tokenizer))
-        engine = build_run_engine(run, ds, model, optimizer, total_steps, world, console)
+        engine = build_run_engine(
+            run, ds, model, optimizer, total_steps, world, console, swap_guard
+        )
 
         if run.data.packing != "none":
             engine.set_training(False)
@@ -106,13 +114,8 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
 
         # --- Resume ---
         bound = bound_facts(resolved, world, optimizer, model, data)
-        state = State()
+        state = restore(engine, resumed, bound)
         if resumed is not None:
-            with errors_shared():
-                manifest = check_fits(resumed, bound)
-            with errors_shared():
-                load_state(engine.deepspeed, resumed)
-            state = State.from_dict(manifest["state"])
             console.say(f"resumed from {resumed.name}, {total_steps - state.step} steps to go")
 
         # --- Train ---
@@ -130,8 +133,23 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
                 settings=redact_value(run.model_dump()),
                 is_rank_zero=world.is_rank_zero,
             )
-        with opened as sinks, out_of_memory_explained(run):
-            hooks = build_hooks(run, engine, task, data, facts, model, sinks, saver, world, console)
+        reserve_swap(engine, optimizer)
+        rendezvous = Rendezvous(guards.signals, world.device)
+        with opened as sinks, out_of_memory_explained(run), guards.signals.awaited():
+            hooks = build_hooks(
+                run,
+                engine,
+                task,
+                data,
+                facts,
+                model,
+                sinks=sinks,
+                checkpoints=saver,
+                events=Events(folder / "log" / "events.jsonl" if world.is_rank_zero else None),
+                rendezvous=rendezvous,
+                world=world,
+                console=console,
+            )
             hooks.insert(1, StateBytes(engine, optimizer, console))
             # What exists now stays; a full collection would walk it for 0.3 s, and the others wait.
             gc.collect()
@@ -145,7 +163,7 @@ def train(resolved: Resolved, folder: Path, world: World, console: Console) -> P
                 total_steps=total_steps,
                 seed=run.trainer.seed,
                 device=world.device,
-                max_skipped_in_a_row=run.trainer.max_skipped_in_a_row,
+                rendezvous=rendezvous,
             )
     barrier()
     return _must_exist(saver.newest)

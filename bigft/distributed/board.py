@@ -10,8 +10,6 @@ import time
 from collections import deque
 from typing import Any
 
-import torch
-
 from bigft.errors import LaunchError
 
 # A rank posts one to three messages per save. Older ones have been read, or nobody waits for them.
@@ -100,6 +98,8 @@ def open_board(prefix: str) -> StoreBoard | LocalBoard:
     Raises:
         LaunchError: There is a process group of several ranks without a store.
     """
+    import torch
+
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return LocalBoard()
     try:

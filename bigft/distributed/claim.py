@@ -49,7 +49,9 @@ def claimed(folder: Path, name: str = CLAIM_NAME) -> Iterator[None]:
             _lock(descriptor, folder)
             yield
         finally:
-            os.close(descriptor)
+            # Nothing of worth was written through it.
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
     finally:
         with _guard:
             _claimed.discard(key)
@@ -68,7 +70,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
         raise LaunchError(
             f"{folder}: in use by {holder or 'another process'}; let it finish, or choose another"
-            " folder (--output_dir)"
+            " folder"
         ) from error
     # For the message of who comes second; if it cannot be written the lock holds all the same.
     with contextlib.suppress(OSError):

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigft.engine.nonfinite import guard, scale_loss
+from bigft.engine.swap_verify import SwapGuard
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -23,7 +26,7 @@ class StepResult:
     grad_norm: float | None
     """Global L2 norm before clipping; None when the step was skipped."""
     skipped: bool
-    """The gradients were not finite; no weight changed."""
+    """The loss or the gradients were not finite; no weight changed."""
 
 
 class Engine:
@@ -32,6 +35,9 @@ class Engine:
     def __init__(self, wrapped: Any) -> None:
         """Take the engine that `deepspeed.initialize` returned."""
         self.deepspeed = wrapped
+        self.swap_guard: SwapGuard | None = None
+        """Looks after the swap files, where there are any."""
+        guard(wrapped)
         self._world_size = torch.distributed.get_world_size()
         self._has_trained = False
 
@@ -85,17 +91,25 @@ class Engine:
         Collective: every rank, the same number of times per step.
         """
         self._has_trained = True
-        mean = loss_sum * (self._world_size / max(global_tokens, 1))
+        mean = scale_loss(loss_sum, self._world_size / max(global_tokens, 1))
         self.deepspeed.backward(mean, scale_wrt_gas=False)
         if not self.deepspeed.is_gradient_accumulation_boundary():
             # DeepSpeed counts micro-steps by calls to step; this one changes no weight.
             self.deepspeed.step()
 
     def step(self) -> StepResult:
-        """Update the weights from the accumulated gradients. Collective: every rank."""
+        """Update the weights from the accumulated gradients.
+
+        Raises:
+            TrainingError: A swap file did not hold what was written to it.
+
+        Collective: every rank.
+        """
         learning_rate = float(self.deepspeed.get_lr()[0])
         skipped_before = self.deepspeed.skipped_steps
         self.deepspeed.step()
+        if self.swap_guard is not None:
+            self.swap_guard.check()
         skipped = self.deepspeed.skipped_steps > skipped_before
         norm = None if skipped else self.deepspeed.get_global_grad_norm()
         return StepResult(learning_rate, None if norm is None else float(norm), skipped)

@@ -86,8 +86,11 @@ class HostAdamW8bit(bitsandbytes.optim.AdamW8bit):  # type: ignore[misc]
                 kept.view(-1).copy_(values)
 
     def _start_state(self, p: torch.Tensor, step: int) -> dict[str, Any]:
-        # ZeRO lends its tensors to the groups for the time of a step only; all have one format.
-        self.init_state(self.param_groups[0], p, 0, 0)
+        # Stage 3 lends its tensors to a group for the time of a step only, and so it is done here.
+        group = self.param_groups[0]
+        lent, group["params"] = group["params"], [p]
+        self.init_state(group, p, 0, 0)
+        group["params"] = lent
         state: dict[str, Any] = self.state[p]
         state["step"] = step
         return state

@@ -1,9 +1,10 @@
 """The hook that scores the held-out data from time to time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
+from bigft.data.loading.collate import Batch
 from bigft.data.loading.loader import EvalLoader
 from bigft.distributed.collectives import gather_rows
 from bigft.engine.engine import Engine
@@ -13,6 +14,7 @@ from bigft.log import Console
 from bigft.monitor.sinks import Numbers, Sinks
 from bigft.tasks.task import Task
 from bigft.trainer.hooks import StepReport, is_due
+from bigft.trainer.rendezvous import Rendezvous
 from bigft.trainer.state import State
 
 
@@ -28,6 +30,7 @@ class Evaluator:
         sinks: Sinks,
         console: Console,
         device: torch.device,
+        rendezvous: Rendezvous,
         sources: Sequence[str] = (),
     ) -> None:
         """Hold what an evaluation needs."""
@@ -38,12 +41,13 @@ class Evaluator:
         self._sinks = sinks
         self._console = console
         self._device = device
+        self._rendezvous = rendezvous
         self._sources = sources
 
     def started(self, state: State, total_steps: int) -> None:
         """Score the model as it came, unless this run is a continuation."""
         self._total_steps = total_steps
-        if self._section.eval_on_start and state.step == 0:
+        if (self._section.eval_on_start and state.step == 0) or state.evaluation_due:
             self._evaluate(state)
 
     def stepped(self, state: State, report: StepReport) -> None:
@@ -55,8 +59,9 @@ class Evaluator:
         """Do nothing: the last step has been scored."""
 
     def _evaluate(self, state: State) -> None:
+        """Score, unless the run is to stop: then the next one scores before its first step."""
         self._engine.set_training(False)
-        batches = self._loader.eval_batches(self._section.max_eval_batches)
+        batches = self._until_stop(self._loader.eval_batches(self._section.max_eval_batches))
         scores = evaluate(
             self._task,
             self._engine,
@@ -66,6 +71,10 @@ class Evaluator:
             sources=self._sources,
         )
         self._engine.set_training(True)
+        self._rendezvous.settle()
+        state.evaluation_due = self._rendezvous.stop is not None
+        if state.evaluation_due:
+            return
         state.eval_loss = scores["loss"]
         row: Numbers = {"step": state.step}
         row.update({f"eval_{name}": value for name, value in scores.items()})
@@ -74,3 +83,9 @@ class Evaluator:
             f"evaluation at step {state.step}: loss {scores['loss']:.4f}, perplexity"
             f" {scores['perplexity']:.2f}, token accuracy {100 * scores['token_accuracy']:.1f}%"
         )
+
+    def _until_stop(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if self._rendezvous.poll():
+                return
+            yield batch

@@ -1,10 +1,12 @@
 """Hooks watch the loop and act between steps; they never change the mathematics."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from bigft.data.loading.loader import Samples
 from bigft.engine.engine import StepResult
 from bigft.monitor.meters import PhaseClock
 from bigft.trainer.state import State
@@ -26,6 +28,10 @@ class StepReport:
     clock: PhaseClock
     by_source: Tensor | None = None
     """`(num_sources, 2)`: this rank's loss and supervised tokens of each part of the data."""
+    losses: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    """`(world_size, micro_batches)` fp32 on the CPU: sums of token losses, of all ranks."""
+    samples: Samples | None = None
+    """The raw rows of the step, by name."""
 
 
 class Hook(Protocol):

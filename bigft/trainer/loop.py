@@ -7,10 +7,11 @@ import torch
 
 from bigft.data.loading.loader import Loader
 from bigft.engine.engine import Engine
-from bigft.errors import TrainingError
+from bigft.errors import StoppedError
 from bigft.monitor.meters import PhaseClock
 from bigft.tasks.task import Task
 from bigft.trainer.hooks import Hook, StepReport
+from bigft.trainer.rendezvous import Rendezvous
 from bigft.trainer.state import State
 
 _SEEDS = 2**64
@@ -27,7 +28,7 @@ def fit(
     total_steps: int,
     seed: int,
     device: torch.device,
-    max_skipped_in_a_row: int,
+    rendezvous: Rendezvous,
 ) -> State:
     """Train until `total_steps` optimizer steps are done.
 
@@ -43,42 +44,49 @@ def fit(
         total_steps: Of the whole run, those before a resume included.
         seed: Of dropout; each step draws from its own stream, so a resumed step equals itself.
         device: Of this rank.
-        max_skipped_in_a_row: Stop when this many steps in a row had gradients that are not finite.
+        rendezvous: Where the ranks hear of each other's losses, and of requests to stop.
 
     Raises:
-        TrainingError: Too many steps in a row were skipped.
+        StoppedError: A signal asked for it; the last hook has saved what was done.
 
     Collective: every rank.
     """
     clock = PhaseClock(device)
     for hook in hooks:
         hook.started(state, total_steps)
+    rendezvous.settle()
+    if rendezvous.stop is not None:
+        raise _make_error(
+            rendezvous.stop, f"before step {state.step + 1}, with nothing new to save"
+        )
     steps = loader.steps_from(state.cursor)
-    skipped_in_a_row = 0
     engine.set_training(True)
     while state.step < total_steps:
         started = time.perf_counter()
         with clock.phase("data"):
             data = next(steps)
         _seed_step(seed, state.step)
-        loss_sum = torch.zeros((), device=device)
+        loss_sum, losses = torch.zeros((), device=device), []
         by_source: torch.Tensor | None = None
         for batch in data.micro_batches:
             with clock.phase("forward"):
                 loss = task.loss(engine, batch.to(device))
             with clock.phase("backward"):
                 engine.backward(loss.total, data.supervised_tokens)
-            loss_sum += loss.total.detach()
+            losses.append(loss.total.detach())
+            loss_sum += losses[-1]
             if loss.by_source is not None:
                 by_source = loss.by_source if by_source is None else by_source + loss.by_source
+        rendezvous.begin(losses)
         with clock.phase("optimizer"):
             result = engine.step()
+        rendezvous.settle()
         state.step += 1
         state.tokens += data.tokens
         state.epoch = data.epoch
         state.cursor = data.cursor
         state.skipped_steps += result.skipped
-        skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if result.skipped else 0
         report = StepReport(
             loss_sum,
             data.supervised_tokens,
@@ -87,18 +95,22 @@ def fit(
             result,
             clock,
             by_source,
+            rendezvous.losses,
+            data.samples,
         )
         for hook in hooks:
             hook.stepped(state, report)
-        if skipped_in_a_row >= max_skipped_in_a_row:
-            raise TrainingError(
-                f"step {state.step}: the gradients were not finite {skipped_in_a_row} times in a"
-                " row (trainer.max_skipped_in_a_row); lower --learning_rate, add"
-                " --optim.warmup_steps, or look for broken rows in the data"
-            )
+        if rendezvous.stop is not None:
+            raise _make_error(rendezvous.stop, f"at step {state.step} of {total_steps}, committed")
     for hook in hooks:
         hook.finished(state)
     return state
+
+
+def _make_error(stop: str, where: str) -> StoppedError:
+    error = StoppedError(f"stopped by {stop} {where}. Run the same command again to go on")
+    error.is_shared = True
+    return error
 
 
 def _seed_step(seed: int, step: int) -> None:

@@ -78,10 +78,12 @@ class Reporter:
 
     def stepped(self, state: State, report: StepReport) -> None:
         """Add the step, and write a row when it is due."""
-        self._loss += report.loss_sum
-        if self._sources and report.by_source is not None:
-            self._by_source += report.by_source
-        self._supervised += report.supervised_tokens
+        # The loss of a skipped step may not be a number, and taught nothing.
+        if not report.result.skipped:
+            self._loss += report.loss_sum
+            if self._sources and report.by_source is not None:
+                self._by_source += report.by_source
+            self._supervised += report.supervised_tokens
         self._tokens += report.tokens
         self._seconds += report.seconds
         self._steps += 1
@@ -104,7 +106,7 @@ class Reporter:
         row: Numbers = {
             "step": state.step,
             "epoch": state.epoch,
-            "loss": float(ranks[:, 0].sum()) / max(self._supervised, 1),
+            "loss": float(ranks[:, 0].sum()) / self._supervised if self._supervised else None,
             "learning_rate": report.result.learning_rate,
             "grad_norm": report.result.grad_norm,
             "tokens": state.tokens,
@@ -150,9 +152,10 @@ class _Progress:
         self._shown = -math.inf
 
     def show(self, row: Numbers, steps: int) -> None:
-        loss, lr = float(row["loss"] or 0.0), float(row["learning_rate"] or 0.0)
+        loss = "none" if row["loss"] is None else f"{row['loss']:.4f}"
+        lr = float(row["learning_rate"] or 0.0)
         rate = format_count(float(row["tokens_per_second"] or 0.0))
-        text = f"loss {loss:.4f}, lr {lr:.2e}, {rate} tok/s"
+        text = f"loss {loss}, lr {lr:.2e}, {rate} tok/s"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(steps)

@@ -1,6 +1,6 @@
 """What a run has done so far; resuming restores exactly this."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bigft.data.order.cursor import Cursor
@@ -15,13 +15,19 @@ class State:
     tokens: int = 0
     """Tokens trained on, without padding."""
     skipped_steps: int = 0
-    """Steps that changed no weight because a gradient was not finite."""
+    """Steps that changed no weight because the loss or a gradient was not finite."""
     epoch: float = 0.0
     """Passes over the data."""
     eval_loss: float | None = None
     """The newest evaluation."""
     cursor: Cursor = Cursor()
     """Where the next step begins in the data."""
+    skipped_in_a_row: int = 0
+    """Of the skipped steps, the latest ones without a good step between them."""
+    evaluation_due: bool = False
+    """An evaluation was due after the latest step, and gave way to a request to stop."""
+    spikes: dict[str, list[float]] = field(default_factory=dict)
+    """The recent past of `loss` and `grad_norm`, by which the next ones are judged."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a manifest."""

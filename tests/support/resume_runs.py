@@ -23,6 +23,31 @@ def train(settings: dict[str, Any], folder: str, config: str) -> str:
     return err.getvalue()
 
 
+def train_without(settings: dict[str, Any], folder: str, config: str, dropped: str) -> str:
+    """Resume, but leave one part of the state out: a control that has to be noticed."""
+    from unittest.mock import patch
+
+    from bigft.checkpoint.state import load, numbers
+    from bigft.trainer.state import State
+
+    def keep_state(values: dict[str, Any]) -> Any:
+        from bigft.data.order.cursor import Cursor
+
+        state = original(values)
+        state.cursor = Cursor()
+        return state
+
+    original = State.from_dict
+    patches = {
+        "moments": patch.object(load, "_restore_states", lambda *_: 2),
+        "schedule": patch.object(numbers, "_restore_schedule", lambda *_: None),
+        "cursor": patch.object(State, "from_dict", keep_state),
+        "beta_powers": patch.object(numbers, "_replay_steps", lambda *_: None),
+    }
+    with patches[dropped]:
+        return train(settings, folder, config)
+
+
 def read_rows(folder: Path, first: int) -> list[dict[str, Any]]:
     """Read what `metrics.jsonl` says of the steps from `first` on, without what is measured."""
     names = ("step", "loss", "grad_norm", "learning_rate", "tokens", "epoch")

@@ -10,7 +10,10 @@ from bigft.data.tokens.tokenize import Row
 
 
 def make_chunk(
-    rows: Sequence[Row], digests: Sequence[int] = (), pieces: Sequence[int] = ()
+    rows: Sequence[Row],
+    digests: Sequence[int] = (),
+    pieces: Sequence[int] = (),
+    origins: Sequence[str] = (),
 ) -> Chunk:
     """Make what a tokeniser would hand over; digests are far apart, every row is a first piece."""
     # Multiples of 32 stand for examples, not for changed copies.
@@ -22,6 +25,7 @@ def make_chunk(
         learned=np.array([row.supervised.sum() for row in rows], dtype=np.int32),
         digests=np.array(chosen, dtype=np.uint64),
         pieces=np.array(pieces or [0] * len(rows), dtype=np.int32),
+        origins=list(origins or [f"made.jsonl:{number + 1}" for number in range(len(rows))]),
         signatures=None,
         rejected=[],
         info=StoreInfo(records=len(rows)),

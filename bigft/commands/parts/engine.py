@@ -10,6 +10,7 @@ from bigft.distributed.world import World
 from bigft.engine.build import build_engine
 from bigft.engine.engine import Engine
 from bigft.engine.host_memory import fix_malloc_limits
+from bigft.engine.swap_verify import SwapGuard
 from bigft.errors import TrainingError
 from bigft.log import Console
 from bigft.models.load import LoadedModel, count_parameters
@@ -29,6 +30,7 @@ def build_run_engine(
     total_steps: int,
     world: World,
     console: Console,
+    swap_guard: SwapGuard | None = None,
 ) -> Engine:
     """Build the engine around a loaded model. Collective: every rank."""
     module = model.module
@@ -50,6 +52,7 @@ def build_run_engine(
         else lambda inner: build_schedule(run.optim, inner, total_steps),
         expected_optimizer=optimizer.class_name,
     )
+    engine.swap_guard = swap_guard
     console.say(
         f"optimizer {optimizer.class_name},"
         f" {optimizer.state_bytes_per_parameter:g} bytes of state per parameter"

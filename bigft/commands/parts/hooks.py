@@ -9,13 +9,16 @@ from bigft.engine.engine import Engine
 from bigft.log import Console
 from bigft.models.facts import ModelFacts
 from bigft.models.load import LoadedModel, count_parameters
+from bigft.monitor.events import Events
 from bigft.monitor.meters import count_flops_per_token, find_peak_flops
 from bigft.monitor.sinks import Sinks
 from bigft.optim.build import OptimizerPlan
 from bigft.run.settings import Run
 from bigft.tasks.task import Task
 from bigft.trainer.evaluating import Evaluator
+from bigft.trainer.health import Health
 from bigft.trainer.hooks import Hook
+from bigft.trainer.rendezvous import Rendezvous
 from bigft.trainer.reporting import Rate, Reporter
 from bigft.trainer.saving import Saver
 from bigft.trainer.state import State
@@ -28,8 +31,11 @@ def build_hooks(
     data: Data,
     facts: ModelFacts,
     model: LoadedModel,
+    *,
     sinks: Sinks,
     checkpoints: RunCheckpoints,
+    rendezvous: Rendezvous,
+    events: Events,
     world: World,
     console: Console,
 ) -> list[Hook]:
@@ -54,7 +60,13 @@ def build_hooks(
             rate=rate,
             stream=console.err if world.is_rank_zero else None,
             sources=data.sources,
-        )
+        ),
+        Health(
+            console.say,
+            events,
+            max_skipped_in_a_row=run.trainer.max_skipped_in_a_row,
+            expects_overflow=bool(engine.deepspeed.fp16_enabled()),
+        ),
     ]
     if data.evaluation is not None:
         hooks.append(
@@ -66,10 +78,20 @@ def build_hooks(
                 sinks,
                 console,
                 world.device,
+                rendezvous,
                 data.eval_sources,
             )
         )
-    hooks.append(Saver(checkpoints.save, checkpoints.wait, run.checkpoint.save_steps))
+    hooks.append(
+        Saver(
+            checkpoints.save,
+            checkpoints.wait,
+            run.checkpoint.save_steps,
+            rendezvous,
+            console.say,
+            events,
+        )
+    )
     return hooks
 
 

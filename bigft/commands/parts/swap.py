@@ -1,7 +1,7 @@
 """The private NVMe folder of a run."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,28 @@ from bigft.distributed.collectives import (
 )
 from bigft.distributed.world import World
 from bigft.engine import swap
+from bigft.engine.engine import Engine
+from bigft.engine.swap_verify import SwapGuard
 from bigft.models.facts import ModelFacts
 from bigft.models.load import plan_parameters
+from bigft.optim.build import OptimizerPlan
 from bigft.run.resolve import Resolved
 from bigft.tasks.task import Task
 
 
 @contextlib.contextmanager
 def swap_folder(
-    resolved: Resolved, folder: Path, facts: ModelFacts, tokenizer: Any, task: Task, world: World
-) -> Iterator[dict[str, Any]]:
-    """Give the JSON its private NVMe folder, and remove it at the end."""
+    resolved: Resolved,
+    folder: Path,
+    facts: ModelFacts,
+    tokenizer: Any,
+    task: Task,
+    world: World,
+    before_leaving: Callable[[Callable[[], None]], None],
+) -> Iterator[tuple[dict[str, Any], SwapGuard | None]]:
+    """Give the JSON its private NVMe folder, guard what is written there, remove it at the end."""
     if not swap.find_swap_roots(resolved.ds):
-        yield resolved.ds
+        yield resolved.ds, None
         return
     private = swap.with_private_swap(resolved.ds, broadcast_object(swap.new_run_name()))
     first_here = world.local_rank == 0
@@ -31,13 +40,29 @@ def swap_folder(
         with errors_shared():
             if first_here:
                 _open_swap(resolved, private, facts, tokenizer, task, world)
-        yield private
+                before_leaving(lambda: swap.close_swap(private))
+        guard = SwapGuard()
+        with guard.installed():
+            yield private, guard
     finally:
         if first_here:
             swap.close_swap(private)
             with contextlib.suppress(OSError):
                 # nvme_path "auto" made a folder of its own in the run folder; it is empty now.
                 (folder / "nvme").rmdir()
+
+
+def reserve_swap(engine: Engine, optimizer: OptimizerPlan) -> None:
+    """Take the disk space of all swap files before the first step. Collective: every rank.
+
+    Raises:
+        PlanError: It is not there.
+    """
+    if engine.swap_guard is None:
+        return
+    with errors_shared():
+        num_states = round(optimizer.state_bytes_per_parameter / 4)
+        engine.swap_guard.reserve(engine.deepspeed, num_states)
 
 
 def _open_swap(

@@ -11,7 +11,7 @@ up of ranks, accumulation and micro-batch.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Protocol
 
@@ -56,6 +56,32 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """The raw rows of one step by name, of all ranks; nothing is looked up before it is asked."""
+
+    share: Share
+    """Of this rank; the other ranks' follow from it."""
+
+    name_rows: Callable[[int], list[str]]
+    """Where the raw rows of one of the step's sequences stand, by its place in the step."""
+
+    num_sequences: int
+
+    def list_all(self) -> list[str]:
+        """Name every row of the step, in the order of the data."""
+        return self._list(range(self.num_sequences))
+
+    def list_of(self, rank: int, micro_step: int) -> list[str]:
+        """Name the rows that one rank saw in one micro-step."""
+        places = replace(self.share, rank=rank).mine(micro_step)
+        return self._list(range(self.num_sequences)[places])
+
+    def _list(self, places: Sequence[int]) -> list[str]:
+        # Pieces of one long row, and copies of one row, have one name.
+        return list(dict.fromkeys(name for place in places for name in self.name_rows(place)))
+
+
+@dataclass(frozen=True)
 class StepBatches:
     """What one rank needs for one optimizer step."""
 
@@ -71,6 +97,9 @@ class StepBatches:
 
     cursor: Cursor
     """Where the next step begins."""
+
+    samples: Samples
+    """For messages about this step."""
 
 
 class Loader(Protocol):
@@ -159,6 +188,9 @@ class StoreLoader:
             tokens=int(epoch.tokens[numbers].sum()),
             epoch=place.epochs_done,
             cursor=place.after,
+            samples=Samples(
+                self._share, partial(name_rows, self._rows, epoch.bins, numbers), len(numbers)
+            ),
         )
 
 
@@ -207,6 +239,11 @@ class EvalLoader:
             mine = numbers[self._share.mine(batch)]
             items = load_items(self._rows, self._bins, mine, count=self._share.micro_batch_size)
             yield self._collate(items)
+
+
+def name_rows(rows: Rows, bins: Bins, numbers: Numbers, place: int) -> list[str]:
+    """Say where the raw rows of the sequence `numbers[place]` stand."""
+    return rows.load_origins(bins[numbers[place]])
 
 
 def load_items(rows: Rows, bins: Bins, numbers: Numbers, *, count: int) -> list[list[Row]]:

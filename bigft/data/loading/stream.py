@@ -10,12 +10,11 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from bigft.data.loading.collate import Batch
-from bigft.data.loading.loader import Collate, Share, StepBatches
+from bigft.data.loading.loader import Collate, Samples, Share, StepBatches
 from bigft.data.loading.prefetch import run_ahead
 from bigft.data.order.cursor import Cursor
 from bigft.data.order.plan import pack_rows
@@ -154,11 +153,16 @@ class StreamLoader:
             # How long an epoch is, nobody knows: the number of complete ones.
             epoch=float(after.epoch),
             cursor=after,
-        )
+            samples=Samples(
+                self._share, [[row.origin for row in sequence] for sequence in rows].__getitem__,
+                len(rows),
+            ),
+        )  # fmt: skip
 
 
 def _split_rows(chunk: Chunk, source: int) -> Iterator[Row]:
     cuts = np.cumsum(chunk.lengths)[:-1]
     tokens, marks = np.split(chunk.tokens, cuts), np.split(chunk.supervised, cuts)
     if len(chunk.lengths):
-        yield from map(partial(Row, source=source), tokens, marks)
+        for ids, learned, origin in zip(tokens, marks, chunk.origins, strict=True):
+            yield Row(ids, learned, source=source, origin=origin)

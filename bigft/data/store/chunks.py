@@ -4,8 +4,10 @@ reader ──chunk of raw rows──► ChunkTokenizer ──Chunk──► Stor
        (this process)         (any process)             (this process, in the reader's order)
 """
 
+import ctypes
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 # Large enough that sending it costs little, small enough that a dozen in flight do not count.
 _CHUNK_ROWS = 512
 _CHUNK_BYTES = 1 << 20
+
+_SET_PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
 
 NOTHING_TO_LEARN = "no token to learn"
 
@@ -117,6 +122,7 @@ class _ChunkBuilder:
         self._rows: list[Row] = []
         self._digests: list[int] = []
         self._pieces: list[int] = []
+        self._origins: list[str] = []
         self._signatures: list[Any] = []
 
     def add(
@@ -143,6 +149,7 @@ class _ChunkBuilder:
         self._rows += learned
         self._pieces += pieces
         self._digests += [digest] * len(learned)
+        self._origins += [raw.origin] * len(learned)
         if self._signs:
             self._signatures += [compute_signature(example)] * len(learned)
 
@@ -169,6 +176,7 @@ class _ChunkBuilder:
             learned=np.array([np.count_nonzero(row.supervised) for row in rows], dtype=np.int32),
             digests=np.array(self._digests, dtype=np.uint64),
             pieces=np.array(self._pieces, dtype=np.int32),
+            origins=self._origins,
             signatures=signatures,
             rejected=self._rejected,
             info=self._info,
@@ -228,6 +236,13 @@ _adopted: list[ChunkTokenizer] = []
 
 
 def _adopt(tokenizer: ChunkTokenizer) -> None:
+    # The parent decides what a signal means, also one that a terminal sends to all.
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    # A parent that is killed must not leave workers behind that wait for chunks.
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     # One thread per process: together they fill the cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _adopted[:] = [tokenizer]

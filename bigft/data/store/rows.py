@@ -47,6 +47,19 @@ class Rows:
         """Find which part each row comes from."""
         return np.searchsorted(self._starts, numbers, side="right") - 1
 
+    def load_origins(self, numbers: Numbers) -> list[str]:
+        """Say where the raw rows of some rows stand, in the given order; for messages."""
+        part = self.find_part(numbers)
+        found = {
+            int(store): iter(
+                self.stores[store].load_origins(
+                    (numbers[part == store] - self._starts[store]).tolist()
+                )
+            )
+            for store in np.unique(part)
+        }
+        return [next(found[int(store)]) for store in part]
+
     def load_row(self, number: int) -> Row:
         """Copy one row into memory."""
         part = int(self.find_part(np.asarray(number)))

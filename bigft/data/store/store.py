@@ -7,6 +7,8 @@
   learned.npy      int32, (rows,): supervised tokens per row
   digests.npy      uint64, (rows,): a hash of the example that the row comes from
   pieces.npy       int32, (rows,): which piece of that example, where it was split
+  origins.npy      int64, (rows, 2): a line of origins.txt, and the number behind it (-1: none)
+  origins.txt      JSON strings, one per line: what the raw rows' places begin with
   signatures.npy   uint32, (rows, 64): only where near duplicates are looked for
   rejected.jsonl   raw rows that became no tokens, and why
   info.json        counts
@@ -15,8 +17,10 @@
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,6 +103,9 @@ class Chunk:
     pieces: npt.NDArray[np.int32]
     """`(rows,)`, number of the piece of its example, 0 for the first."""
 
+    origins: list[str]
+    """Of each row, where its raw row stands: `a.jsonl:3`."""
+
     signatures: npt.NDArray[np.uint32] | None
     """`(rows, 64)`."""
 
@@ -152,6 +159,17 @@ class TokenStore:
         """One JSON object per raw row that became no tokens: `origin`, `reason`, `row`."""
         return self.folder / "rejected.jsonl"
 
+    def load_origins(self, numbers: Iterable[int]) -> list[str]:
+        """Say where the raw rows of some rows stand, as `a.jsonl:3`; for messages, reads files."""
+        places, texts = self._origins
+        found = (places[number].tolist() for number in numbers)
+        return [texts[text] + (str(place) if place >= 0 else "") for text, place in found]
+
+    @cached_property
+    def _origins(self) -> tuple[npt.NDArray[np.int64], list[str]]:
+        lines = (self.folder / "origins.txt").read_text(encoding="utf-8").splitlines()
+        return np.load(self.folder / "origins.npy", mmap_mode="r"), [*map(json.loads, lines)]
+
     def load_row(self, number: int) -> Row:
         """Copy one row into memory."""
         start, end = int(self._offsets[number]), int(self._offsets[number + 1])
@@ -161,7 +179,7 @@ class TokenStore:
 class StoreWriter:
     """Appends rows to the files of a store.
 
-    Memory: 24 bytes per row; everything else goes straight to the files.
+    Memory: 24 bytes per row, and a text per source; everything else goes straight to the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -170,6 +188,8 @@ class StoreWriter:
         self._open = contextlib.ExitStack()
         self._tokens = self._start("tokens.npy", np.dtype(np.int32))
         self._supervised = self._start("supervised.npy", np.dtype(np.bool_))
+        self._origins = self._start("origins.npy", _ORIGIN)
+        self._origin_lines: dict[str, int] = {}
         self._signatures: IO[bytes] | None = None
         self._rejected = self._open.enter_context(
             (folder / "rejected.jsonl").open("w", encoding="utf-8")
@@ -188,6 +208,7 @@ class StoreWriter:
         self._learned.append(chunk.learned)
         self._digests.append(chunk.digests)
         self._pieces.append(chunk.pieces)
+        self._origins.write(np.array(self._number_origins(chunk.origins), np.int64).tobytes())
         if chunk.signatures is not None:
             self._signatures = self._signatures or self._start("signatures.npy", _SIGNATURE)
             self._signatures.write(chunk.signatures.tobytes())
@@ -213,6 +234,9 @@ class StoreWriter:
         info.content = content.hexdigest()
         _complete(self._tokens, np.dtype(np.int32), info.tokens)
         _complete(self._supervised, np.dtype(np.bool_), info.tokens)
+        _complete(self._origins, _ORIGIN, info.rows)
+        lines = "".join(json.dumps(text) + "\n" for text in self._origin_lines)
+        (self._folder / "origins.txt").write_text(lines, encoding="utf-8")
         if self._signatures is not None:
             _complete(self._signatures, _SIGNATURE, info.rows)
         self.close()
@@ -222,6 +246,14 @@ class StoreWriter:
         """Close the files, whatever state they are in."""
         self._open.close()
 
+    def _number_origins(self, origins: list[str]) -> list[tuple[int, int]]:
+        found = []
+        for origin in origins:
+            match = _NUMBERED.fullmatch(origin)
+            text, number = (match[1], int(match[2])) if match else (origin, -1)
+            found.append((self._origin_lines.setdefault(text, len(self._origin_lines)), number))
+        return found
+
     def _start(self, name: str, dtype: np.dtype[Any]) -> IO[bytes]:
         file = self._open.enter_context((self._folder / name).open("wb"))
         _write_header(file, dtype, 0)
@@ -229,6 +261,10 @@ class StoreWriter:
 
 
 _SIGNATURE = np.dtype((np.uint32, (SIGNATURE_SIZE,)))
+_ORIGIN = np.dtype((np.int64, (2,)))
+
+_NUMBERED = re.compile(r"(.*(?::|, row ))(0|[1-9][0-9]{0,17})", re.DOTALL)
+"""A place that is a number in something: a line of a file, a row of a table."""
 
 
 def compute_store_digest(parts: Iterable[str]) -> str:

@@ -41,6 +41,9 @@ class Row:
     source: int = 0
     """Number of the part of the data that the row comes from."""
 
+    origin: str = ""
+    """Where its raw row stands, as `a.jsonl:3`; empty where a store knows it."""
+
     def __len__(self) -> int:
         """Count the tokens."""
         return len(self.input_ids)

@@ -160,6 +160,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
                 Chunk(
                     tokens, supervised, lengths, (lengths - 1).astype(np.int32),
                     digests=(numbers * 32).astype(np.uint64), pieces=np.zeros(count, np.int32),
+                    origins=[f"a.jsonl:{number}" for number in numbers],
                     signatures=None, rejected=[], info=StoreInfo(records=count),
                 )
             )  # fmt: skip

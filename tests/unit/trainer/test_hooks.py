@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from bigft.data.order.cursor import Cursor
+from bigft.distributed.signals import StopSignals
 from bigft.engine.engine import StepResult
+from bigft.errors import CheckpointError
+from bigft.monitor.events import Events
 from bigft.monitor.meters import PhaseClock
 from bigft.monitor.sinks import build_sinks
 from bigft.trainer.clock import count_total_steps
 from bigft.trainer.hooks import StepReport, is_due
+from bigft.trainer.rendezvous import Rendezvous
 from bigft.trainer.reporting import Rate, Reporter
 from bigft.trainer.saving import Saver
 from bigft.trainer.section import TrainerSection
@@ -86,25 +90,94 @@ def test_steps_of_a_run(settings, steps):
 
 
 def test_state_survives_a_manifest_of_another_version():
-    state = State(3, 10, 1, 0.5, 2.0, Cursor(1, 20, 300))
+    state = State(3, 10, 1, 0.5, 2.0, Cursor(1, 20, 300), 1, True, {"loss": [0.1, 1 / 3]})
     written = json.loads(json.dumps({**state.to_dict(), "invented_later": 1}))
     assert State.from_dict(written) == state
     assert State.from_dict({"step": 2, "cursor": {"epoch": 1}}) == State(step=2, cursor=Cursor(1))
 
 
-def test_saver_saves_when_due_and_at_the_end():
-    saved = []
+class _Disk:
+    """A place for checkpoints that fails at some steps."""
 
-    def save(state: State) -> Path:
-        saved.append(state.step)
+    def __init__(self, tmp_path: Path, broken: set[int] | None = None) -> None:
+        self.saved: list[int] = []
+        self.said: list[str] = []
+        self.signals = StopSignals()
+        self.rendezvous = Rendezvous(self.signals, CPU)
+        self._broken = broken or set()
+        self._file = tmp_path / "events.jsonl"
+
+    def save(self, state: State) -> Path:
+        if state.step in self._broken:
+            raise CheckpointError("No space left on device")
+        self.saved.append(state.step)
         return Path()
 
-    saver = Saver(save, 2)
-    saver.started(State(), 5)
-    for step in range(1, 6):
-        saver.stepped(State(step=step), _report(1.0))
-    saver.finished(State(step=5))
-    assert saved == [2, 4, 5]
+    def run(self, save_steps: int, total_steps: int) -> None:
+        """Let a saver hear of all steps."""
+        saver = Saver(self.save, save_steps, self.rendezvous, self.said.append, Events(self._file))
+        saver.started(State(), total_steps)
+        for step in range(1, total_steps + 1):
+            self.rendezvous.poll()
+            self.rendezvous.settle()
+            saver.stepped(State(step=step), _report(1.0))
+            if self.rendezvous.stop is not None:
+                return
+        saver.finished(State(step=total_steps))
+
+    def failed_steps(self) -> list[int]:
+        return [json.loads(line)["step"] for line in self._file.read_text().splitlines()]
+
+
+def test_saver_saves_when_due_and_at_the_end(tmp_path):
+    disk = _Disk(tmp_path)
+    disk.run(2, 5)
+    assert disk.saved == [2, 4, 5]
+    assert disk.said == []
+
+
+def test_training_goes_on_after_a_failed_save(tmp_path):
+    # Never three in a row: each good one starts the count anew.
+    disk = _Disk(tmp_path, {1, 2, 4, 5, 7})
+    disk.run(1, 8)
+    assert disk.saved == [3, 6, 8]
+    assert disk.failed_steps() == [1, 2, 4, 5, 7]
+    assert [line.split(" is not saved")[0] for line in disk.said] == [
+        f"warning: step {step}" for step in (1, 2, 4, 5, 7)
+    ]
+    assert [line[-2] for line in disk.said] == ["1", "2", "1", "2", "1"]
+    assert all("No space left on device" in line for line in disk.said)
+
+
+def test_the_third_failed_save_in_a_row_ends_the_run(tmp_path):
+    disk = _Disk(tmp_path, {4, 6, 8})
+    with pytest.raises(CheckpointError, match="3 saves in a row have failed") as caught:
+        disk.run(2, 20)
+    assert caught.value.exit_code == 5
+    assert "No space left on device" in str(caught.value)
+    assert disk.saved == [2]
+    assert disk.failed_steps() == [4, 6, 8]
+
+
+def test_the_last_save_must_not_fail(tmp_path):
+    disk = _Disk(tmp_path, {5})
+    with pytest.raises(CheckpointError, match="^No space left on device$"):
+        disk.run(2, 5)
+    assert disk.saved == [2, 4]
+
+
+def test_a_request_to_stop_is_a_reason_to_save(tmp_path):
+    disk = _Disk(tmp_path)
+    disk.signals.request("SIGTERM")
+    disk.run(0, 20)
+    assert disk.saved == [1]
+
+
+def test_a_stop_that_cannot_be_saved_is_an_error_of_the_checkpoint(tmp_path):
+    disk = _Disk(tmp_path, {1})
+    disk.signals.request("SIGUSR1")
+    with pytest.raises(CheckpointError, match="stopped by SIGUSR1 at step 1, and what came after"):
+        disk.run(0, 20)
 
 
 def test_a_row_is_the_token_mean_over_its_steps(tmp_path):
@@ -146,7 +219,7 @@ def test_a_skipped_step_is_a_row_without_numbers(tmp_path):
     rows, text = _run(tmp_path, [_report(float("nan"), skipped=True)])
     assert rows[0]["loss"] is None
     assert rows[0]["grad_norm"] is None
-    assert "loss nan" in text
+    assert "loss none" in text
 
 
 def test_without_a_terminal_there_are_lines_not_a_bar(tmp_path):

@@ -1,6 +1,11 @@
 """The loop itself, with plain torch in the engine's place."""
 
+import json
+import math
+from dataclasses import replace
 from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +22,15 @@ from bigft.data.order.pack import pack_none
 from bigft.data.order.plan import FixedPlan
 from bigft.data.store.rows import Rows
 from bigft.data.tokens.tokenize import Row
+from bigft.distributed.signals import StopSignals
 from bigft.engine.engine import StepResult
-from bigft.errors import TrainingError
+from bigft.errors import StoppedError, TrainingError
+from bigft.monitor.events import Events
 from bigft.tasks.causal_lm import CausalLM
+from bigft.tasks.task import LossSum
+from bigft.trainer.health import Health
 from bigft.trainer.loop import fit
+from bigft.trainer.rendezvous import Rendezvous
 from bigft.trainer.state import State
 
 CPU = torch.device("cpu")
@@ -94,6 +104,10 @@ def _engine(broken: set[int] | None = None) -> PlainEngine:
     return PlainEngine(LlamaForCausalLM(llama_config(num_hidden_layers=1)), broken)
 
 
+def _place(name: str, rows: list[Row]) -> list[str]:
+    return [f"{name}.jsonl:{number}" for number in range(1, len(rows) + 1)]
+
+
 @pytest.fixture
 def loader(tmp_path) -> Any:
     chooser = np.random.default_rng(0)
@@ -103,8 +117,8 @@ def loader(tmp_path) -> Any:
         supervised[0] = False
         rows.append(Row(chooser.integers(1, VOCAB, length, dtype=np.int32), supervised))
     stores = [
-        write_store(tmp_path / "one", make_chunk(rows[:2])),
-        write_store(tmp_path / "two", make_chunk(rows[2:])),
+        write_store(tmp_path / name, make_chunk(part, origins=_place(name, part)))
+        for name, part in (("one", rows[:2]), ("two", rows[2:]))
     ]
     all_rows = Rows(stores)
 
@@ -123,7 +137,8 @@ def loader(tmp_path) -> Any:
 
 
 def _fit(engine: Any, loader: Any, state: State, hooks: list[Any], **changes: Any) -> State:
-    options = {"total_steps": 6, "seed": 3, "device": CPU, "max_skipped_in_a_row": 3, **changes}
+    rendezvous = changes.pop("rendezvous", None) or Rendezvous(StopSignals(), CPU)
+    options = {"total_steps": 6, "seed": 3, "device": CPU, "rendezvous": rendezvous, **changes}
     return fit(engine, CausalLM(), loader, state, hooks, **options)
 
 
@@ -181,17 +196,118 @@ def test_a_finished_run_takes_no_step(loader):
     assert engine.steps == 0
 
 
-def test_skipped_steps_in_a_row_end_the_run(loader):
-    watcher, state = Watcher(), State()
-    with pytest.raises(TrainingError, match="step 5: the gradients were not finite 3 times"):
-        _fit(_engine({3, 4, 5}), loader(), state, [watcher])
-    assert (state.step, state.skipped_steps) == (5, 3)
+def _health(tmp_path: Path, said: list[str], **changes: Any) -> Health:
+    options = {"max_skipped_in_a_row": 3, "expects_overflow": False, **changes}
+    return Health(said.append, Events(tmp_path / "events.jsonl"), **options)
+
+
+def _read_events(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+
+
+def test_skipped_steps_in_a_row_end_the_run_and_name_their_samples(loader, tmp_path):
+    watcher, state, said = Watcher(), State(), []
+    hooks = [watcher, _health(tmp_path, said)]
+    with pytest.raises(TrainingError, match="step 5: a gradient was not finite, 3 times") as caught:
+        _fit(_engine({3, 4, 5}), loader(), state, hooks)
+    assert caught.value.exit_code == 7
+    assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (5, 3, 3)
     assert watcher.heard[-1] == 5, "the row of the last step is written before the error"
+    events = _read_events(tmp_path)
+    assert [event["step"] for event in events] == [3, 4, 5]
+    # Two sequences of one row make a step; the last one of an epoch is alone.
+    rows = {name for event in events for name in event["samples"]}
+    assert rows <= {"one.jsonl:1", "one.jsonl:2", "two.jsonl:1", "two.jsonl:2", "two.jsonl:3"}
+    assert [len(event["samples"]) for event in events] == [1, 2, 2]
+    for event, line in zip(events, said, strict=True):
+        assert f"step {event['step']} skipped" in line
+        assert all(name in line for name in event["samples"])
 
 
-def test_skipped_steps_with_good_ones_between_do_not(loader):
-    state = _fit(_engine({1, 2, 4, 5}), loader(), State(), [])
-    assert (state.step, state.skipped_steps) == (6, 4)
+def test_an_interrupted_run_still_knows_how_many_were_skipped(loader, tmp_path):
+    state = _fit(_engine({3, 4}), loader(), State(), [_health(tmp_path, [])], total_steps=4)
+    resumed = State.from_dict(json.loads(json.dumps(state.to_dict())))
+    with pytest.raises(TrainingError, match="step 5: .* 3 times"):
+        _fit(_engine({1}), loader(), resumed, [_health(tmp_path, [])])
+
+
+def test_the_samples_of_a_loss_that_is_no_number_are_those_of_its_micro_batch(loader, tmp_path):
+    class Nan(CausalLM):
+        calls = 0
+
+        def loss(self, forward: Any, batch: Any) -> LossSum:
+            self.calls += 1
+            found = super().loss(forward, batch)
+            # The second micro-batch of the second step.
+            return replace(found, total=found.total * (math.inf if self.calls == 4 else 1.0))
+
+    expected = next(islice(loader().steps_from(Cursor()), 1, 2)).samples.list_of(0, 1)
+    said: list[str] = []
+    rendezvous = Rendezvous(StopSignals(), CPU)
+    fit(
+        _engine({2}), Nan(), loader(), State(), [_health(tmp_path, said)],
+        total_steps=3, seed=0, device=CPU, rendezvous=rendezvous,
+    )  # fmt: skip
+    (event,) = _read_events(tmp_path)
+    assert (event["step"], event["reason"]) == (2, "loss")
+    assert event["micro_batches"] == [[0, 1]]
+    assert event["samples"] == expected
+    assert len(expected) == 1
+    assert (
+        f"the loss was not finite, so no weight changed on any rank; samples: {expected[0]}"
+        in said[0]
+    )
+
+
+def test_under_fp16_an_overflow_is_no_alarm(loader, tmp_path):
+    said: list[str] = []
+    hooks = [_health(tmp_path, said, expects_overflow=True)]
+    _fit(_engine({1, 2}), loader(), State(), hooks)
+    assert said == [
+        f"step {step}: fp16 overflow, skipped; the loss scale is lowered" for step in (1, 2)
+    ]
+
+
+def test_skipped_steps_with_good_ones_between_do_not(loader, tmp_path):
+    hooks = [_health(tmp_path, [])]
+    state = _fit(_engine({1, 2, 4, 5}), loader(), State(), hooks)
+    assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (6, 4, 0)
+
+
+@pytest.mark.parametrize("at", [1, 4, 6])
+def test_a_request_ends_the_run_after_the_step_in_which_it_came(loader, at):
+    signals = StopSignals()
+
+    class Asking(Watcher):
+        def stepped(self, state: State, report: Any) -> None:
+            super().stepped(state, report)
+            # After this step was agreed on: the next one is the last.
+            if state.step == at - 1:
+                signals.request("SIGTERM")
+
+    if at == 1:
+        signals.request("SIGTERM")
+    watcher, state = Asking(), State()
+    with pytest.raises(StoppedError, match=f"stopped by SIGTERM at step {at} of 6, committed") as e:
+        _fit(_engine(), loader(), state, [watcher], rendezvous=Rendezvous(signals, CPU))
+    assert (e.value.exit_code, e.value.is_shared) == (75, True)
+    assert state.step == at
+    assert watcher.heard[-1] == at, "hooks, and with them the saver, hear of the last step"
+    assert "finished" not in watcher.heard
+
+
+def test_the_part_after_a_request_equals_an_uninterrupted_run(loader):
+    whole, first, rest = Watcher(), Watcher(), Watcher()
+    engine = _engine()
+    _fit(engine, loader(), State(), [whole])
+    signals, state, half = StopSignals(), State(), _engine()
+    signals.request("SIGUSR1")
+    with pytest.raises(StoppedError):
+        _fit(half, loader(), state, [first], rendezvous=Rendezvous(signals, CPU))
+    _fit(half, loader(), State.from_dict(state.to_dict()), [rest])
+    assert [*first.losses, *rest.losses] == whole.losses
+    for one, other in zip(engine.module.parameters(), half.module.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("seed", [0, 20_301_231, 2**32 - 1])

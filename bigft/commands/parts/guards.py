@@ -1,0 +1,44 @@
+"""What a run is guarded by: requests to stop are heard, and the end of another rank is seen."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from bigft.distributed.signals import StopSignals
+from bigft.distributed.watch import Watch
+from bigft.distributed.world import World
+from bigft.log import Console
+
+
+class Guards:
+    """Signals and the watch over other ranks; without a watch, nothing is watched."""
+
+    def __init__(self, signals: StopSignals | None = None, watch: Watch | None = None) -> None:
+        """Take what is installed."""
+        self.signals = signals or StopSignals()
+        self._watch = watch
+
+    def meet(self, world: World) -> None:
+        """Begin to watch the other ranks of this host. Collective: every rank."""
+        if self._watch is not None:
+            self._watch.meet(world)
+
+    def part(self) -> None:
+        """Let the other ranks end as they like: what is left is done without them."""
+        if self._watch is not None:
+            self._watch.part()
+
+    @contextlib.contextmanager
+    def speaking_through(self, console: Console) -> Iterator[None]:
+        """Let last words reach the terminal while standard error leads to the log."""
+        if self._watch is not None:
+            self._watch.speak_through(console.err)
+        try:
+            yield
+        finally:
+            if self._watch is not None:
+                self._watch.speak_through(None)
+
+    def before_leaving(self, clean_up: Callable[[], None]) -> None:
+        """Have something done also when the process is ended past all `finally` blocks."""
+        if self._watch is not None:
+            self._watch.before_leaving(clean_up)
