@@ -114,10 +114,11 @@ def consolidate(
     export_dtype = layout.training_dtype if dtype == "auto" else dtype
     tensors = _select_tensors(layout, found)
     files = plan_files([_plan_entry(one, export_dtype) for one in tensors], max_shard_bytes)
-    _check_space(output, sum(file.file_bytes for file in files))
     num_parameters = sum(one.numel for one in layout.tensors if not one.is_buffer)
     try:
         with unfinished_folder(output) as folder:
+            # Now: what a killed start left there is gone.
+            _check_space(folder, sum(file.file_bytes for file in files))
             create_files(folder, files)
             _write_weights(folder, tensors, files, threads, verify, progress)
             _write_rest(folder, found, layout, export_dtype, num_parameters)
@@ -210,14 +211,13 @@ def _write_rest(
     (folder / MARKER_NAME).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_space(output: Path, num_bytes: int) -> None:
-    existing = next(path for path in output.parents if path.exists())
-    free = shutil.disk_usage(existing).free
+def _check_space(folder: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
     # 16 MiB: configuration, tokenizer and card.
     if num_bytes + (16 << 20) > free:
         raise CheckpointError(
-            f"{existing}: {format_bytes(free)} free, the export needs {format_bytes(num_bytes)}; "
-            "free some space, choose another output folder, or export --dtype bfloat16"
+            f"{folder.parent}: {format_bytes(free)} free, the export needs "
+            f"{format_bytes(num_bytes)}; free some space, choose another output folder, or export --dtype bfloat16"
         )
 
 
