@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bigft.config.request import Request
 from bigft.data.sources.find import find_sources
-from bigft.distributed.signals import StopSignals, ignore_stop_signals
+from bigft.distributed.signals import BEFORE_TRAINING, StopSignals, ignore_stop_signals
 from bigft.errors import BigftError, ConfigError, StoppedError
 from bigft.run.report import render_resolved
 from bigft.run.resolve import Resolved, default_output_dir, resolve, with_output_dir
@@ -33,7 +33,7 @@ def main(request: Request) -> None:
         return
     try:
         run_training(resolved)
-    except StoppedError:
+    except BaseException:
         # A launcher that ends all ranks because one has left must not change the exit code.
         ignore_stop_signals()
         raise
@@ -59,6 +59,7 @@ def run_training(resolved: Resolved) -> Path:
         watch = Watch(signals)
         with watch.running():
             try:
+                signals.check(BEFORE_TRAINING)
                 return _run_guarded(resolved, Guards(signals, watch))
             except StoppedError:
                 raise
