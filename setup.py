@@ -28,7 +28,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["bigft", "bigft.*"]),
     install_requires=[
-        "torch>=2.9",
+        "torch>=2.10",  # CVE-2026-24747: memory corruption in its weights_only unpickler before
         "deepspeed>=0.19.8",
         "transformers>=5.17",
         "datasets>=4",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bigft.commands.train import run_training
 from bigft.config.request import Request
 from bigft.run.resolve import resolve
+from bigft.units import parse_bytes
 
 if TYPE_CHECKING:
     from bigft.checkpoint.consolidate import Consolidated
@@ -35,20 +36,41 @@ def train(config: str, *, recipe: str = "", **settings: Any) -> Path:
     return run_training(resolve(request, os.environ))
 
 
-def consolidate(source: str | Path, output_dir: str | Path, dtype: str = "auto") -> "Consolidated":
-    """Join the ZeRO shards of a run or checkpoint into one Hugging Face folder.
+def consolidate(
+    source: str | Path,
+    output_dir: str | Path,
+    dtype: str = "auto",
+    *,
+    model: str | None = None,
+    max_shard_size: str = "5GB",
+    verify: bool = False,
+) -> "Consolidated":
+    """Turn a run, a checkpoint or what stock DeepSpeed saved into one Hugging Face folder.
 
     Args:
         source: Run folder, committed checkpoint, or stock DeepSpeed checkpoint.
         output_dir: Folder to write.
         dtype: `auto`, `bfloat16`, `float16` or `float32`.
+        model: Where config and tokenizer come from; the checkpoint's own by default.
+        max_shard_size: Largest safetensors file.
+        verify: Whether to read the finished files again and compare digests.
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged or of an unknown layout.
+        ConfigError: There is no such model, or the folder cannot be written.
+        ValueError: `max_shard_size` is no size.
     """
     from bigft.checkpoint.consolidate import consolidate as run
+    from bigft.models.download import fetch_assets
 
-    return run(Path(source), Path(output_dir), dtype=dtype)
+    return run(
+        Path(source),
+        Path(output_dir),
+        dtype=dtype,
+        max_shard_bytes=parse_bytes(max_shard_size),
+        assets=fetch_assets(model) if model is not None else None,
+        verify=verify,
+    )
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

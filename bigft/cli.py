@@ -8,9 +8,11 @@ Fire sees them, Fire only builds a `Request`, and the command runs after every w
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
+from types import TracebackType
 
 from bigft import __version__
 from bigft.config.flags import to_path
@@ -21,6 +23,7 @@ from bigft.config.request import Request
 from bigft.config.section import Section
 from bigft.config.typed import fields_of, is_boolean
 from bigft.errors import BigftError, ConfigError, raise_together
+from bigft.redact import flag_values, redact_text, remember_secrets
 from bigft.run.preview import PreviewSettings
 from bigft.run.settings import Run
 
@@ -33,6 +36,9 @@ _SETTINGS: Mapping[str, type[Section]] = {"data": PreviewSettings}
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse a command line and run its command; leaves with the exit code of the contract."""
     words = list(sys.argv[1:] if argv is None else argv)
+    remember_secrets(os.environ)
+    remember_secrets(flag_values(words))
+    sys.excepthook = _show_bug
     with report_errors():
         words = _without_local_rank(words)
         page = _find_page(words)
@@ -73,7 +79,7 @@ def report_errors() -> Iterator[None]:
     except BigftError as error:
         if is_rank_zero or error.is_local:
             speaker = "bigft" if is_rank_zero else f"bigft, rank {os.environ['RANK']}"
-            sys.stderr.write(f"{speaker}: {error}\n")
+            sys.stderr.write(redact_text(f"{speaker}: {error}\n"))
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         if is_rank_zero:
@@ -83,6 +89,11 @@ def report_errors() -> Iterator[None]:
         # The reader of a pipe (`| head`) left. Python would complain again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show what Python shows of an exception that nobody handles, without secrets."""
+    sys.stderr.write(redact_text("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _without_local_rank(words: Sequence[str]) -> list[str]:

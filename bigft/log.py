@@ -15,7 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from bigft.redact import RedactedStream, redact_text
+
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _RedactingFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact_text(super().format(record))
 
 
 class Console:
@@ -29,6 +36,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """Write one line for the person and for the log."""
+        text = redact_text(text)
         logging.getLogger("bigft").info("%s", text)
         if self.is_rank_zero:
             self.err.write(text + "\n")
@@ -37,7 +45,7 @@ class Console:
     def result(self, text: str) -> None:
         """Write the result of the command to standard output."""
         if self.is_rank_zero:
-            self.out.write(text + "\n")
+            self.out.write(redact_text(text) + "\n")
             self.out.flush()
 
 
@@ -51,7 +59,7 @@ def output_to_log(path: Path, *, is_rank_zero: bool) -> Iterator[Console]:
     """Send both standard descriptors to a log file and yield the terminal as a `Console`.
 
     On leaving, also through an exception, the descriptors are as before, so that errors reach
-    the person.
+    the person. What Python code writes to the log is redacted; what C code writes is not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -62,6 +70,8 @@ def output_to_log(path: Path, *, is_rank_zero: bool) -> Iterator[Console]:
     handler = _start_log(path)
     # A crash below Python (SIGSEGV, SIGABRT) would otherwise be visible in the log only.
     faulthandler.enable(file=streams[1])
+    standard = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = RedactedStream(standard[0]), RedactedStream(standard[1])
     try:
         yield Console(streams[0], streams[1], is_rank_zero=is_rank_zero)
     finally:
@@ -70,6 +80,7 @@ def output_to_log(path: Path, *, is_rank_zero: bool) -> Iterator[Console]:
             faulthandler.enable()
         sys.stdout.flush()
         sys.stderr.flush()
+        sys.stdout, sys.stderr = standard
         # What C libraries hold in their own buffers would come out on the terminal later.
         ctypes.CDLL(None).fflush(None)
         os.dup2(saved[0], 1)
@@ -89,7 +100,7 @@ def _start_log(path: Path) -> logging.Handler:
     os.dup2(log_fd, 2)
     os.close(log_fd)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(_RedactingFormatter(_FORMAT))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(os.environ.get("BIGFT_LOG_LEVEL", "INFO").upper())

@@ -16,7 +16,7 @@ set_up() {
     command -v "$python" >/dev/null || _stop "no $python on PATH; install Python 3.10 or newer, or set PYTHON"
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         _stop "$("$python" --version) is too old; bigft needs Python 3.10 or newer (set PYTHON)"
-    _need_packages "$python"
+    _need_packages "$python" "$extra"
 
     stamp=$venv/bigft-installed
     wanted=$(cat "$root/setup.py" "$root/constraints.txt" | cksum)
@@ -41,8 +41,9 @@ _stop() {
     exit 1
 }
 
-# A C++ compiler (DeepSpeed builds its host operators), libaio (NVMe offload), and venv: from the
-# system's packages where that can be done without asking, else with a word on what to install.
+# A C++ compiler (DeepSpeed builds its host operators), libaio (NVMe offload), venv, and strace for
+# the tests of killed saves: from the system's packages where that can be done without asking, else
+# with a word on what to install.
 _need_packages() {
     local missing=() apt=()
     command -v "${CXX:-c++}" >/dev/null || { missing+=("a C++ compiler"); apt+=(g++); }
@@ -52,6 +53,8 @@ _need_packages() {
     local headers
     headers=$("$1" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
     [ -f "$headers/Python.h" ] || { missing+=("Python's headers"); apt+=(python3-dev); }
+    [ "$2" != test ] || command -v strace >/dev/null ||
+        { missing+=("strace (for tests of killed saves)"); apt+=(strace); }
     [ ${#missing[@]} -eq 0 ] && return
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo "Installing ${apt[*]}" >&2
@@ -61,6 +64,9 @@ _need_packages() {
     local text
     text=$(printf '%s, ' "${missing[@]}")
     echo "bigft: missing: ${text%, }; on Debian or Ubuntu: sudo apt-get install ${apt[*]}" >&2
-    # Without libaio everything but NVMe offload works.
-    [ "${apt[*]}" = libaio-dev ] || exit 1
+    # Without libaio everything but NVMe offload works; without strace some tests are skipped.
+    local package
+    for package in "${apt[@]}"; do
+        [ "$package" = libaio-dev ] || [ "$package" = strace ] || exit 1
+    done
 }

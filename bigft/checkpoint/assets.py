@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bigft.errors import CheckpointError
+from bigft.redact import redact_text
 from bigft.units import format_count
 
 # Weights and what describes them is written by us; a copied index would name missing files.
@@ -18,6 +19,11 @@ _TEMPLATE_FOLDER = "additional_chat_templates"
 
 def copy_assets(assets: Path, folder: Path, dtype: str) -> list[str]:
     """Copy configuration, tokenizer and chat templates; `config.json` gets the export's dtype.
+
+    Args:
+        assets: A folder, or a configuration alone.
+        folder: Where to.
+        dtype: Format of the export.
 
     Returns:
         The names of the copied files.
@@ -38,12 +44,12 @@ def copy_assets(assets: Path, folder: Path, dtype: str) -> list[str]:
 
 
 def read_config(assets: Path) -> dict[str, Any]:
-    """Read `config.json` of a folder of assets.
+    """Read `config.json` of a folder of assets, or the file itself.
 
     Raises:
         CheckpointError: The file is missing or no JSON object.
     """
-    path = assets / "config.json"
+    path = assets if assets.is_file() else assets / "config.json"
     try:
         config = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -70,7 +76,8 @@ def write_model_card(folder: Path, facts: dict[str, Any], dtype: str, num_parame
     rows += [("Number format", dtype)]
     table = ["| | |", "|---|---|", *(f"| {label} | {text} |" for label, text in rows)]
     lines = [*header, "---", "", f"# {_make_title(base)}", "", _INTRODUCTION, "", *table, ""]
-    (folder / "README.md").write_text("\n".join([*lines, _USAGE]), encoding="utf-8")
+    card = redact_text("\n".join([*lines, _USAGE]))
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _make_title(base: str) -> str:
@@ -90,6 +97,8 @@ def _describe(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _find_assets(assets: Path) -> Iterator[Path]:
+    if assets.is_file():
+        return
     for path in sorted(assets.iterdir()):
         wanted = any(path.match(pattern) for pattern in _PATTERNS)
         if path.is_file() and wanted and not any(path.match(pattern) for pattern in _LEFT_OUT):

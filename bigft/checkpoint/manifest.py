@@ -1,12 +1,24 @@
-"""The manifest that makes a checkpoint folder committed: which files it has, and their sizes."""
+"""The manifest that makes a checkpoint folder whole: which files it has, and their digests.
 
+    {"step": 500, ..., "sequence": 7, "files": [{"path", "size", "sha256"}, ...], "digest": "..."}
+
+`sequence` counts the commits of a run's folder: after a resume from an older checkpoint the newest
+is not the one with the highest step.
+"""
+
+import hashlib
 import json
 import logging
 import os
 import re
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bigft.checkpoint.files import FileRecord, explain_name, hash_file, sync, walk_files
 from bigft.errors import CheckpointError, raise_together
 
 logger = logging.getLogger(__name__)
@@ -15,13 +27,11 @@ MANIFEST_NAME = "manifest.json"
 LATEST_NAME = "latest"
 
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def write_manifest(step_dir: Path, facts: dict[str, Any]) -> None:
-    """Commit a checkpoint folder: list all its files with their sizes, and put them on disk.
-
-    The files, their folders and the manifest are fsynced, the manifest last: a folder with a
-    manifest is complete even after a power cut.
+    """List all files of a finished folder in its manifest, and put them on disk.
 
     Args:
         step_dir: Folder in which every file is already written.
@@ -29,72 +39,180 @@ def write_manifest(step_dir: Path, facts: dict[str, Any]) -> None:
     """
     target = step_dir / MANIFEST_NAME
     _partial(target).unlink(missing_ok=True)  # left by a crash; it must not list itself
-    files = []
-    for path in sorted(step_dir.rglob("*")):
-        if path.is_file() and path != target:
+    records = []
+    for path in sorted(walk_files(step_dir)):
+        if path != target:
             sync(path)
-            files.append({"path": str(path.relative_to(step_dir)), "size": path.stat().st_size})
+            place = path.relative_to(step_dir).as_posix()
+            records.append(FileRecord(place, path.stat().st_size, hash_file(path)))
     for folder in (path for path in step_dir.rglob("*") if path.is_dir()):
         sync(folder)
-    text = json.dumps({**facts, "files": files}, indent=2) + "\n"
-    write_durably(target, text)
+    facts = {**facts, "sequence": next_sequence(step_dir.parent)}
+    write_durably(target, format_manifest(facts, records))
+
+
+def format_manifest(facts: dict[str, Any], records: Sequence[FileRecord]) -> str:
+    """Return the text of a manifest.
+
+    Args:
+        facts: What is known about the checkpoint; plain values.
+        records: Its files.
+    """
+    files = [asdict(entry) for entry in sorted(records, key=lambda entry: entry.path)]
+    # As it will be read: keys that are numbers become text on the way.
+    manifest = json.loads(json.dumps({**facts, "files": files}))
+    return json.dumps({**manifest, "digest": _digest(manifest)}, indent=2) + "\n"
 
 
 def read_manifest(step_dir: Path) -> dict[str, Any]:
-    """Read a checkpoint's manifest and check that its files are there with their sizes.
+    """Read a checkpoint's manifest, and check its digest and that its files are there.
+
+    The content of the files is not read; `verify_files` does that.
+
+    Returns:
+        The facts, `files` and `digest`. Keys that this version does not know are kept.
 
     Raises:
-        CheckpointError: There is no manifest, it does not parse, or files are missing or have
-            another size.
+        CheckpointError: There is no manifest, it is damaged or of an older version, or files are
+            missing, have another size, lie outside the folder, or are not listed.
     """
     path = step_dir / MANIFEST_NAME
+    manifest = _parse(path)
+    records = list_files(manifest)
+    expected = manifest.get("digest")
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    if expected != _digest(rest):
+        raise CheckpointError(
+            f"{path}: damaged or edited (its digest is another one); use another checkpoint"
+        )
+    match = _STEP_FOLDER.fullmatch(step_dir.name)
+    if match and manifest.get("step", int(match[1])) != int(match[1]):
+        raise CheckpointError(
+            f"{path}: is of step {manifest['step']}, in a folder named {step_dir.name};"
+            " rename the folder, or use another checkpoint"
+        )
+    check_files(step_dir, records)
+    return manifest
+
+
+def list_files(manifest: dict[str, Any]) -> list[FileRecord]:
+    """Return the files that a manifest lists."""
+    return [FileRecord(**_known(entry)) for entry in manifest["files"]]
+
+
+def check_files(step_dir: Path, records: Sequence[FileRecord]) -> None:
+    """Check that a folder has the listed files with their sizes, and no others below it.
+
+    Files beside the manifest and hidden files are nobody's business: notes, `.DS_Store`, `.nfs...`.
+
+    Raises:
+        CheckpointError: Names every file that is missing, extra or of another size.
+    """
+    problems = [problem for entry in records if (problem := _check(step_dir, entry))]
     try:
-        manifest = json.loads(path.read_bytes())
-        files = [(str(entry["path"]), int(entry["size"])) for entry in manifest["files"]]
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{step_dir}: no {MANIFEST_NAME}; the checkpoint was never committed"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: damaged ({type(error).__name__}: {error}); use another checkpoint"
-        ) from error
-    if problems := [problem for name, size in files if (problem := _check(step_dir, name, size))]:
+        problems += _find_extra(step_dir, {entry.path for entry in records})
+    except OSError as error:
+        problems.append(f"{error.filename}: cannot be listed ({error.strerror})")
+    if problems:
         raise_together(CheckpointError, problems)
-    return dict(manifest)
 
 
-def find_committed(checkpoints_dir: Path) -> list[Path]:
+def verify_files(
+    step_dir: Path,
+    manifest: dict[str, Any],
+    names: Collection[str] | None = None,
+    threads: int = 4,
+) -> None:
+    """Read files of a checkpoint and compare their content with the manifest's digests.
+
+    Args:
+        step_dir: The checkpoint.
+        manifest: What `read_manifest` returned for it.
+        names: Files to read; all by default. `share_files` cuts them up for several ranks.
+        threads: Files read at the same time.
+
+    Raises:
+        CheckpointError: Names every file that is damaged.
+
+    Memory: 4 MiB per thread.
+    """
+    wanted = [entry for entry in list_files(manifest) if names is None or entry.path in names]
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        problems = list(pool.map(lambda entry: _verify(step_dir, entry), wanted))
+    if found := [problem for problem in problems if problem]:
+        raise_together(CheckpointError, found)
+
+
+def share_files(manifest: dict[str, Any], rank: int, world_size: int) -> list[str]:
+    """Return the files that one of several ranks verifies, so that all have equally many bytes."""
+    bytes_of = [0] * world_size
+    mine = []
+    for entry in sorted(list_files(manifest), key=lambda entry: (-entry.size, entry.path)):
+        taker = bytes_of.index(min(bytes_of))
+        bytes_of[taker] += entry.size
+        if taker == rank:
+            mine.append(entry.path)
+    return mine
+
+
+def find_candidates(checkpoints: Path) -> list[Path]:
+    """List what may be resumed from, in the order to try: the newest commit first.
+
+    Nothing but the manifests' own words is read: the caller checks each (`read_manifest`,
+    `verify_files`), and sets aside what is damaged. Folders without a readable manifest come
+    first, so that they are noticed.
+    """
+    return [folder for _, folder in reversed(_in_order(checkpoints))]
+
+
+def find_committed(checkpoints: Path) -> list[Path]:
     """List the committed checkpoints of a run, oldest first; damaged ones are logged and left out.
 
     Returns:
-        Folders `step_XXXXXXXX` whose manifest and files were checked.
+        Folders `step_XXXXXXXX` whose manifest, and the sizes of whose files, were checked.
     """
-    if not checkpoints_dir.is_dir():
-        return []
     committed = []
-    for path in sorted(checkpoints_dir.iterdir(), key=_step_of):
-        if not path.is_dir() or not _STEP_FOLDER.fullmatch(path.name):
-            continue
+    for _, folder in _in_order(checkpoints):
         try:
-            read_manifest(path)
+            read_manifest(folder)
         except CheckpointError as error:
             logger.warning("left out: %s", error)
         else:
-            committed.append(path)
+            committed.append(folder)
     return committed
 
 
-def find_newest(checkpoints_dir: Path) -> Path | None:
-    """Find the checkpoint that a run wrote last: `latest` names it, else the highest step.
+def find_newest(checkpoints: Path) -> Path | None:
+    """Find the checkpoint that a run committed last, of those whose files have their sizes."""
+    committed = find_committed(checkpoints)
+    return committed[-1] if committed else None
 
-    After a new start in an old folder the last one is not the one with the highest step.
+
+def next_sequence(checkpoints: Path) -> int:
+    """Return the number of the next commit in a run's folder, from 1."""
+    return max((sequence or 0 for sequence, _ in _in_order(checkpoints)), default=0) + 1
+
+
+def set_aside(step_dir: Path) -> Path:
+    """Rename a damaged checkpoint, so that nobody resumes from it or deletes it.
+
+    Returns:
+        Its new place, `damaged-step_XXXXXXXX` with a number if that is taken.
+
+    Raises:
+        OSError: It cannot be renamed.
     """
-    committed = find_committed(checkpoints_dir)
-    latest = checkpoints_dir / LATEST_NAME
-    named = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
-    by_name = {path.name: path for path in committed}
-    return by_name.get(named, committed[-1] if committed else None)
+    number = 1
+    while True:
+        name = f"damaged-{step_dir.name}" + (f"-{number}" if number > 1 else "")
+        target = step_dir.with_name(name)
+        if not os.path.lexists(target):
+            break
+        number += 1
+    step_dir.rename(target)
+    sync(target.parent)
+    logger.warning("set aside: %s is now %s", step_dir, target.name)
+    return target
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -106,35 +224,120 @@ def write_durably(path: Path, text: str) -> None:
     sync(path.parent)
 
 
-def sync(path: Path) -> None:
-    """Put a file, or the names inside a folder, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _partial(path: Path) -> Path:
     return path.with_name(f"{path.name}.tmp")
 
 
-def _step_of(path: Path) -> tuple[int, str]:
-    match = _STEP_FOLDER.fullmatch(path.name)
-    return (int(match[1]) if match else -1, path.name)
+def _in_order(checkpoints: Path) -> list[tuple[int | None, Path]]:
+    """Pairs of sequence and folder, oldest first; those without a sequence at the end."""
+    try:
+        paths = list(checkpoints.iterdir()) if checkpoints.is_dir() else []
+        steps = {
+            path: int(match[1])
+            for path in paths
+            if (match := _STEP_FOLDER.fullmatch(path.name)) and path.is_dir()
+        }
+    except OSError as error:
+        raise CheckpointError(f"{checkpoints}: cannot be listed ({error.strerror})") from error
+    found = []
+    for path, step in steps.items():
+        try:
+            sequence = _parse(path / MANIFEST_NAME).get("sequence", 0)
+            known = sequence if type(sequence) is int else None
+        except CheckpointError:
+            known = None
+        found.append((known is None, known or 0, step, path))
+    return [(None if lost else known, path) for lost, known, _, path in sorted(found)]
 
 
-def _check(step_dir: Path, name: str, size: int) -> str | None:
-    relative = Path(name)
-    if relative.is_absolute() or ".." in relative.parts:
-        return f"{step_dir / MANIFEST_NAME}: lists {name}, which lies outside the checkpoint"
-    path = step_dir / relative
-    if not path.is_file():
+def _parse(path: Path) -> dict[str, Any]:
+    """Read a manifest's structure, without its digest and its files."""
+    try:
+        if not path.resolve().is_relative_to(path.parent.resolve()):
+            raise CheckpointError(f"{path}: leads outside the checkpoint; use another checkpoint")
+        manifest = json.loads(path.read_bytes())
+        entries = manifest["files"]
+        if "digest" not in manifest and any(set(entry) == {"path", "size"} for entry in entries):
+            raise CheckpointError(
+                f"{path}: written by an older version of bigft (its files have no sha256);"
+                " continue with the version that wrote it"
+            )
+        problem = next((problem for entry in entries if (problem := _explain(entry))), None)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent}: no {MANIFEST_NAME}; the checkpoint was never committed"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: damaged ({type(error).__name__}: {error}); use another checkpoint"
+        ) from error
+    if problem:
+        raise CheckpointError(f"{path}: {problem}; use another checkpoint")
+    return dict(manifest)
+
+
+def _explain(entry: dict[str, Any]) -> str | None:
+    name, size, sha256 = entry["path"], entry["size"], entry["sha256"]
+    if not isinstance(name, str) or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        return f"damaged (lists {name!r} with digest {sha256!r})"
+    if type(size) is not int or size < 0:
+        return f"damaged (lists {name!r} with {size!r} bytes)"
+    problem = explain_name(name)
+    return f"lists {name!r}, which {problem}" if problem else None
+
+
+def _known(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in ("path", "size", "sha256")}
+
+
+def _digest(rest: dict[str, Any]) -> str:
+    """Return the sha256 of a manifest without its `digest`, in canonical JSON."""
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _find_extra(step_dir: Path, listed: Collection[str]) -> Iterator[str]:
+    for path in walk_files(step_dir):
+        place = path.relative_to(step_dir)
+        is_hidden = any(part.startswith(".") for part in place.parts)
+        if len(place.parts) > 1 and not is_hidden and place.as_posix() not in listed:
+            yield (
+                f"{path}: not of this checkpoint (its manifest does not list it); remove the file"
+                " or use another checkpoint"
+            )
+
+
+def _check(step_dir: Path, entry: FileRecord) -> str | None:
+    path = step_dir / entry.path
+    try:
+        if not path.resolve().is_relative_to(step_dir.resolve()):
+            return f"{path}: leads outside the checkpoint; use another checkpoint"
+        found = path.stat()
+    except FileNotFoundError:
         return f"{path}: missing, though the checkpoint's manifest lists it; use another checkpoint"
-    found = path.stat().st_size
-    if found != size:
+    except (OSError, ValueError, RuntimeError) as error:
+        return f"{path}: cannot be opened ({error}); use another checkpoint"
+    if not stat.S_ISREG(found.st_mode):
+        return f"{path}: not a regular file; use another checkpoint"
+    if found.st_size != entry.size:
         return (
-            f"{path}: has {found:,} bytes, the checkpoint's manifest says {size:,}; "
-            "the file is damaged. Use another checkpoint"
+            f"{path}: has {found.st_size:,} bytes, the checkpoint's manifest says {entry.size:,};"
+            " the file is damaged. Use another checkpoint"
+        )
+    return None
+
+
+def _verify(step_dir: Path, entry: FileRecord) -> str | None:
+    path = step_dir / entry.path
+    if problem := _check(step_dir, entry):
+        return problem
+    try:
+        found = hash_file(path)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror}); use another checkpoint"
+    if found != entry.sha256:
+        return (
+            f"{path}: its content is not what was saved (sha256 {found[:12]}…, the checkpoint's"
+            f" manifest says {entry.sha256[:12]}…); the file is damaged. Use another checkpoint"
         )
     return None

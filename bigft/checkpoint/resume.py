@@ -1,18 +1,23 @@
-"""Find what a run continues from, and put it back into the engine."""
+"""Find what a run continues from, verified before anything is built on it."""
 
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint.manifest import find_newest, read_manifest
-from bigft.checkpoint.save import SHARDS
-from bigft.checkpoint.swapped import loading_into_swap
-from bigft.errors import CheckpointError, raise_together
+from bigft.checkpoint.choose import choose_whole
+from bigft.checkpoint.folder import clean_up
+from bigft.checkpoint.manifest import (
+    MANIFEST_NAME,
+    find_candidates,
+    read_manifest,
+    share_files,
+    verify_files,
+)
+from bigft.distributed.collectives import broadcast_object, gather_errors, raise_first
+from bigft.errors import BigftError, CheckpointError, raise_together
 
 # What must be the same for the state to fit and the data order to go on: key in the manifest,
-# and the words for it.
+# and the words for it. Ranks, ZeRO stage and offload may differ.
 _BOUND = {
-    "world_size": "number of ranks",
-    "zero_stage": "ZeRO stage",
     "optimizer": "optimizer",
     "parameters": "number of parameters",
     "global_batch_size": "sequences per step",
@@ -21,30 +26,73 @@ _BOUND = {
 }
 
 
-def find_resume(resume: str, checkpoints: Path) -> Path | None:
-    """Return the checkpoint to continue from, or None to start anew.
+def find_resume(
+    resume: str, checkpoints: Path, rank: int, world_size: int
+) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint to continue from, or None to start anew, and what is to be said.
+
+    Every file is read and compared with its digest; the ranks share the work. A damaged checkpoint
+    of this run is set aside under another name, and the one before it is taken.
 
     Args:
         resume: `auto`, `never`, or a path to a checkpoint or a run folder.
         checkpoints: The run's own `checkpoints/` folder.
+        rank: Of this process.
+        world_size: Number of ranks.
 
     Raises:
-        CheckpointError: The path names no committed checkpoint.
+        CheckpointError: The path names no committed checkpoint, or a damaged one; or all
+            checkpoints of the run are damaged.
+
+    Collective: every rank.
     """
     if resume == "never":
-        return None
+        return None, []
+    candidates: list[Path] = []
+    error: BigftError | None = None
+    if rank == 0:
+        try:
+            candidates = _list_candidates(resume, checkpoints)
+        except BigftError as caught:
+            error = caught
+    raise_first(error)
+    candidates = broadcast_object(candidates)
     if resume == "auto":
-        return find_newest(checkpoints)
-    given = Path(resume)
-    if (given / "manifest.json").is_file():
-        return given
-    newest = find_newest(given / "checkpoints") or find_newest(given)
-    if newest is None:
-        raise CheckpointError(
-            f"--resume {resume}: no committed checkpoint there; give a folder step_XXXXXXXX with a"
-            " manifest.json, a run folder, or auto"
+        return choose_whole(
+            candidates, lambda one: _verify(one, rank, world_size), is_rank_zero=rank == 0
         )
-    return newest
+    # A checkpoint that was named is taken or refused; nothing of another run is renamed.
+    if problem := _verify(candidates[0], rank, world_size):
+        raise_first(CheckpointError(problem))
+    return candidates[0], []
+
+
+def _list_candidates(resume: str, checkpoints: Path) -> list[Path]:
+    if resume == "auto":
+        clean_up(checkpoints)
+        return find_candidates(checkpoints)
+    given = Path(resume)
+    if (given / MANIFEST_NAME).is_file():
+        return [given]
+    for folder in (given / "checkpoints", given):
+        if folder.is_dir() and (found := find_candidates(folder)):
+            return found[:1]
+    raise CheckpointError(
+        f"--resume {resume}: no committed checkpoint there; give a folder step_XXXXXXXX with a"
+        " manifest.json, a run folder, or auto"
+    )
+
+
+def _verify(folder: Path, rank: int, world_size: int) -> str | None:
+    """Say what is wrong with a checkpoint. Collective: every rank."""
+    problem = None
+    try:
+        manifest = read_manifest(folder)
+        verify_files(folder, manifest, share_files(manifest, rank, world_size))
+    except CheckpointError as error:
+        problem = str(error)
+    found = [text for text in gather_errors(problem) if text]
+    return "; ".join(dict.fromkeys(found)) or None
 
 
 def check_fits(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -70,29 +118,3 @@ def check_fits(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         )
         raise_together(CheckpointError, problems)
     return manifest
-
-
-def load_checkpoint(engine: Any, folder: Path) -> None:
-    """Put weights, optimizer states, schedule and counters back into a fresh engine.
-
-    The files are pickles that DeepSpeed loads with full trust: resume only from checkpoints of
-    your own.
-
-    Args:
-        engine: A DeepSpeed engine that has not trained yet.
-        folder: A committed checkpoint.
-
-    Raises:
-        CheckpointError: DeepSpeed cannot read it.
-
-    Collective: every rank.
-    """
-    try:
-        with loading_into_swap(engine, folder / SHARDS):
-            loaded, _ = engine.load_checkpoint(str(folder), tag=SHARDS)
-    except (OSError, RuntimeError, KeyError, ValueError, AssertionError) as error:
-        raise CheckpointError(
-            f"{folder}: cannot be loaded ({error}); resume from another one"
-        ) from error
-    if loaded is None:
-        raise CheckpointError(f"{folder}: DeepSpeed found no checkpoint in {SHARDS}/")

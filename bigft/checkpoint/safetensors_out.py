@@ -1,8 +1,10 @@
-"""Safetensors files with preallocated space, so that chunks can be written in any order.
+"""Safetensors files with preallocated space, so that blocks can be written in any order.
 
 | header length, 8 bytes | JSON header, padded with spaces to 8 | tensors, no gaps |
 """
 
+import ctypes
+import errno
 import json
 import os
 import struct
@@ -11,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint.torch_file import ITEM_BYTES, count_elements
 from bigft.errors import CheckpointError
+from bigft.files.torch_file import ITEM_BYTES, count_elements
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -73,7 +75,12 @@ def plan_files(entries: Sequence[Entry], max_shard_bytes: int) -> tuple[PlannedF
     """Distribute tensors over files of at most `max_shard_bytes`, in their order.
 
     A larger tensor gets a file of its own, as in Hugging Face's `save_pretrained`.
+
+    Raises:
+        CheckpointError: A tensor has a name that the format cannot hold.
     """
+    for entry in entries:
+        _check_name(entry.name)
     shards = list(_split(entries, max_shard_bytes)) or [[]]
     if len(shards) == 1:
         return (_plan_file(SINGLE_NAME, shards[0]),)
@@ -85,11 +92,15 @@ def plan_files(entries: Sequence[Entry], max_shard_bytes: int) -> tuple[PlannedF
 
 
 def create_files(folder: Path, files: Sequence[PlannedFile]) -> None:
-    """Write the headers and the index, and give every file its final length."""
+    """Write the headers and the index, and give every file its final length.
+
+    Raises:
+        OSError: Among others, the disk has no room for them.
+    """
     for file in files:
         with (folder / file.name).open("xb") as stream:
             stream.write(file.header)
-            stream.truncate(file.file_bytes)
+            _allocate(stream.fileno(), file.file_bytes)
     if len(files) > 1:
         metadata = {"total_size": sum(file.tensor_bytes for file in files)}
         weight_map = {entry.name: file.name for file in files for entry in file.entries}
@@ -97,30 +108,31 @@ def create_files(folder: Path, files: Sequence[PlannedFile]) -> None:
         (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def write_chunk(descriptor: int, chunk: memoryview, offset: int) -> None:
-    """Write all bytes of a chunk at a byte position of an open file."""
-    while chunk:
-        written = os.pwrite(descriptor, chunk, offset)
-        chunk, offset = chunk[written:], offset + written
+def _check_name(name: object) -> None:
+    try:
+        is_usable = isinstance(name, str) and bool(name.encode()) and name != "__metadata__"
+    except UnicodeEncodeError:
+        is_usable = False
+    if not is_usable:
+        raise CheckpointError(
+            f"a parameter is named {name!r:.80}, which a safetensors file cannot hold; the"
+            " checkpoint is damaged"
+        )
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Read a safetensors header and the byte position at which its tensors begin.
-
-    Raises:
-        CheckpointError: The file is too short or its header is no JSON object.
-    """
-    with path.open("rb") as stream:
-        try:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            # A damaged length must not make us allocate: no header is longer than its file.
-            header = json.loads(stream.read(min(length, path.stat().st_size)))
-        except (struct.error, ValueError) as error:
-            raise CheckpointError(f"{path}: the safetensors header is damaged: {error}") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the safetensors header is damaged: no JSON object")
-    header.pop("__metadata__", None)
-    return header, 8 + length
+def _allocate(descriptor: int, num_bytes: int) -> None:
+    """Reserve a file's blocks: a full disk shows now, and direct writes need not extend it."""
+    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if fallocate is not None and num_bytes:
+        length = ctypes.c_int64(num_bytes)
+        if fallocate(descriptor, 0, ctypes.c_int64(0), length) == 0:
+            return
+        code = ctypes.get_errno()
+        # A network file system may have no such call. (Python's `posix_fallocate` would then write
+        # to every block instead.)
+        if code not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise OSError(code, os.strerror(code))
+    os.truncate(descriptor, num_bytes)
 
 
 def _split(entries: Sequence[Entry], max_shard_bytes: int) -> Iterator[list[Entry]]:

@@ -1,168 +1,180 @@
-"""Save a checkpoint so that a folder with its final name is always complete.
+"""Save the state of a run: collect it, write it on every rank, commit it together.
 
-.tmp-step_00000500-<pid>/   shards/ (DeepSpeed's files)   hf/ (config, tokenizer)
-    -> every file fsynced -> manifest.json -> rename to step_00000500 -> latest -> rotation
+In the foreground the state is written from where it lies. In the background it is copied into host
+memory first, which is all that training waits for; the commit follows while it goes on.
 """
 
 import contextlib
-import logging
-import os
-import shutil
+import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint.manifest import (
-    LATEST_NAME,
-    find_committed,
-    sync,
-    write_durably,
-    write_manifest,
-)
-from bigft.checkpoint.swapped import swapped_state_mapped
-from bigft.distributed.collectives import barrier, broadcast_object, raise_first
-from bigft.errors import BigftError, CheckpointError
+import torch
 
-logger = logging.getLogger(__name__)
+from bigft.checkpoint.agree import Board
+from bigft.checkpoint.commit import write_checkpoint
+from bigft.checkpoint.files import Files
+from bigft.checkpoint.state.collect import RankState, collect_state
+from bigft.checkpoint.state.index import INDEX_NAME, Index, build_index
+from bigft.checkpoint.state.numbers import collect_numbers
+from bigft.checkpoint.state.partition import open_partition
+from bigft.checkpoint.state.write import file_name, write_state
+from bigft.distributed.board import open_board
+from bigft.distributed.collectives import broadcast_object
+from bigft.errors import CheckpointError
 
-SHARDS = "shards"
 ASSETS = "hf"
-_UNFINISHED = ".tmp-"
+
+WriteAssets = Callable[[Path], None]
 
 
-def save_checkpoint(
-    engine: Any,
-    checkpoints: Path,
-    *,
-    step: int,
-    facts: dict[str, Any],
-    write_assets: Callable[[Path], None],
-    keep_last: int,
-    is_rank_zero: bool,
-) -> Path:
-    """Write, commit and rotate. The rename is the commit: before it nothing counts.
+class Checkpoints:
+    """Writes the checkpoints of one run, one after the other."""
 
-    Args:
-        engine: The DeepSpeed engine.
-        checkpoints: The run's `checkpoints/` folder.
-        step: Optimizer steps done.
-        facts: Kept in the manifest.
-        write_assets: Writes config and tokenizer into a folder; called on rank 0.
-        keep_last: Committed checkpoints to leave.
-        is_rank_zero: Whether this rank commits.
+    def __init__(
+        self,
+        engine: Any,
+        folder: Path,
+        write_assets: WriteAssets,
+        *,
+        keep_last: int,
+        timeout_seconds: float,
+        protected: Path | None = None,
+    ) -> None:
+        """Take what is saved, and where.
 
-    Returns:
-        The committed folder `step_XXXXXXXX`.
+        Args:
+            engine: The DeepSpeed engine.
+            folder: The run's `checkpoints/`.
+            write_assets: Writes config and tokenizer into a folder; called on rank 0.
+            keep_last: Committed checkpoints that rotation leaves.
+            timeout_seconds: How long ranks wait for each other's files.
+            protected: The checkpoint that the run resumed from.
 
-    Raises:
-        CheckpointError: The files could not be written; older checkpoints are untouched.
+        Collective: every rank.
+        """
+        self._engine = engine
+        self._folder = folder
+        self._write_assets = write_assets
+        self._keep_last = keep_last
+        self._timeout_seconds = timeout_seconds
+        self._protected = protected
+        self._rank = torch.distributed.get_rank()
+        self._world_size = torch.distributed.get_world_size()
+        self._name = broadcast_object(uuid.uuid4().hex[:8])
+        self._board: Board = open_board(f"bigft-{self._name}")
+        self._number = 0
+        self._thread: threading.Thread | None = None
+        self._result: Path | BaseException | None = None
 
-    Collective: every rank.
-    """
-    final = checkpoints / f"step_{step:08d}"
-    partial = Path(broadcast_object(str(checkpoints / f"{_UNFINISHED}{final.name}-{os.getpid()}")))
-    try:
-        error = _attempt(lambda: _start(partial) if is_rank_zero else None, partial)
-        raise_first(error)
-        error = _attempt(lambda: _write_shards(engine, partial), partial)
-        raise_first(error)
-        error = _attempt(
-            lambda: _commit(partial, final, facts, write_assets) if is_rank_zero else None, partial
+    def save(self, step: int, facts: dict[str, Any]) -> Path:
+        """Write and commit a checkpoint.
+
+        Args:
+            step: Optimizer steps done.
+            facts: Kept in the manifest; plain values.
+
+        Returns:
+            The committed folder `step_XXXXXXXX`.
+
+        Raises:
+            CheckpointError: It could not be written, or the one before could not; older
+                checkpoints are untouched.
+
+        Collective: every rank.
+        Memory: 16 MiB beside the state.
+        """
+        self.wait()
+        with self._collected() as (state, index):
+            return self._commit(step, facts, state, index)
+
+    def begin(self, step: int, facts: dict[str, Any]) -> None:
+        """Copy the state, and write and commit it in the background; `wait` says how it went.
+
+        Raises:
+            CheckpointError: The save before this one failed.
+
+        Collective: every rank.
+        Memory: this rank's state once more, until it is written.
+        """
+        self.wait()
+        with self._collected() as (state, index):
+            copied = state.copied()
+
+        def work() -> None:
+            try:
+                self._result = self._commit(step, facts, copied, index)
+            except BaseException as error:  # noqa: BLE001 - raised again by `wait`
+                self._result = error
+
+        # No daemon: a process that ends waits for its checkpoint.
+        self._thread = threading.Thread(target=work, name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> Path | None:
+        """Wait for the save in the background, if there is one.
+
+        Returns:
+            The folder that it committed.
+
+        Raises:
+            CheckpointError: It failed, on all ranks alike.
+        """
+        if self._thread is None:
+            return None
+        self._thread.join()
+        self._thread = None
+        result, self._result = self._result, None
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    @contextlib.contextmanager
+    def _collected(self) -> Iterator[tuple[RankState, Index]]:
+        engine = self._engine
+        inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+        partition = open_partition(engine)
+        numbers = collect_numbers(engine, inner)
+        index = build_index(engine.module, self._world_size, numbers)
+        error: CheckpointError | None = None
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(partition.readable())
+                state = collect_state(partition, inner, engine.module, self._rank)
+            except CheckpointError as caught:
+                # The others go on to write: this rank has to take part and say so there.
+                error, state = caught, RankState([])
+            self._unreadable = error
+            yield state, index
+
+    def _commit(self, step: int, facts: dict[str, Any], state: RankState, index: Index) -> Path:
+        unreadable = self._unreadable
+
+        def write(files: Files) -> None:
+            if unreadable is not None:
+                raise unreadable
+            with files.create(file_name(self._rank)) as file:
+                write_state(state, file)
+            if self._rank == 0:
+                with files.create(INDEX_NAME) as file:
+                    file.write(index.to_json().encode())
+                (files.folder / ASSETS).mkdir()
+                self._write_assets(files.folder / ASSETS)
+                files.adopt(ASSETS)
+
+        self._number += 1
+        return write_checkpoint(
+            self._folder,
+            step=step,
+            facts=facts,
+            write=write,
+            rank=self._rank,
+            world_size=self._world_size,
+            board=self._board,
+            timeout_seconds=self._timeout_seconds,
+            keep_last=self._keep_last,
+            protected=self._protected,
+            save_id=f"{self._name}-{self._number}",
         )
-        raise_first(error)
-    except BigftError:
-        if is_rank_zero:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if is_rank_zero:
-        _rotate(final, keep_last)
-    barrier()
-    return final
-
-
-def _attempt(work: Callable[[], object], folder: Path) -> BigftError | None:
-    try:
-        work()
-    except BigftError as error:
-        return error
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its zip writer.
-        return CheckpointError(
-            f"{folder}: the checkpoint could not be written ({error}); free space or choose another"
-            " --output_dir. Older checkpoints are untouched"
-        )
-    return None
-
-
-def _start(partial: Path) -> None:
-    for leftover in partial.parent.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    (partial / SHARDS).mkdir(parents=True)
-
-
-def _write_shards(engine: Any, partial: Path) -> None:
-    with contextlib.ExitStack() as stack:
-        error = _attempt(lambda: stack.enter_context(swapped_state_mapped(engine)), partial)
-        raise_first(error)
-        with _raised_afterwards(engine.checkpoint_engine):
-            engine.save_checkpoint(str(partial), tag=SHARDS, save_latest=False)
-
-
-@contextlib.contextmanager
-def _raised_afterwards(writer: Any) -> Iterator[None]:
-    """Raise a failure of DeepSpeed's file writer at the end of the block.
-
-    `save_checkpoint` ends with a barrier: a rank that left it early, because its disk is full,
-    would meet the others in another collective (gloo aborts, NCCL waits for ever).
-    """
-    errors: list[Exception] = []
-    write = writer.save
-
-    def save(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return write(*args, **kwargs)
-        except (OSError, RuntimeError) as error:
-            errors.append(error)
-
-    writer.save = save
-    try:
-        yield
-    finally:
-        del writer.save
-    if errors:
-        raise errors[0]
-
-
-def _commit(
-    partial: Path, final: Path, facts: dict[str, Any], write_assets: Callable[[Path], None]
-) -> None:
-    # DeepSpeed leaves copies of its converters here; `bigft consolidate` does their work.
-    for script in ("zero_to_fp32.py", "zero_to_torch.py"):
-        (partial / script).unlink(missing_ok=True)
-    write_assets(partial / ASSETS)
-    write_manifest(partial, facts)
-    sync(partial)
-    if final.exists():
-        # A run that resumed from an older checkpoint arrives here again: the newer state wins.
-        _remove(final)
-    partial.rename(final)
-    sync(final.parent)
-    write_durably(final.parent / LATEST_NAME, final.name + "\n")
-
-
-def _rotate(newest: Path, keep_last: int) -> None:
-    committed = find_committed(newest.parent)
-    now = committed.index(newest) + 1
-    # Later steps are of a course that this run has left (--resume never or an older checkpoint):
-    # they go first.
-    for old in [*committed[now:], *committed[:now]][:-keep_last]:
-        with contextlib.suppress(OSError):
-            _remove(old)
-            logger.info("rotated out %s", old.name)
-
-
-def _remove(committed: Path) -> None:
-    # Renamed first: a folder with a checkpoint's name is never half deleted.
-    trash = committed.with_name(f"{_UNFINISHED}trash-{committed.name}")
-    committed.rename(trash)
-    shutil.rmtree(trash)

@@ -20,6 +20,13 @@ class CheckpointSection(Section):
     keep_last: Annotated[int, Field(ge=1)] = 2
     """Committed checkpoints that rotation leaves in the run folder."""
 
+    write: Literal["foreground", "background"] = "foreground"
+    """`background` lets training go on once the state has been copied into host memory, which
+    must hold it twice; states on NVMe are always written in the foreground."""
+
+    timeout_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    """How long ranks wait for each other's files before a save counts as failed."""
+
     export_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of the exported model; `auto` takes the one the model was trained in."""
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint.torch_file import Inert, read_torch_file
 from bigft.errors import CheckpointError, raise_together
+from bigft.files.paths import find_escape
+from bigft.files.torch_file import Inert, read_torch_file
 
 _MODEL_FILE = re.compile(r"(?:zero_pp_rank_(?P<rank>\d+)_)?mp_rank_(?P<mp>\d+)_model_states\.pt")
 _OPTIM_FILE = re.compile(
@@ -60,6 +61,12 @@ def _find_files(folder: Path, pattern: str, name: re.Pattern[str]) -> dict[int, 
             raise CheckpointError(
                 f"{path}: expert, tensor or pipeline parallel shards cannot be consolidated here; "
                 "only data parallel checkpoints (ZeRO) can"
+            )
+        if not path.is_file():
+            raise CheckpointError(f"{path}: not a regular file; use another checkpoint")
+        if place := find_escape(path, folder):
+            raise CheckpointError(
+                f"{path}: leads out of its folder, to {place}; copy the file there if you trust it"
             )
         rank = int(match["rank"] or 0)
         if rank in found:

@@ -1,4 +1,4 @@
-"""What a user may point at to name a checkpoint, resolved to a folder of shards."""
+"""What a user may point at to name a checkpoint, resolved to a folder of files."""
 
 import logging
 import re
@@ -6,27 +6,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint.manifest import MANIFEST_NAME, find_newest, read_manifest
+from bigft.checkpoint.manifest import MANIFEST_NAME, find_newest, read_manifest, verify_files
 from bigft.errors import CheckpointError
+from bigft.files.paths import find_escape
 
 logger = logging.getLogger(__name__)
+
+_MAX_TAG_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder of DeepSpeed shards and what is known about it."""
+    """A folder with the files of a checkpoint, and what is known about it."""
 
-    shards: Path
+    folder: Path
+    """Of bigft's state files, or of those that DeepSpeed wrote."""
     assets: Path | None = None
     """Folder with `config.json` and the tokenizer, where the checkpoint has one."""
     facts: dict[str, Any] = field(default_factory=dict)
     """The manifest; empty for a stock DeepSpeed checkpoint."""
 
 
-def find_shards(source: Path) -> Source:
-    """Find the shards of a run folder, a committed checkpoint or a stock DeepSpeed folder.
+def find_source(source: Path, *, is_digest_checked: bool = True) -> Source:
+    """Find the files of a run folder, a committed checkpoint or a stock DeepSpeed folder.
 
     Of a run folder the newest committed checkpoint is taken.
+
+    Args:
+        source: What the user gave.
+        is_digest_checked: Whether the content of a committed checkpoint is read and compared with
+            the manifest's digests. Stock checkpoints have none.
 
     Raises:
         CheckpointError: There is no checkpoint, or it is damaged.
@@ -34,12 +43,12 @@ def find_shards(source: Path) -> Source:
     if not source.is_dir():
         raise CheckpointError(f"{source}: no such folder; give a run folder or a checkpoint folder")
     if (source / MANIFEST_NAME).is_file():
-        return _open_step(source)
+        return _open_step(source, is_digest_checked)
     # Before DeepSpeed's `latest`: a run's checkpoints/ has a file of that name too, as a hint.
     checkpoints = source / "checkpoints" if (source / "checkpoints").is_dir() else source
     if newest := find_newest(checkpoints):
         logger.info("taking the newest committed checkpoint, %s", newest)
-        return _open_step(newest)
+        return _open_step(newest, is_digest_checked)
     if any(source.glob("*_model_states.pt")) or (source / "latest").is_file():
         return Source(_find_stock(source))
     raise CheckpointError(
@@ -48,13 +57,15 @@ def find_shards(source: Path) -> Source:
     )
 
 
-def _open_step(step_dir: Path) -> Source:
+def _open_step(step_dir: Path, is_digest_checked: bool) -> Source:
     facts = read_manifest(step_dir)
-    shards = step_dir / "shards"
-    if not shards.is_dir():
-        raise CheckpointError(f"{step_dir}: no folder shards/ in it; the checkpoint is incomplete")
-    assets = step_dir / "hf"
-    return Source(_find_stock(shards), assets if assets.is_dir() else None, facts)
+    if is_digest_checked:
+        verify_files(step_dir, facts)
+    state, shards, assets = step_dir / "state", step_dir / "shards", step_dir / "hf"
+    if not state.is_dir() and not shards.is_dir():
+        raise CheckpointError(f"{step_dir}: no folder state/ in it; the checkpoint is incomplete")
+    folder = state if state.is_dir() else _find_stock(shards)
+    return Source(folder, assets if assets.is_dir() else None, facts)
 
 
 def _find_stock(folder: Path) -> Path:
@@ -64,11 +75,24 @@ def _find_stock(folder: Path) -> Path:
     latest = folder / "latest"
     if not latest.is_file():
         raise CheckpointError(f"{folder}: neither *_model_states.pt nor a file `latest` in it")
-    tag = latest.read_text(encoding="utf-8", errors="replace").strip()
+    # No tag is longer than a file name.
+    with latest.open("rb") as file:
+        tag = file.read(_MAX_TAG_BYTES).decode(errors="replace").strip()
     if not re.fullmatch(r"[^/\\\0]+", tag) or tag in (".", ".."):
-        raise CheckpointError(f"{latest}: {tag!r} is not the name of a folder beside it")
-    if not (folder / tag).is_dir():
+        raise CheckpointError(f"{latest}: {tag!r:.80} is not the name of a folder beside it")
+    found = folder / tag
+    try:
+        is_there = found.is_dir()
+    except (OSError, ValueError):  # a name that no file can have
+        is_there = False
+    if not is_there:
         raise CheckpointError(
-            f"{latest}: names {tag!r}, but there is no such folder; give the checkpoint's folder"
+            f"{latest}: names {tag!r:.80}, but there is no such folder; give the checkpoint's"
+            " folder"
         )
-    return folder / tag
+    if place := find_escape(found, folder):
+        raise CheckpointError(
+            f"{latest}: {tag!r:.80} leads out of this folder, to {place}; give that folder, if you"
+            " trust it"
+        )
+    return found

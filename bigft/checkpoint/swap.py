@@ -1,8 +1,12 @@
-"""Give a finished folder its final name, in one step even if that name is taken."""
+"""A folder that is being made, and its final name, in one step even if that name is taken."""
 
+import contextlib
 import ctypes
+import errno
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from bigft.errors import CheckpointError, ConfigError
@@ -34,6 +38,70 @@ def check_output(output: Path) -> None:
         raise ConfigError(f"{output}: {existing} cannot be written; choose another output folder")
 
 
+@contextlib.contextmanager
+def unfinished_folder(output: Path) -> Iterator[Path]:
+    """Make the folder `<output>.partial` for this process alone, and remove what is left of it.
+
+    What an earlier process that was killed left behind is removed first. Inside the block
+    `swap_into_place` may take the folder away.
+
+    Raises:
+        CheckpointError: Another process is at work on the same output.
+        OSError: The folder cannot be made.
+    """
+    partial = output.with_name(f"{output.name}.partial")
+    descriptor = _make_locked(partial)
+    try:
+        for leftover in partial.iterdir():
+            _remove(leftover)
+        yield partial
+    finally:
+        # Under that name may be another process's folder by now.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.lstat(partial)):
+                shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _make_locked(partial: Path) -> int:
+    """Make a folder and lock it; the system lets go of it when the descriptor is closed."""
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue  # another process finished and renamed it just now
+        try:
+            _lock(descriptor, partial)
+            if os.path.samestat(os.fstat(descriptor), os.lstat(partial)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, partial: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # Some network file systems cannot lock: better to go on than to refuse.
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise CheckpointError(
+                f"{partial}: another process is writing there; wait for it, or choose another"
+                " output folder"
+            ) from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def swap_into_place(finished: Path, output: Path) -> None:
     """Rename a finished folder; a previous one of that name is removed afterwards.
 
@@ -41,13 +109,14 @@ def swap_into_place(finished: Path, output: Path) -> None:
     """
     if not output.exists() or not any(output.iterdir()):
         finished.replace(output)  # rename(2) replaces an empty folder
-    elif _exchange(finished, output):
-        shutil.rmtree(finished)
     else:
-        # Without renameat2 (some network file systems) the name is missing for a moment.
         previous = output.with_name(f"{output.name}.old-{os.getpid()}")
-        output.rename(previous)
-        finished.rename(output)
+        if _exchange(finished, output):
+            finished.rename(previous)
+        else:
+            # Without renameat2 (some network file systems) the name is missing for a moment.
+            output.rename(previous)
+            finished.rename(output)
         shutil.rmtree(previous)
     descriptor = os.open(output.parent, os.O_RDONLY)
     try:

@@ -14,6 +14,7 @@ from bigft.config.hints import explain_unknown, suggest
 from bigft.config.request import Request
 from bigft.config.typed import fields_of, find_field
 from bigft.errors import ConfigError
+from bigft.redact import redact_text
 from bigft.run.report import origin_of, read_setting
 from bigft.run.resolve import Resolved, resolve
 from bigft.run.settings import Run
@@ -32,7 +33,7 @@ def main(request: Request) -> None:
         _check_exists(name)
     resolved = resolve(request, os.environ, needs_config=False)
     page = _explain(name, resolved) if name else "\n".join(_table(resolved))
-    sys.stdout.write(page + "\n")
+    sys.stdout.write(redact_text(page) + "\n")
 
 
 def _check_exists(name: str) -> None:

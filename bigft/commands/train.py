@@ -1,7 +1,6 @@
 """The main job: the frame of a training run. What happens inside is in `training.py`."""
 
 import contextlib
-import fcntl
 import os
 import sys
 from collections.abc import Iterator
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from bigft.config.request import Request
 from bigft.data.sources.find import find_sources
+from bigft.distributed.claim import claimed
 from bigft.distributed.signals import BEFORE_TRAINING, StopSignals, ignore_stop_signals
-from bigft.errors import BigftError, ConfigError, StoppedError
+from bigft.errors import BigftError, ConfigError, LaunchError, StoppedError
+from bigft.redact import redact_text
 from bigft.run.report import render_resolved
 from bigft.run.resolve import Resolved, default_output_dir, resolve, with_output_dir
 
@@ -29,7 +30,7 @@ def main(request: Request) -> None:
         find_sources(resolved.run.data.eval, "--eval_data")
     if resolved.dry_run:
         if os.environ.get("RANK", "0") == "0":
-            sys.stdout.write(render_resolved(resolved) + "\n")
+            sys.stdout.write(redact_text(render_resolved(resolved)) + "\n")
         return
     try:
         run_training(resolved)
@@ -116,20 +117,19 @@ def _claimed(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: It cannot be written, or another run is using it.
     """
+    held = contextlib.ExitStack()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        # The kernel drops it when the process ends, however it ends and whatever it forked.
+        held.enter_context(claimed(folder))
+    except LaunchError as error:
+        raise ConfigError(
+            f"--output_dir {folder}: another run is writing there ({error}); wait for it, stop it,"
+            " or choose another --output_dir"
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"--output_dir {folder}: cannot be written ({error.strerror}); choose another folder"
         ) from error
-    with lock:
-        try:
-            # The kernel drops the lock when the process ends, however it ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"--output_dir {folder}: another run is writing there; wait for it, stop it, or"
-                " choose another --output_dir"
-            ) from error
+    with held:
         yield

@@ -6,14 +6,14 @@ from functools import partial
 from pathlib import Path
 
 from bigft.checkpoint.consolidate import consolidate
-from bigft.checkpoint.resume import check_fits, load_checkpoint
 from bigft.commands.parts.announce import announce_data
-from bigft.commands.parts.checkpoints import Checkpoints, bound_facts
+from bigft.commands.parts.checkpoints import RunCheckpoints, bound_facts, check_space
 from bigft.commands.parts.checks import check_first
 from bigft.commands.parts.data import build_run_data
 from bigft.commands.parts.engine import build_run_engine, out_of_memory_explained, training_dtype
 from bigft.commands.parts.guards import Guards
 from bigft.commands.parts.hooks import StateBytes, build_hooks
+from bigft.commands.parts.resume import restore
 from bigft.commands.parts.swap import reserve_swap, swap_folder
 from bigft.data.store.rejected import keep_rejected
 from bigft.data.tokens.builtin import default_cache_dir, load_builtin_tokenizer
@@ -33,13 +33,13 @@ from bigft.models.load import load_model
 from bigft.models.tokenizer import adopt_special_tokens, load_tokenizer
 from bigft.monitor.events import Events
 from bigft.monitor.sinks import build_sinks
+from bigft.redact import redact_value
 from bigft.run.resolve import Resolved
 from bigft.tasks.packing import check_packing
 from bigft.tasks.task import build_task
 from bigft.trainer.clock import count_total_steps
 from bigft.trainer.loop import fit
 from bigft.trainer.rendezvous import Rendezvous
-from bigft.trainer.state import State
 from bigft.units import format_bytes, format_count, format_seconds, parse_bytes
 
 
@@ -56,7 +56,7 @@ def train(
     run, guards = resolved.run, guards or Guards()
 
     # --- Check what can be checked before anything expensive starts ---
-    optimizer, resumed = check_first(resolved, folder, world, console)
+    resolved, optimizer, resumed = check_first(resolved, folder, world, console)
 
     # --- Data ---
     facts = read_facts(run.model)
@@ -114,24 +114,23 @@ def train(
 
         # --- Resume ---
         bound = bound_facts(resolved, world, optimizer, model, data)
-        state = State()
+        state = restore(engine, resumed, bound)
         if resumed is not None:
-            with errors_shared():
-                manifest = check_fits(resumed, bound)
-            with errors_shared():
-                load_checkpoint(engine.deepspeed, resumed)
-            state = State.from_dict(manifest["state"])
             console.say(f"resumed from {resumed.name}, {total_steps - state.step} steps to go")
 
         # --- Train ---
-        saver = Checkpoints(run, engine, model, tokenizer, folder / "checkpoints", bound, world)
+        with errors_shared():
+            check_space(run, optimizer, model, folder, console)
+        saver = RunCheckpoints(
+            run, engine, model, tokenizer, folder / "checkpoints", bound, resumed
+        )
         # Only rank 0 opens them: what it cannot open ends all ranks.
         with errors_shared():
             opened = build_sinks(
                 list(run.monitor.sinks),
                 folder,
                 project=run.monitor.project,
-                settings=run.model_dump(),
+                settings=redact_value(run.model_dump()),
                 is_rank_zero=world.is_rank_zero,
             )
         reserve_swap(engine, optimizer)
@@ -167,7 +166,7 @@ def train(
                 rendezvous=rendezvous,
             )
     barrier()
-    return saver.newest or _must_exist(resumed)
+    return _must_exist(saver.newest)
 
 
 def export(resolved: Resolved, checkpoint: Path, model: Path, console: Console) -> None:
@@ -178,6 +177,8 @@ def export(resolved: Resolved, checkpoint: Path, model: Path, console: Console) 
         model,
         dtype=section.export_dtype,
         max_shard_bytes=parse_bytes(section.max_shard_size),
+        # This run wrote and hashed it a moment ago, or has verified it to resume from it.
+        is_source_verified=True,
     )
     console.say(
         f"exported and verified {format_count(result.parameters)} parameters,"

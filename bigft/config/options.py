@@ -21,7 +21,10 @@ OptionsT = TypeVar("OptionsT", bound=Section)
 
 
 class ConsolidateOptions(Section):
-    """Join the ZeRO shards of a checkpoint into one Hugging Face folder."""
+    """Turn a checkpoint, of bigft or of stock DeepSpeed, into one Hugging Face folder."""
+
+    source: Annotated[str | None, Field(alias="from")] = None
+    """Folder of a checkpoint that DeepSpeed wrote without bigft; instead of RUN_OR_CHECKPOINT."""
 
     output_dir: str | None = None
     """Folder for the model; absent: `model/` of the run folder."""
@@ -33,7 +36,11 @@ class ConsolidateOptions(Section):
     """Largest safetensors file."""
 
     model: str | None = None
-    """Hub id or folder that config and tokenizer are copied from; absent: the checkpoint's own."""
+    """Hub id, folder or config.json that config and tokenizer are copied from; absent: the
+    checkpoint's own. What DeepSpeed wrote has none."""
+
+    verify: bool = False
+    """Read the finished files again, from the disk, and compare digests of every block."""
 
     as_json: Annotated[bool, Field(alias="json")] = False
     """Print one JSON object."""
@@ -111,8 +118,9 @@ COMMANDS: Mapping[str, Command] = {
         takes_config=False,
     ),
     "consolidate": Command(
-        "Join a ZeRO checkpoint into one Hugging Face folder.",
+        "Turn a checkpoint into one Hugging Face folder.",
         "RUN_OR_CHECKPOINT",
+        is_word_required=False,
         options=ConsolidateOptions,
     ),
     "evaluate": Command("Score a model folder.", "MODEL", options=EvaluateOptions),

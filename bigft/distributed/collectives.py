@@ -39,6 +39,13 @@ def gather_rows(row: list[float], device: torch.device) -> Tensor:
     return torch.stack(rows).cpu()
 
 
+def gather_errors(problem: str | None) -> list[str | None]:
+    """Return what is wrong on each rank, in rank order. Collective: every rank."""
+    found: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, problem)
+    return found
+
+
 def raise_first(error: BigftError | None) -> None:
     """Raise the lowest rank's error on every rank, so that none is left waiting.
 

@@ -104,11 +104,12 @@ def _find_free_port() -> int:
 
 def _put_interpreter_on_path() -> None:
     # DeepSpeed builds its operators with `ninja`, which pip puts beside the interpreter; that
-    # folder is not on PATH when bigft is called by its full path.
+    # folder is not on PATH when bigft is called by its full path. It comes first, as where the
+    # environment is activated: another version of ninja finds all cached builds out of date, and
+    # builds everything anew at every change between the two.
     folder = str(Path(sys.executable).parent)
-    parts = os.environ.get("PATH", "").split(os.pathsep)
-    if folder not in parts:
-        os.environ["PATH"] = os.pathsep.join([*parts, folder])
+    parts = [part for part in os.environ.get("PATH", "").split(os.pathsep) if part != folder]
+    os.environ["PATH"] = os.pathsep.join([folder, *parts])
 
 
 def _pick_device(local_rank: int) -> torch.device:

@@ -58,6 +58,11 @@ class Engine:
         inner: torch.optim.Optimizer = getattr(outer, "optimizer", outer)
         return inner
 
+    @property
+    def is_swapped(self) -> bool:
+        """Whether optimizer states live in NVMe swap files."""
+        return bool(self.deepspeed.zero_nvme_offload_optimizer())
+
     def set_training(self, training: bool) -> None:
         """Switch dropout and the like."""
         self.deepspeed.train(training)

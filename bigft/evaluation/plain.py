@@ -1,11 +1,13 @@
 """A finished model folder as a plain transformers model, for evaluation and generation."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from bigft.errors import CheckpointError, ConfigError
+from bigft.models.weights import check_pickles
 
 
 def pick_device(name: str) -> torch.device:
@@ -51,9 +53,16 @@ def load_plain(folder: str, device: torch.device) -> tuple[Any, Any]:
             f"{folder}: a config.json but no weights; give the model/ folder of a finished run, or"
             " make one with `bigft consolidate`"
         )
+    if path.is_dir():
+        check_pickles(path.glob("*.bin"))
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         tokenizer = AutoTokenizer.from_pretrained(folder)
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"{folder}: its weight files hold more than weights and were refused; nothing in them"
+            " was run. Use a model in safetensors"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{folder}: cannot be loaded as a model ({first})") from error

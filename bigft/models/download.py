@@ -1,13 +1,16 @@
-"""The weight files of a hub model, on this host."""
+"""The files of a hub model, on this host."""
 
 from pathlib import Path
 
-from bigft.errors import CheckpointError
-from bigft.models.facts import ModelFacts, is_local
+from bigft.errors import CheckpointError, ConfigError
+from bigft.models.facts import ModelFacts, is_local, read_facts
 from bigft.models.section import ModelSection
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+
+_ASSETS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")
+_NO_ASSETS = ("*.index.json", "*/*.json")
 
 
 def fetch_weights(section: ModelSection, facts: ModelFacts) -> tuple[Path, ...]:
@@ -41,3 +44,33 @@ def fetch_weights(section: ModelSection, facts: ModelFacts) -> tuple[Path, ...]:
             " a folder"
         ) from error
     return () if single is None else (Path(single),)
+
+
+def fetch_assets(name: str) -> Path:
+    """Return a folder with a model's configuration and tokenizer, or its `config.json` alone.
+
+    Args:
+        name: Folder, `config.json`, or hub id; the files of a hub model come into its cache.
+
+    Raises:
+        ConfigError: There is no such model, or it has no usable `config.json`.
+    """
+    facts = read_facts(ModelSection(name=name), find_weights=False)
+    if name == "builtin":
+        raise ConfigError(
+            "--model builtin: has no files to copy; give a folder with a config.json, or a hub id"
+        )
+    if is_local(name):
+        return Path(name).expanduser()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    wanted, unwanted = list(_ASSETS), list(_NO_ASSETS)
+    try:
+        folder = snapshot_download(facts.source, allow_patterns=wanted, ignore_patterns=unwanted)
+        return Path(folder)
+    except (LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"--model {name}: its configuration and tokenizer cannot be downloaded"
+            f" ({str(error).strip().splitlines()[0]}); check the network, or give a folder"
+        ) from error

@@ -6,17 +6,19 @@ model name is answered in milliseconds instead of after the ranks have started.
 """
 
 import json
+import os
 import re
 import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bigft.config.hints import suggest
 from bigft.errors import BigftError, CheckpointError, ConfigError
+from bigft.files.paths import find_escape
 from bigft.models.section import ModelSection
 
 BUILTIN_CONFIG: dict[str, Any] = {
@@ -93,8 +95,12 @@ def is_local(name: str) -> bool:
     )
 
 
-def read_facts(section: ModelSection) -> ModelFacts:
+def read_facts(section: ModelSection, *, find_weights: bool = True) -> ModelFacts:
     """Read what `config.json` says about the model of a run.
+
+    Args:
+        section: Names the model.
+        find_weights: Whether to look for weight files in a local folder.
 
     Raises:
         ConfigError: No such model, or its `config.json` is unusable.
@@ -112,7 +118,8 @@ def read_facts(section: ModelSection) -> ModelFacts:
         return _facts(name, _read_config(path, name), weights=())
     if not (path / "config.json").is_file():
         raise ConfigError(f"--model {name}: {_why_no_config(path)}")
-    return _facts(name, _read_config(path / "config.json", name), weights=_find_weights(path))
+    weights = _find_weights(path) if find_weights else ()
+    return _facts(name, _read_config(path / "config.json", name), weights=weights)
 
 
 def _facts(name: str, config: dict[str, Any], weights: tuple[Path, ...] | None) -> ModelFacts:
@@ -211,9 +218,16 @@ def _find_weights(folder: Path) -> tuple[Path, ...]:
 def _indexed_weights(folder: Path, index: str) -> tuple[Path, ...]:
     try:
         files = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
+        leading_out = sorted(file for file in files if _leads_out(folder, file))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise CheckpointError(f"--model {folder}: {index} is damaged; copy it again") from None
-    missing = sorted(file for file in files if not (folder / file).is_file())
+    if leading_out:
+        raise CheckpointError(
+            f"--model {folder}: {index} lists {leading_out[0]!r}, which leads out of the folder; "
+            "copy the file there if you trust it, or do not use this model"
+        )
+    # Not Path.is_file(): a name that no file can have is a missing file too.
+    missing = sorted(file for file in files if not os.path.isfile(folder / file))  # noqa: PTH113
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
         raise CheckpointError(
@@ -221,6 +235,11 @@ def _indexed_weights(folder: Path, index: str) -> tuple[Path, ...]:
             f"are missing: {shown}. Copy the whole folder again"
         )
     return tuple(folder / file for file in sorted(files))
+
+
+def _leads_out(folder: Path, file: str) -> bool:
+    is_plain = file == str(PurePosixPath(file)) and ".." not in PurePosixPath(file).parts
+    return not is_plain or "\0" in file or find_escape(folder / file, folder) is not None
 
 
 def _why_no_config(folder: Path) -> str:

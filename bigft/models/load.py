@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from bigft.errors import CheckpointError, ConfigError
 from bigft.models.facts import ModelFacts
 from bigft.models.section import ModelSection
-from bigft.models.weights import check_names, check_values, read_headers
+from bigft.models.weights import check_names, check_pickles, check_values, read_headers
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ def load_model(
     attention = _supported_attention(attention, model_class, explicit=section.attention != "auto")
     notes: list[str] = []
     skeleton = _build_skeleton(auto_class, config, section, attention, dtype)
+    check_pickles(facts.weight_files)
     headers = read_headers(facts.weight_files)
     if headers:
         check_names(skeleton, headers, section.name)
@@ -161,6 +163,12 @@ def _load_weights(auto_class: Any, section: ModelSection, **arguments: Any) -> A
             trust_remote_code=section.trust_remote_code,
             **arguments,
         )
+    except UnpicklingError as error:
+        # torch's own words advise to load the file with full trust.
+        raise CheckpointError(
+            f"--model {section.name}: its weight files hold more than weights and were refused;"
+            " nothing in them was run. Use a model in safetensors"
+        ) from error
     except OSError as error:
         raise CheckpointError(
             f"--model {section.name}: the weights cannot be read"

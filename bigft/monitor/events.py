@@ -18,6 +18,7 @@ class Events:
         if self._path is None:
             return
         entry = {"step": step, "event": event, **{k: _plain(v) for k, v in details.items()}}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 

@@ -16,6 +16,9 @@ class OptimizerPlan:
 
     class_name: str
     """Class of the optimizer that must be found inside the engine."""
+    rule: str
+    """What it computes, wherever its states are: a checkpoint of one implementation goes on with
+    another of the same rule."""
     state_bytes_per_parameter: float
     """Moments and their scales; master weights are ZeRO's and not counted."""
     build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None
@@ -49,17 +52,20 @@ def plan_optimizer(section: OptimSection, ds: dict[str, Any]) -> OptimizerPlan:
     if section.name == "adamw_8bit":
         return _plan_8bit(arguments, offload)
     if offload in ("cpu", "nvme"):
-        return OptimizerPlan("DeepSpeedCPUAdam", 8.0, lambda groups: _cpu_adam(groups, arguments))
+        return OptimizerPlan(
+            "DeepSpeedCPUAdam", "adamw", 8.0, lambda groups: _cpu_adam(groups, arguments)
+        )
     return OptimizerPlan(
-        "AdamW", 8.0, lambda groups: torch.optim.AdamW(groups, fused=True, **arguments)
+        "AdamW", "adamw", 8.0, lambda groups: torch.optim.AdamW(groups, fused=True, **arguments)
     )
 
 
 def _plan_from_json(name: str, offload: str) -> OptimizerPlan:
-    adam = name.lower() in ("adam", "adamw")
+    rule = name.lower()
+    adam = rule in ("adam", "adamw")
     if adam:
         name = "DeepSpeedCPUAdam" if offload in ("cpu", "nvme") else "FusedAdam"
-    return OptimizerPlan(name, 8.0 if adam else 0.0, None)
+    return OptimizerPlan(name, rule, 8.0 if adam else 0.0, None)
 
 
 def _plan_8bit(arguments: dict[str, Any], offload: str) -> OptimizerPlan:
@@ -72,12 +78,15 @@ def _plan_8bit(arguments: dict[str, Any], offload: str) -> OptimizerPlan:
     if offload == "cpu":
         return OptimizerPlan(
             "HostAdamW8bit",
+            "adamw_8bit",
             2.03,
             lambda groups: _host_8bit(groups, arguments),
             note="8-bit states in host memory: bitsandbytes' step on the CPU is about 30 times"
             " slower than DeepSpeed's 32-bit one",
         )
-    return OptimizerPlan("HostAdamW8bit", 2.03, lambda groups: _host_8bit(groups, arguments))
+    return OptimizerPlan(
+        "HostAdamW8bit", "adamw_8bit", 2.03, lambda groups: _host_8bit(groups, arguments)
+    )
 
 
 def _cpu_adam(groups: list[dict[str, Any]], arguments: dict[str, Any]) -> torch.optim.Optimizer:

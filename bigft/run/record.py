@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 import bigft
+from bigft.redact import HIDDEN, redact_text, redact_value, redact_words
 from bigft.run.resolve import Resolved
 
 _PACKAGES = (
@@ -50,12 +51,12 @@ _VARIABLES = re.compile(
 
 
 def record(resolved: Resolved, environ: Mapping[str, str], folder: Path) -> None:
-    """Write `resolved/` into a run folder; only rank 0 calls this."""
+    """Write `resolved/` into a run folder, without secrets; only rank 0 calls this."""
     target = folder / "resolved"
     target.mkdir(parents=True, exist_ok=True)
     (target / "run.yaml").write_text(render_run_yaml(resolved, folder), encoding="utf-8")
     (target / "ds_config.json").write_text(
-        json.dumps(resolved.ds, indent=2) + "\n", encoding="utf-8"
+        json.dumps(redact_value(resolved.ds), indent=2) + "\n", encoding="utf-8"
     )
     environment = describe_environment(resolved, environ)
     (target / "environment.json").write_text(
@@ -65,7 +66,7 @@ def record(resolved: Resolved, environ: Mapping[str, str], folder: Path) -> None
 
 def render_run_yaml(resolved: Resolved, folder: Path) -> str:
     """Return the recipe that repeats a run, with the command on top."""
-    settings = resolved.run.model_dump(mode="json", exclude={"output_dir"})
+    settings = redact_value(resolved.run.model_dump(mode="json", exclude={"output_dir"}))
     if "optimizer" in resolved.ds:
         # The JSON owns these; written here too, they would count as a second answer.
         del settings["optim"]["name"]
@@ -76,9 +77,11 @@ def render_run_yaml(resolved: Resolved, folder: Path) -> str:
         "# Every setting of this run. To repeat it in a new folder:",
         f"#   {repeat_command(resolved, folder)}",
         f"# output_dir: {json.dumps(str(folder))}",
-        "",
     ]
-    return "\n".join(head) + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    if HIDDEN in text:
+        head.append(f"# Where it says {HIDDEN}, a secret was left out: fill it in first.")
+    return "\n".join([*head, "", text])
 
 
 def repeat_command(resolved: Resolved, folder: Path) -> str:
@@ -105,13 +108,17 @@ def describe_environment(resolved: Resolved, environ: Mapping[str, str]) -> dict
         "platform": platform.platform(),
         "hostname": socket.gethostname(),
         "world_size": resolved.world_size,
-        "command": shlex.join(["bigft", *resolved.request.argv]),
+        "command": shlex.join(["bigft", *redact_words(resolved.request.argv)]),
         "executable": sys.executable,
         "working_directory": str(Path.cwd()),
         "config": resolved.config,
         "recipe": resolved.request.recipe,
-        "environment": {k: environ[k] for k in sorted(environ) if _VARIABLES.fullmatch(k)},
-        "origin": dict(resolved.origin),
+        "environment": {
+            name: redact_value(environ[name], name)
+            for name in sorted(environ)
+            if _VARIABLES.fullmatch(name)
+        },
+        "origin": {name: redact_text(origin) for name, origin in resolved.origin.items()},
     }
 
 

@@ -31,6 +31,7 @@ from bigft.config.request import Request
 from bigft.config.typed import fields_of, read_flags, read_recipe
 from bigft.errors import BigftError, ConfigError, raise_together
 from bigft.models.facts import ModelFacts, is_local, read_facts
+from bigft.redact import remember_secrets
 from bigft.run.bridge import bridge
 from bigft.run.draft import Draft
 from bigft.run.fill import fill_json
@@ -92,6 +93,9 @@ def resolve(request: Request, environ: Mapping[str, str], *, needs_config: bool 
         problems=problems,
     )
     _edit_json(draft, request)
+    # Whoever prints the settings, DeepSpeed for instance: what is secret in them is known now.
+    remember_secrets({path: value.value for path, value in typed.items()})
+    remember_secrets(dict(leaves(draft.ds)))
     _move_recorded_swap(draft, config)
     verdict = check_config(draft.ds, draft.where)
     draft.problems += verdict.problems

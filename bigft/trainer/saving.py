@@ -12,7 +12,7 @@ from bigft.trainer.state import State
 _MAX_FAILED_IN_A_ROW = 3
 """A disk that was full for a moment is no reason to lose a run; one that stays full is."""
 
-Save = Callable[[State], Path]
+Save = Callable[[State], Path | None]
 Tell = Callable[[str], None]
 
 
@@ -20,19 +20,27 @@ class Saver:
     """Saves every `save_steps`, when the run is asked to stop, and always after the last step."""
 
     def __init__(
-        self, save: Save, save_steps: int, rendezvous: Rendezvous, tell: Tell, events: Events
+        self,
+        save: Save,
+        wait: Callable[[], None],
+        save_steps: int,
+        rendezvous: Rendezvous,
+        tell: Tell,
+        events: Events,
     ) -> None:
         """Take what is needed.
 
         Args:
             save: Writes and commits one checkpoint; fails with a `CheckpointError`, and then on
-                all ranks alike.
+                all ranks alike. It may go on in the background.
+            wait: Returns, or fails, when it is done.
             save_steps: Steps between checkpoints; 0 saves only at the end.
             rendezvous: Knows of requests to stop.
             tell: Shows a line.
             events: Keeps failures.
         """
         self._save = save
+        self._wait = wait
         self._save_steps = save_steps
         self._rendezvous = rendezvous
         self._tell = tell
@@ -55,6 +63,8 @@ class Saver:
             return
         try:
             self._save(state)
+            if stop is not None or state.step == self._total_steps:
+                self._wait()
             self._failed_in_a_row = 0
         except CheckpointError as error:
             self._failed_in_a_row += 1

@@ -85,7 +85,8 @@ def check_reload(run: str) -> dict[str, Any]:
     words += ["--recipe", str(resolved_folder / "run.yaml")]
     resolved = with_output_dir(resolve(parse(words), os.environ), str(folder))
     world = open_world()
-    from bigft.checkpoint.resume import find_resume, load_checkpoint
+    from bigft.checkpoint.manifest import find_newest
+    from bigft.checkpoint.state.load import load_state
     from bigft.commands.parts.engine import build_run_engine, training_dtype
     from bigft.engine.communication import open_communication
     from bigft.engine.zero import Zero
@@ -106,7 +107,7 @@ def check_reload(run: str) -> dict[str, Any]:
     console.out = console.err = sys.stderr
     plan = plan_optimizer(resolved.run.optim, resolved.ds)
     engine = build_run_engine(resolved.run, resolved.ds, model, plan, 4, world, console)
-    load_checkpoint(engine.deepspeed, find_resume("auto", folder / "checkpoints"))
+    load_state(engine.deepspeed, find_newest(folder / "checkpoints"))
     engine.set_training(False)
     ids = torch.arange(3, 67, device=world.device)[None]
     with torch.no_grad():

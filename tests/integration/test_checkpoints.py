@@ -39,7 +39,7 @@ def _read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 @pytest.fixture(scope="module")
@@ -74,29 +74,66 @@ def test_failed_save_ends_all_ranks_alike_and_spoils_nothing(two_ranks, shared_f
 def test_shards_that_one_rank_cannot_write_end_all_ranks(two_ranks, shared_folder, tmp_path, rank):
     settings = _settings(shared_folder, save_steps=2)
     run = str(tmp_path / "run")
-    failed = two_ranks.run("checkpoint_runs:fail_in_shards", settings, run, ZERO3, rank, timeout=60)
+    failed = two_ranks.run("checkpoint_runs:fail_in_state", settings, run, ZERO3, rank, timeout=60)
     for kind, text, code in failed:
         assert (kind, code) == ("CheckpointError", 5)
-        assert "could not be written" in text
+        assert "was not saved" in text
+        assert f"rank {rank}: " in text
     assert not list((tmp_path / "run/checkpoints").glob("*step_*"))
 
 
-def test_leftovers_of_a_killed_save_do_not_count(two_ranks, shared_folder, tmp_path):
+def test_leftovers_of_a_killed_save_do_not_count(two_ranks, shared_folder, tmp_path, finished):
+    run = shutil.copytree(finished, tmp_path / "run")
+    checkpoints = run / "checkpoints"
+    (checkpoints / "step_00000004").rename(checkpoints / ".tmp-step_00000004-dead-2")
     settings = _settings(shared_folder, save_steps=2)
-    run, checkpoints = tmp_path / "run", tmp_path / "run/checkpoints"
-    killed = two_ranks.run("checkpoint_runs:killed_before_the_commit", settings, str(run), ZERO3, 4)
-    assert killed == [True, True]
-    left = [name for name in _names(checkpoints) if name.startswith(".tmp-step_00000004")]
-    assert len(left) == 1
-    assert list((checkpoints / left[0] / "shards").glob("*optim_states.pt"))
-    assert "step_00000004" not in _names(checkpoints)
     said = two_ranks.run("runs:train", settings, str(run), ZERO3)[0]["said"]
     assert "resumed from step_00000002, 2 steps to go" in said
     assert _names(checkpoints) == ["latest", "step_00000002", "step_00000004"]
 
 
+def test_a_damaged_checkpoint_is_set_aside(two_ranks, shared_folder, tmp_path, finished):
+    run = shutil.copytree(finished, tmp_path / "run")
+    checkpoints = run / "checkpoints"
+    shard = checkpoints / "step_00000004/state/rank_00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-100] ^= 1
+    shard.write_bytes(content)
+    settings = _settings(shared_folder, save_steps=2)
+    said = two_ranks.run("runs:train", settings, str(run), ZERO3)[0]["said"]
+    assert "rank_00001.safetensors" in said
+    assert "It is kept as damaged-step_00000004" in said
+    assert "resumed from step_00000002, 2 steps to go" in said
+    assert (checkpoints / "damaged-step_00000004/manifest.json").is_file()
+    settings["resume"] = checkpoints / "damaged-step_00000004"
+    failed = two_ranks.run("runs:try_train", settings, str(tmp_path / "other"), ZERO3)
+    for kind, text, code in failed:
+        assert (kind, code) == ("CheckpointError", 5)
+        assert "rank_00001.safetensors" in text
+
+
+@pytest.mark.parametrize("config", ["zero3_offload", "zero3_nvme"])
+def test_background_saves_hold_the_state_of_their_step(
+    two_ranks, shared_folder, tmp_path, finished, config
+):
+    from resume_runs import digest_state
+
+    ds = str(ROOT / f"ds_configs/{config}.json")
+    settings = _settings(shared_folder, save_steps=1, max_steps=3)
+    settings["checkpoint.keep_last"] = 9
+    if config == "zero3_nvme":
+        for part in ("offload_param", "offload_optimizer"):
+            settings[f"ds.zero_optimization.{part}.nvme_path"] = tmp_path / "nvme"
+    two_ranks.run("runs:train", settings, str(tmp_path / "one"), ds)
+    settings["checkpoint.write"] = "background"
+    two_ranks.run("runs:train", settings, str(tmp_path / "other"), ds)
+    for step in (1, 2, 3):
+        name = f"checkpoints/step_{step:08d}"
+        assert digest_state(tmp_path / "one" / name) == digest_state(tmp_path / "other" / name)
+
+
 def test_another_run_cannot_continue_and_hears_every_difference(
-    one_rank, two_ranks, shared_folder, tmp_path, finished
+    one_rank, shared_folder, tmp_path, finished
 ):
     make_messages(tmp_path / "other.jsonl", seed=7)
     settings = _settings(
@@ -109,20 +146,12 @@ def test_another_run_cannot_continue_and_hears_every_difference(
     kind, text, code = one_rank.run("runs:try_train", settings, str(tmp_path / "run"), ZERO3)[0]
     assert (kind, code) == ("CheckpointError", 5)
     for difference in (
-        "number of ranks: 2 in the checkpoint, 1 now",
-        "sequences per step: 4",
         "data, tokenizer",
-        "optimizer: 'AdamW' in the checkpoint, 'HostAdamW8bit' now",
+        "optimizer: 'adamw' in the checkpoint, 'adamw_8bit' now",
         "seed: 42",
     ):
         assert difference in text
     assert "--resume never" in text
-    zero2 = str(ROOT / "ds_configs/zero2.json")
-    settings = _settings(shared_folder, resume=finished)
-    for kind, text, _ in two_ranks.run("runs:try_train", settings, str(tmp_path / "b"), zero2):
-        assert kind == "CheckpointError"
-        assert "ZeRO stage: 3 in the checkpoint, 2 now" in text
-        assert "ranks" not in text
 
 
 def test_resume_of_a_finished_run_only_exports(two_ranks, shared_folder, tmp_path, finished):

@@ -1,6 +1,5 @@
 """The commands as a person types them: real launcher, real processes, exit codes and words."""
 
-import fcntl
 import json
 import os
 import socket
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bigft.distributed.claim import claimed
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
@@ -164,8 +165,8 @@ def test_two_runs_in_one_folder_are_kept_apart(tmp_path: Path) -> None:
     assert "Traceback" not in second.stderr
     assert code != 0
     # The lock goes with its process: the folder is free again.
-    with (tmp_path / "run/.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with claimed(tmp_path / "run"):
+        pass
 
 
 @pytest.fixture(scope="module")

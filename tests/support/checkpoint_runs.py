@@ -10,7 +10,7 @@ def fail_in_assets(settings: dict[str, Any], folder: str, config: str, step: int
     """A run whose rank 0 finds the disk full when it writes the tokenizer of this step."""
     import runs
 
-    from bigft.commands.parts.checkpoints import Checkpoints
+    from bigft.commands.parts.checkpoints import RunCheckpoints as Checkpoints
 
     write = Checkpoints._write_assets
 
@@ -26,48 +26,25 @@ def fail_in_assets(settings: dict[str, Any], folder: str, config: str, step: int
         Checkpoints._write_assets = write
 
 
-def fail_in_shards(settings: dict[str, Any], folder: str, config: str, rank: int) -> Any:
+def fail_in_state(settings: dict[str, Any], folder: str, config: str, rank: int) -> Any:
     """A run one of whose ranks may write only small files while it saves."""
     import runs
 
     from bigft.checkpoint import save
 
-    write = save._write_shards
+    write = save.write_state
 
-    def write_limited(engine: Any, partial: Any) -> None:
+    def write_limited(state: Any, file: Any) -> None:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         if torch.distributed.get_rank() == rank:
             resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
         try:
-            write(engine, partial)
+            write(state, file)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    save._write_shards = write_limited
+    save.write_state = write_limited
     try:
         return runs.try_train(settings, folder, config)
     finally:
-        save._write_shards = write
-
-
-def killed_before_the_commit(settings: dict[str, Any], folder: str, config: str, step: int) -> bool:
-    """A run that ends between the shards of this step and their commit, without cleaning up."""
-    import runs
-
-    from bigft.checkpoint import save
-
-    attempt = save._attempt
-
-    def stop(work: Any, target: Any) -> Any:
-        if f"step_{step:08d}" in str(target) and any(target.glob("shards/*optim_states.pt")):
-            raise KeyboardInterrupt
-        return attempt(work, target)
-
-    save._attempt = stop
-    try:
-        runs.train(settings, folder, config)
-    except KeyboardInterrupt:
-        return True
-    finally:
-        save._attempt = attempt
-    return False
+        save.write_state = write

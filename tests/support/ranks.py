@@ -6,11 +6,14 @@ unknown state: it is killed, and the next test gets a fresh one.
 """
 
 import contextlib
+import faulthandler
 import importlib
 import os
+import signal
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -43,6 +46,8 @@ class RankPool:
         for rank, pipe in enumerate(self._pipes):
             try:
                 answered = pipe.poll(timeout)
+                if not answered:
+                    self._dump_stack(rank)
                 ok, value = pipe.recv() if answered else (False, f"no answer in {timeout} s")
             except EOFError:
                 ok, value = False, "the process died"
@@ -55,9 +60,15 @@ class RankPool:
             raise RankFailedError("\n".join(errors))
         return results
 
+    def _dump_stack(self, rank: int) -> None:
+        # Where a rank hangs is worth more than that it hangs.
+        with contextlib.suppress(OSError):
+            os.kill(self._processes[rank].pid, signal.SIGUSR2)
+        time.sleep(0.5)
+
     def _log_tail(self, rank: int) -> str:
         log = self.log_folder / f"rank_{rank}.log"
-        return log.read_text(errors="replace")[-2000:] if log.exists() else ""
+        return log.read_text(errors="replace")[-4000:] if log.exists() else ""
 
     def _start(self) -> None:
         context = get_context("spawn")
@@ -93,6 +104,7 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int, logs: str) -
     log = open(f"{logs}/rank_{rank}.log", "w")  # noqa: SIM115, PTH123
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),

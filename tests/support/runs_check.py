@@ -27,7 +27,8 @@ def engine_logits(settings: dict[str, Any], folder: str, config: str) -> Any:
 
     import runs
 
-    from bigft.checkpoint.resume import find_resume, load_checkpoint
+    from bigft.checkpoint.manifest import find_newest
+    from bigft.checkpoint.state.load import load_state
     from bigft.commands.parts.engine import build_run_engine, training_dtype
     from bigft.engine.communication import open_communication
     from bigft.engine.zero import Zero
@@ -58,7 +59,7 @@ def engine_logits(settings: dict[str, Any], folder: str, config: str) -> Any:
     console = Console(io.StringIO(), io.StringIO(), is_rank_zero=False)
     plan = plan_optimizer(resolved.run.optim, resolved.ds)
     engine = build_run_engine(resolved.run, resolved.ds, model, plan, 4, world, console)
-    load_checkpoint(engine.deepspeed, find_resume("auto", Path(folder) / "checkpoints"))
+    load_state(engine.deepspeed, find_newest(Path(folder) / "checkpoints"))
     engine.set_training(False)
     with torch.no_grad():
         logits = engine(input_ids=torch.tensor(INPUT), use_cache=False).logits

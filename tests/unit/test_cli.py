@@ -98,7 +98,7 @@ def test_local_rank_of_the_launcher_is_dropped_anywhere(commands, words):
         (["trian"], ["did you mean train?"]),
         (["frobnicate"], ["choose one of train, data, consolidate"]),
         ([], ["no command"]),
-        (["consolidate"], ["RUN_OR_CHECKPOINT: required"]),
+        (["evaluate"], ["MODEL: required"]),
         (["generate", "a", "b"], ["b: nothing was expected"]),
     ],
 )

@@ -1,17 +1,22 @@
 """The checkpoints of a run, and what they are bound to."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint.save import save_checkpoint
+from bigft.checkpoint.manifest import find_candidates
+from bigft.checkpoint.save import Checkpoints
 from bigft.data.build import Data
 from bigft.distributed.world import World
 from bigft.engine.engine import Engine
+from bigft.errors import PlanError
+from bigft.log import Console
 from bigft.models.load import LoadedModel, count_parameters
 from bigft.optim.build import OptimizerPlan
 from bigft.run.resolve import Resolved
 from bigft.run.settings import Run
 from bigft.trainer.state import State
+from bigft.units import format_bytes
 
 
 def bound_facts(
@@ -22,7 +27,7 @@ def bound_facts(
         "model": resolved.run.model.name,
         "world_size": world.size,
         "zero_stage": resolved.ds["zero_optimization"]["stage"],
-        "optimizer": optimizer.class_name,
+        "optimizer": optimizer.rule,
         "parameters": count_parameters(model.module),
         "global_batch_size": resolved.ds["train_batch_size"],
         "data": data.info["digest"],
@@ -30,7 +35,7 @@ def bound_facts(
     }
 
 
-class Checkpoints:
+class RunCheckpoints:
     """Saves checkpoints of this run and remembers the newest."""
 
     def __init__(
@@ -41,40 +46,48 @@ class Checkpoints:
         tokenizer: Any,
         folder: Path,
         bound: dict[str, Any],
-        world: World,
+        resumed: Path | None,
     ) -> None:
-        """Take what is saved, and where."""
-        self._keep_last = run.checkpoint.keep_last
-        self._engine = engine
+        """Take what is saved, and where. Collective: every rank."""
         self._module: Any = model.module
         self._tokenizer = tokenizer
-        self._folder = folder
         self._bound = bound
-        self._world = world
-        self.newest: Path | None = None
+        self._writer = Checkpoints(
+            engine.deepspeed,
+            folder,
+            self._write_assets,
+            keep_last=run.checkpoint.keep_last,
+            timeout_seconds=run.checkpoint.timeout_seconds,
+            protected=resumed,
+        )
+        in_background = run.checkpoint.write == "background"
+        self._in_background = in_background and not engine.is_swapped
+        self.newest = resumed
 
-    def save(self, state: State) -> Path:
-        """Write and commit a checkpoint. Collective: every rank."""
+    def save(self, state: State) -> Path | None:
+        """Write and commit a checkpoint, or begin to. Collective: every rank.
+
+        Returns:
+            The committed folder; None in the background.
+        """
         facts = {
             **self._bound,
-            "step": state.step,
             "tokens": state.tokens,
             "eval_loss": state.eval_loss,
             "state": state.to_dict(),
         }
-        self.newest = save_checkpoint(
-            self._engine.deepspeed,
-            self._folder,
-            step=state.step,
-            facts=facts,
-            write_assets=self._write_assets,
-            keep_last=self._keep_last,
-            is_rank_zero=self._world.is_rank_zero,
-        )
+        if self._in_background:
+            self.wait()
+            self._writer.begin(state.step, facts)
+            return None
+        self.newest = self._writer.save(state.step, facts)
         return self.newest
 
+    def wait(self) -> None:
+        """Wait for the save in the background. Collective: every rank."""
+        self.newest = self._writer.wait() or self.newest
+
     def _write_assets(self, folder: Path) -> None:
-        folder.mkdir()
         self._tokenizer.save_pretrained(folder)
         config = type(self._module.config).from_dict(self._module.config.to_dict())
         # Training runs without a key-value cache; the model that users load wants one.
@@ -82,3 +95,34 @@ class Checkpoints:
         config.save_pretrained(folder)
         if getattr(self._module, "generation_config", None) is not None:
             self._module.generation_config.save_pretrained(folder)
+
+
+def check_space(
+    run: Run, optimizer: OptimizerPlan, model: LoadedModel, folder: Path, console: Console
+) -> None:
+    """Say how large a checkpoint will be, and refuse a run that has no room for one.
+
+    Raises:
+        PlanError: Less space is free than one checkpoint takes.
+    """
+    # fp32 master weights and the optimizer's states; config and tokenizer are small.
+    size = int(count_parameters(model.module) * (4 + optimizer.state_bytes_per_parameter))
+    free = shutil.disk_usage(folder).free
+    existing = len(find_candidates(folder / "checkpoints"))
+    # While the next one is written, all that are kept are there.
+    needed = size * max(1, run.checkpoint.keep_last + 1 - existing)
+    console.say(
+        f"a checkpoint takes about {format_bytes(size)}, {run.checkpoint.keep_last} are kept;"
+        f" {format_bytes(free)} free in {folder}"
+    )
+    advice = "free some space, name an --output_dir on a larger disk"
+    if free < size:
+        raise PlanError(
+            f"--output_dir {folder}: {format_bytes(free)} free, a checkpoint takes about"
+            f" {format_bytes(size)}; {advice}, or use --optim adamw_8bit (6 bytes per parameter)"
+        )
+    if free < needed:
+        console.say(
+            f"warning: {run.checkpoint.keep_last} checkpoints and one being written will need"
+            f" {format_bytes(needed)} more; {advice}, or lower --checkpoint.keep_last"
+        )

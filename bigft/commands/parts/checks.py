@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from bigft.checkpoint.manifest import read_manifest
 from bigft.checkpoint.resume import find_resume
 from bigft.commands.parts.announce import announce
 from bigft.distributed.collectives import (
@@ -15,17 +16,28 @@ from bigft.engine.communication import open_communication
 from bigft.engine.operators import build_operators, check_build_tools, find_needed_operators
 from bigft.log import Console
 from bigft.optim.build import OptimizerPlan, plan_optimizer
+from bigft.run.elastic import keep_global_batch
 from bigft.run.record import record
 from bigft.run.resolve import Resolved
 
 
 def check_first(
     resolved: Resolved, folder: Path, world: World, console: Console
-) -> tuple[OptimizerPlan, Path | None]:
-    """Check the host and the run folder, say what will run, build DeepSpeed's operators."""
+) -> tuple[Resolved, OptimizerPlan, Path | None]:
+    """Check the host and the run folder, say what will run, build DeepSpeed's operators.
+
+    Returns:
+        The settings with the checkpoint's global batch, the optimizer, and the checkpoint to go on
+        from.
+    """
     run = resolved.run
+    checkpoints = folder / "checkpoints"
+    resumed, notes = find_resume(run.checkpoint.resume, checkpoints, world.rank, world.size)
+    for note in notes:
+        console.say(note)
     with errors_shared():
-        resumed = find_resume(run.checkpoint.resume, folder / "checkpoints")
+        if resumed is not None:
+            resolved = keep_global_batch(resolved, read_manifest(resumed), world.size)
         optimizer = plan_optimizer(run.optim, resolved.ds)
         check_precision(resolved.ds)
         operators = find_needed_operators(
@@ -40,4 +52,4 @@ def check_first(
     with local_rank_zero_first(world):
         build_operators(operators)
     open_communication(world.device)
-    return optimizer, resumed
+    return resolved, optimizer, resumed

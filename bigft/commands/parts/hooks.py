@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bigft.commands.parts.checkpoints import Checkpoints
+from bigft.commands.parts.checkpoints import RunCheckpoints
 from bigft.data.build import Data
 from bigft.distributed.world import World
 from bigft.engine.engine import Engine
@@ -33,7 +33,7 @@ def build_hooks(
     model: LoadedModel,
     *,
     sinks: Sinks,
-    checkpoints: Checkpoints,
+    checkpoints: RunCheckpoints,
     rendezvous: Rendezvous,
     events: Events,
     world: World,
@@ -83,7 +83,14 @@ def build_hooks(
             )
         )
     hooks.append(
-        Saver(checkpoints.save, run.checkpoint.save_steps, rendezvous, console.say, events)
+        Saver(
+            checkpoints.save,
+            checkpoints.wait,
+            run.checkpoint.save_steps,
+            rendezvous,
+            console.say,
+            events,
+        )
     )
     return hooks
 

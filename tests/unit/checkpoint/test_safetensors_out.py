@@ -1,7 +1,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from safetensors import safe_open
 
@@ -9,10 +8,9 @@ from bigft.checkpoint.safetensors_out import (
     Entry,
     create_files,
     plan_files,
-    read_header,
-    write_chunk,
 )
 from bigft.errors import CheckpointError
+from bigft.files.safetensors_header import read_header
 
 ENTRIES = [
     Entry("flag", "bool", (3,)),
@@ -39,19 +37,6 @@ def test_every_tensor_is_aligned_to_its_element(tmp_path: Path) -> None:
     sizes = {"bool": 1, "bfloat16": 2, "float32": 4, "int64": 8}
     assert len(file.header) % 8 == 0
     assert all(file.offsets[entry.name] % sizes[entry.dtype] == 0 for entry in ENTRIES)
-
-
-def test_values_come_back_whatever_the_order_of_the_chunks(tmp_path: Path) -> None:
-    entries = [Entry("x", "float32", (100,)), Entry("y", "float32", (3,))]
-    (file,) = plan_files(entries, 10**9)
-    create_files(tmp_path, [file])
-    values = {"x": np.arange(100, dtype=np.float32), "y": np.ones(3, np.float32)}
-    with (tmp_path / file.name).open("r+b") as stream:
-        for name, start, end in (("y", 0, 3), ("x", 60, 100), ("x", 0, 60)):
-            chunk = memoryview(values[name][start:end].view(np.uint8))
-            write_chunk(stream.fileno(), chunk, file.offsets[name] + 4 * start)
-    with safe_open(tmp_path / file.name, framework="numpy") as opened:
-        assert all(np.array_equal(opened.get_tensor(name), values[name]) for name in values)
 
 
 def test_large_model_is_split_and_indexed_as_hugging_face_does(tmp_path: Path) -> None:
@@ -90,15 +75,29 @@ def test_split_equals_the_one_of_huggingface_hub() -> None:
 def test_header_reads_back(tmp_path: Path) -> None:
     files = plan_files(ENTRIES, 10**9)
     create_files(tmp_path, files)
-    header, begin = read_header(tmp_path / "model.safetensors")
-    offsets = {name: begin + facts["data_offsets"][0] for name, facts in header.items()}
-    assert offsets == files[0].offsets
+    header = read_header(tmp_path / "model.safetensors")
+    assert {name: place.begin for name, place in header.tensors.items()} == files[0].offsets
+    assert header.metadata == {"format": "pt"}
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0[]", b"\x04" + b"\0" * 9]
-)
-def test_damaged_header_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="header is damaged"):
-        read_header(tmp_path / "a.safetensors")
+@pytest.mark.parametrize("name", ["", "__metadata__", "a\ud800"])
+def test_name_that_the_format_cannot_hold_is_refused(name: str) -> None:
+    with pytest.raises(CheckpointError, match="cannot hold"):
+        plan_files([Entry(name, "float32", (1,))], 10**9)
+
+
+def test_files_have_their_room_on_the_disk_from_the_start(tmp_path: Path) -> None:
+    files = plan_files([Entry("w", "float32", (1 << 20,))], 10**9)
+    create_files(tmp_path, files)
+    status = (tmp_path / "model.safetensors").stat()
+    assert status.st_size == files[0].file_bytes
+    assert status.st_blocks * 512 >= files[0].file_bytes
+
+
+def test_file_system_without_preallocation_gets_sparse_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bigft.checkpoint.safetensors_out.ctypes.CDLL", lambda *_, **__: object())
+    files = plan_files([Entry("w", "float32", (1 << 20,))], 10**9)
+    create_files(tmp_path, files)
+    assert (tmp_path / "model.safetensors").stat().st_size == files[0].file_bytes

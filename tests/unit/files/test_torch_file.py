@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bigft.checkpoint.torch_file import Inert, TensorRef, read_torch_file
 from bigft.errors import CheckpointError
+from bigft.files.torch_file import Inert, TensorRef, read_torch_file
 
 
 def read_values(ref: TensorRef) -> np.ndarray:
@@ -76,7 +76,7 @@ def test_objects_of_other_packages_become_inert(tmp_path: Path) -> None:
     read = read_torch_file(write_pickle(tmp_path / "a.pt", payload))
     assert isinstance(read, Inert)
     assert read.args == (3,)
-    assert type(read).source == "deepspeed.runtime.zero.config.ZeroStageEnum"
+    assert read.source == "deepspeed.runtime.zero.config.ZeroStageEnum"
 
 
 def test_rng_states_do_not_hinder_reading(tmp_path: Path) -> None:

@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from zero_files import Weights, cut_every_parameter, write_zero_checkpoint
 
-from bigft.checkpoint.layout import Layout, SourceTensor, read_layout
+from bigft.checkpoint.layout import Layout, SourceTensor
+from bigft.checkpoint.stock_layout import read_stock_layout
 from bigft.errors import CheckpointError
-
-Weights = dict[str, torch.Tensor]
 
 
 def read_tensor(tensor: SourceTensor) -> np.ndarray:
@@ -35,7 +35,7 @@ def test_slices_give_the_weights(
     num_groups: int,
 ) -> None:
     write_checkpoint(tmp_path, weights, stage=stage, world_size=world_size, num_groups=num_groups)
-    layout = read_layout(tmp_path)
+    layout = read_stock_layout(tmp_path)
     assert (layout.zero_stage, layout.world_size, layout.step) == (stage, world_size, 7)
     assert [tensor.name for tensor in layout.tensors] == list(weights)
     for name, values in read_all(layout).items():
@@ -55,7 +55,7 @@ def test_alignment_gaps_of_stage_2_are_skipped(
         model={"param_shapes": shapes},
         optim={"param_alignment_paddings": [[3, 0]]},
     )
-    values = read_all(read_layout(tmp_path))
+    values = read_all(read_stock_layout(tmp_path))
     assert set(values) == {"a", "b"}
     assert np.array_equal(values["b"], written["b"].numpy())
 
@@ -64,7 +64,7 @@ def test_stage_1_without_label_is_read(
     tmp_path: Path, write_checkpoint: Callable[..., Path], weights: Weights
 ) -> None:
     write_checkpoint(tmp_path, weights, stage=1, optim={"zero_stage": None})
-    assert read_layout(tmp_path).zero_stage == 1
+    assert read_stock_layout(tmp_path).zero_stage == 1
 
 
 def test_slices_of_one_parameter_in_several_sub_groups_are_joined(
@@ -77,7 +77,7 @@ def test_slices_of_one_parameter_in_several_sub_groups_are_joined(
         whole = state["optimizer_state_dict"]["fp32_flat_groups"][0]
         state["optimizer_state_dict"]["fp32_flat_groups"] = [whole[:1].clone(), whole[1:].clone()]
         torch.save(state, path)
-    assert np.array_equal(read_all(read_layout(tmp_path))["a"], np.arange(6.0))
+    assert np.array_equal(read_all(read_stock_layout(tmp_path))["a"], np.arange(6.0))
 
 
 def test_ties_follow_shared_params(
@@ -86,7 +86,7 @@ def test_ties_follow_shared_params(
     ties = {"head": "embed", "one": "s", "elsewhere": "unknown"}
     write_checkpoint(tmp_path, weights, model={"shared_params": ties})
     # `one` has values of its own: equal addresses of empty tensors made it look tied.
-    assert read_layout(tmp_path).aliases == {"head": "embed"}
+    assert read_stock_layout(tmp_path).aliases == {"head": "embed"}
 
 
 def test_weights_of_stage_0_come_from_the_model_file(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_weights_of_stage_0_come_from_the_model_file(tmp_path: Path) -> None:
     module = {"embed": embed, "head": embed, "w": torch.randn(4), "count": torch.tensor([1, 2])}
     state = {"module": module, "buffer_names": ["count"], "param_shapes": None}
     torch.save(state, tmp_path / "mp_rank_00_model_states.pt")
-    layout = read_layout(tmp_path)
+    layout = read_stock_layout(tmp_path)
     assert layout.aliases == {"head": "embed"}
     assert [(one.name, one.is_buffer) for one in layout.tensors] == [
         ("embed", False),
@@ -123,7 +123,7 @@ def test_training_dtype_is_the_one_of_the_engine(
     expected: str,
 ) -> None:
     write_checkpoint(tmp_path, weights, model={"ds_config": config})
-    assert read_layout(tmp_path).training_dtype == expected
+    assert read_stock_layout(tmp_path).training_dtype == expected
 
 
 def test_missing_rank_is_named(
@@ -132,7 +132,7 @@ def test_missing_rank_is_named(
     write_checkpoint(tmp_path, weights, world_size=4)
     (tmp_path / "bf16_zero_pp_rank_2_mp_rank_00_optim_states.pt").unlink()
     with pytest.raises(CheckpointError, match=r"file of rank 2 \(written by 4 ranks\)"):
-        read_layout(tmp_path)
+        read_stock_layout(tmp_path)
 
 
 def test_files_of_another_world_size_are_named(
@@ -141,7 +141,7 @@ def test_files_of_another_world_size_are_named(
     write_checkpoint(tmp_path, weights, world_size=4)
     write_checkpoint(tmp_path, weights, world_size=2)
     with pytest.raises(CheckpointError) as caught:
-        read_layout(tmp_path)
+        read_stock_layout(tmp_path)
     for rank in (2, 3):
         assert f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt: written by 4" in str(caught.value)
 
@@ -153,15 +153,57 @@ def test_two_files_of_one_rank_are_refused(
     old = tmp_path / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
     (tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(old.read_bytes())
     with pytest.raises(CheckpointError, match="rank 0 has another file"):
-        read_layout(tmp_path)
+        read_stock_layout(tmp_path)
 
 
-def test_empty_groups_of_nvme_offload_are_explained(
-    tmp_path: Path, write_checkpoint: Callable[..., Path], weights: Weights
+def swap_out(folder: Path, weights: Weights, label: object = "0_4") -> None:
+    """Move the fp32 group of each rank into a swap file, as DeepSpeed saves NVMe offload."""
+    groups = cut_every_parameter(list(weights.values()), 2)
+    empty = torch.empty(0)
+    empty.ds_id = label  # type: ignore[attr-defined]
+    write_zero_checkpoint(folder, weights, optim={"fp32_flat_groups": [empty]})
+    for rank, group in enumerate(groups):
+        swap = folder / "offloaded_tensors" / f"rank{rank:02d}"
+        swap.mkdir(parents=True)
+        padded = torch.nn.functional.pad(group, (0, -group.numel() % 1024), value=float("nan"))
+        padded.numpy().tofile(swap / "0_4.tensor.swp")
+        (swap / "exp_avg-0_4.tensor.swp").write_bytes(b"")
+        (swap / "7_9.tensor.swp").write_bytes(b"of an earlier run")
+
+
+def test_groups_in_swap_files_are_found(tmp_path: Path, weights: Weights) -> None:
+    swap_out(tmp_path, weights)
+    found = read_all(read_stock_layout(tmp_path))
+    assert found.keys() == weights.keys()
+    assert all(np.array_equal(found[name], value.numpy()) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("label", ["", "0_4/../../../x", "../0_4", "exp_avg-0_4", 7, "1_2"])
+def test_label_that_names_no_swap_file_is_refused(
+    tmp_path: Path, weights: Weights, label: object
 ) -> None:
-    write_checkpoint(tmp_path, weights, optim={"fp32_flat_groups": [torch.empty(0)]})
-    with pytest.raises(CheckpointError, match=r"rank_0_.*fp32 groups are empty; with NVMe"):
-        read_layout(tmp_path)
+    swap_out(tmp_path, weights, label)
+    with pytest.raises(CheckpointError, match="do not name their swap files|1_2.*missing"):
+        read_stock_layout(tmp_path)
+
+
+def test_swap_file_that_is_missing_cut_off_or_elsewhere_is_named(
+    tmp_path: Path, weights: Weights
+) -> None:
+    swap_out(tmp_path, weights)
+    swap = tmp_path / "offloaded_tensors" / "rank01" / "0_4.tensor.swp"
+    whole = swap.read_bytes()
+    swap.write_bytes(whole[:100])
+    with pytest.raises(CheckpointError, match=r"rank01/0_4.*has 100 bytes, its group needs"):
+        read_stock_layout(tmp_path)
+    elsewhere = tmp_path.parent / f"{tmp_path.name}.elsewhere"
+    elsewhere.write_bytes(whole)
+    swap.unlink()
+    with pytest.raises(CheckpointError, match=r"rank01/0_4.*missing"):
+        read_stock_layout(tmp_path)
+    swap.symlink_to(elsewhere)
+    with pytest.raises(CheckpointError, match=r"rank01/0_4.*missing"):
+        read_stock_layout(tmp_path)
 
 
 @pytest.mark.parametrize("stage", [1, 3])
@@ -178,7 +220,7 @@ def test_lengths_that_do_not_add_up_are_refused(
     written = {**weights, "one": torch.zeros(10)}
     write_checkpoint(tmp_path, written, stage=stage, model={"param_shapes": shapes})
     with pytest.raises(CheckpointError, match="files of different runs are mixed"):
-        read_layout(tmp_path)
+        read_stock_layout(tmp_path)
 
 
 def test_frozen_parameters_are_joined_from_all_ranks(
@@ -192,10 +234,10 @@ def test_frozen_parameters_are_joined_from_all_ranks(
         state["frozen_param_shapes"] = {"frozen": torch.Size([5])}
         state["frozen_param_fragments"] = {"frozen": fragment.clone()}
         torch.save(state, path)
-    assert np.array_equal(read_all(read_layout(tmp_path))["frozen"], frozen.numpy())
+    assert np.array_equal(read_all(read_stock_layout(tmp_path))["frozen"], frozen.numpy())
     path.unlink()
     with pytest.raises(CheckpointError, match=r"model_states\.pt file of rank 1"):
-        read_layout(tmp_path)
+        read_stock_layout(tmp_path)
 
 
 def test_frozen_parameters_left_out_on_saving_are_named(
@@ -204,7 +246,7 @@ def test_frozen_parameters_left_out_on_saving_are_named(
     model = {"frozen_param_shapes": {"frozen": (5,)}, "frozen_param_fragments": {}}
     write_checkpoint(tmp_path, weights, stage=2, model=model)
     with pytest.raises(CheckpointError, match="parameter frozen; it was saved with exclude_frozen"):
-        read_layout(tmp_path)
+        read_stock_layout(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +258,7 @@ def test_other_parallelism_is_refused(
     write_checkpoint(tmp_path, weights, stage=2)
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(CheckpointError, match="only data parallel"):
-        read_layout(tmp_path)
+        read_stock_layout(tmp_path)
 
 
 def test_zero_checkpoint_without_optimizer_files_is_refused(
@@ -226,4 +268,4 @@ def test_zero_checkpoint_without_optimizer_files_is_refused(
     for path in tmp_path.glob("*_optim_states.pt"):
         path.unlink()
     with pytest.raises(CheckpointError, match="copy them from the hosts"):
-        read_layout(tmp_path)
+        read_stock_layout(tmp_path)

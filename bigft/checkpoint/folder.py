@@ -1,0 +1,165 @@
+"""The names in a run's `checkpoints/`, and the renames between them.
+
+step_00000500             committed: complete, always
+.tmp-...                  being written or deleted; removed at the next start
+.aside-step_00000500      replaced at this moment; gets its name back if nothing took it
+damaged-step_00000500     did not verify at a resume; kept for a person to look at
+latest                    name of the newest, for people and scripts; bigft never asks
+"""
+
+import itertools
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from bigft.checkpoint.exchange import exchange
+from bigft.checkpoint.files import Files, sync
+from bigft.checkpoint.manifest import LATEST_NAME, find_committed, read_manifest, set_aside
+from bigft.distributed.claim import claimed
+from bigft.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_UNFINISHED = ".tmp-"
+_ASIDE = ".aside-"
+
+
+def final_place(checkpoints: Path, step: int) -> Path:
+    """Return the folder of a committed checkpoint."""
+    return checkpoints / f"step_{step:08d}"
+
+
+def partial_place(checkpoints: Path, step: int, save_id: str) -> Path:
+    """Return the folder in which a checkpoint is written."""
+    return checkpoints / f"{_UNFINISHED}step_{step:08d}-{save_id}"
+
+
+def clean_up(checkpoints: Path) -> None:
+    """Finish or remove what earlier crashes left in a run's `checkpoints/`.
+
+    Call it on one rank before reading from there; saving and choosing do it by themselves.
+
+    Raises:
+        LaunchError: Another process is saving there.
+        OSError: The folder cannot be read or written.
+    """
+    if checkpoints.is_dir():
+        with claimed(checkpoints):
+            clear_debris(checkpoints)
+
+
+def clear_debris(checkpoints: Path) -> None:
+    """Do the work of `clean_up` for a caller that has claimed the folder."""
+    # A rename that a crash left in memory only must reach the disk before anything is deleted.
+    sync(checkpoints)
+    for path in sorted(checkpoints.iterdir()):
+        if path.name.startswith(_ASIDE):
+            final = path.with_name(path.name.removeprefix(_ASIDE))
+            if os.path.lexists(final):
+                remove(_to_trash(path))
+            else:
+                path.rename(final)
+                sync(checkpoints)
+        elif path.name.startswith(_UNFINISHED):
+            remove(path)
+
+
+def publish(partial: Path, final: Path) -> Path | None:
+    """Give a finished folder its name. This rename is the commit.
+
+    Returns:
+        Where the checkpoint is now that had the name before; still to be removed.
+
+    Raises:
+        OSError: It failed, and everything is as it was.
+    """
+    if not os.path.lexists(final):
+        partial.rename(final)
+        return None
+    # A run that resumed from an older checkpoint arrives here again: the newer state wins.
+    if not _is_whole(final):
+        set_aside(final)
+        partial.rename(final)
+        return None
+    if exchange(partial, final):
+        return partial
+    # Killed between these two: `clear_debris` gives the old one its name back.
+    aside = final.with_name(f"{_ASIDE}{final.name}")
+    final.rename(aside)
+    try:
+        partial.rename(final)
+    except OSError:
+        aside.rename(final)
+        raise
+    return aside
+
+
+def point_latest(final: Path) -> None:
+    """Say which checkpoint is the newest; a failure costs nothing but a warning."""
+    partial = final.with_name(f"{_UNFINISHED}{LATEST_NAME}")
+    try:
+        with Files(final.parent).create(partial.name) as file:
+            file.write(f"{final.name}\n".encode())
+        partial.replace(final.with_name(LATEST_NAME))
+        sync(final.parent)
+    except OSError as error:
+        logger.warning("%s is committed, but `latest` is not up to date: %s", final, error)
+
+
+def rotate(checkpoints: Path, keep_last: int, protected: Path | None) -> None:
+    """Remove what is older than the newest `keep_last` checkpoints that verify.
+
+    A folder that does not verify is neither counted nor removed. A failure is a warning.
+
+    Args:
+        checkpoints: The run's folder.
+        keep_last: Checkpoints to leave, from 1.
+        protected: Stays in any case.
+    """
+    try:
+        for old in find_committed(checkpoints)[:-keep_last]:
+            if protected is None or not protected.exists() or not old.samefile(protected):
+                remove(_to_trash(old))
+                logger.info("rotated out %s", old.name)
+    except (OSError, CheckpointError) as error:
+        logger.warning("%s: old checkpoints could not be removed: %s", checkpoints, error)
+
+
+def remove(path: Path | None) -> None:
+    """Delete what nobody reads; what cannot be deleted is left for the next start."""
+    if path is None or not os.path.lexists(path):
+        return
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        logger.warning("%s could not be removed (%s); the next save tries again", path, error)
+
+
+def make_durably(folder: Path) -> None:
+    """Make a folder and those above it, and put their names on disk."""
+    if folder.is_dir():
+        return
+    make_durably(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync(folder.parent)
+
+
+def _to_trash(path: Path) -> Path:
+    """Take a checkpoint's name away: a folder with such a name is never half deleted."""
+    name = f"{_UNFINISHED}trash-{path.name.lstrip('.')}"
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    trash = next(free for name in names if not os.path.lexists(free := path.with_name(name)))
+    path.rename(trash)
+    return trash
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except CheckpointError:
+        return False
+    return True

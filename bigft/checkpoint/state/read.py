@@ -1,0 +1,178 @@
+"""Fragments of parameters, put together again from the files of any number of ranks."""
+
+import json
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bigft.checkpoint.state.collect import BUFFER, MASTER, WEIGHT
+from bigft.checkpoint.state.write import FORMAT, file_name
+from bigft.errors import CheckpointError
+
+# Elements read at once: what a fill holds beside its target.
+_CHUNK = 4 << 20
+_BLOCK = 256
+"""Elements that share one scale in bitsandbytes' 8-bit states."""
+_NO_STATES = (MASTER, WEIGHT, BUFFER)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    start: int
+    end: int
+    rank: int
+
+
+@dataclass(frozen=True)
+class _Quantised:
+    """Where the codes of a fragment stand in the flat vector whose scales they share."""
+
+    number: int
+    offset: int
+
+
+class StateReader:
+    """Reads any element range of any parameter from a checkpoint's rank files.
+
+    Used as a context manager; the files stay mapped inside.
+    """
+
+    def __init__(self, checkpoint: Path, world_size: int) -> None:
+        """Read all headers.
+
+        Args:
+            checkpoint: A committed checkpoint folder.
+            world_size: Number of ranks that wrote it.
+
+        Raises:
+            CheckpointError: A file is missing or damaged.
+        """
+        self._stack = ExitStack()
+        self._checkpoint = checkpoint
+        self._files: list[Any] = []
+        self._pieces: dict[str, list[_Piece]] = defaultdict(list)
+        self.flats: list[list[Any]] = []
+        """Per rank: the layout of its vectors."""
+        self.scalars: list[list[dict[str, float]]] = []
+        for rank in range(world_size):
+            self._open(rank)
+        for pieces in self._pieces.values():
+            pieces.sort(key=lambda piece: piece.start)
+
+    def __enter__(self) -> "StateReader":
+        """Keep the files open."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close them."""
+        self._stack.close()
+
+    def _open(self, rank: int) -> None:
+        path = self._checkpoint / file_name(rank)
+        try:
+            file = self._stack.enter_context(safe_open(path, framework="pt"))
+            facts = file.metadata() or {}
+            if facts.get("format") != FORMAT:
+                raise CheckpointError(f"{path}: no state of bigft; use another checkpoint")
+            starts = json.loads(facts["starts"])
+            self.flats.append(json.loads(facts["flats"]))
+            self.scalars.append(json.loads(facts["scalars"]))
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}); use another one") from error
+        self._files.append(file)
+        for key in file.keys():  # noqa: SIM118 - no mapping
+            numel = file.get_slice(key).get_shape()[0]
+            if "/@" not in key:
+                self._pieces[key].append(_Piece(starts[key], starts[key] + numel, rank))
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of element-wise optimizer states that there are: `exp_avg`, `state1`, ..."""
+        found = dict.fromkeys(key.partition("/")[0] for key in self._pieces)
+        return [kind for kind in found if kind not in _NO_STATES]
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether there is anything of this kind for this parameter."""
+        return f"{kind}/{name}" in self._pieces
+
+    def fill(self, kind: str, name: str, start: int, out: Tensor) -> None:
+        """Copy elements `[start, start + len(out))` of a flattened parameter into `out`, `(n,)`.
+
+        8-bit codes become the numbers that they stand for, if `out` is a floating point tensor.
+
+        Raises:
+            CheckpointError: An element is in no file.
+        """
+        position, end = start, start + out.numel()
+        for piece in self._find(kind, name, start, end):
+            if piece.start > position:
+                break
+            stop = min(piece.end, end)
+            for low in range(position, stop, _CHUNK):
+                high = min(low + _CHUNK, stop)
+                values = self._read(kind, name, piece, low, high, decode=out.is_floating_point())
+                out[low - start : high - start].copy_(values)
+            position = stop
+        if position < end:
+            raise CheckpointError(
+                f"{self._checkpoint}: {kind} of {name} lacks elements {position:,} to {end:,};"
+                " use another checkpoint"
+            )
+
+    def read_whole(self, rank: int, kind: str, number: int) -> Tensor | None:
+        """Read what belongs to flat vector `number` of a rank as a whole, if there is any."""
+        key = f"{kind}/@{number}"
+        file = self._files[rank]
+        return file.get_tensor(key) if key in file.keys() else None  # noqa: SIM118
+
+    def list_whole(self, rank: int, number: int) -> dict[str, Tensor]:
+        """Read everything that belongs to flat vector `number` of a rank as a whole."""
+        keys = [key for key in self._files[rank].keys() if key.endswith(f"/@{number}")]  # noqa: SIM118
+        return {key.partition("/")[0]: self._files[rank].get_tensor(key) for key in keys}
+
+    def _find(self, kind: str, name: str, start: int, end: int) -> Iterator[_Piece]:
+        pieces = self._pieces.get(f"{kind}/{name}", [])
+        first = max(0, bisect_right(pieces, start, key=lambda piece: piece.start) - 1)
+        for piece in pieces[first:]:
+            if piece.start >= end:
+                return
+            if piece.end > start:
+                yield piece
+
+    def _read(
+        self, kind: str, name: str, piece: _Piece, low: int, high: int, *, decode: bool
+    ) -> Tensor:
+        place = slice(low - piece.start, high - piece.start)
+        values: Tensor = self._files[piece.rank].get_slice(f"{kind}/{name}")[place]
+        if not decode or values.dtype != torch.uint8:
+            return values
+        at = self._locate(piece.rank, name, piece.start)
+        scales = self._need(piece.rank, kind.replace("state", "absmax"), at.number)
+        table = self._need(piece.rank, kind.replace("state", "qmap"), at.number)
+        first = at.offset + place.start
+        blocks = torch.arange(first, first + values.numel()) // _BLOCK
+        return table[values.long()] * scales[blocks]
+
+    def _locate(self, rank: int, name: str, start: int) -> _Quantised:
+        for number, (_, fragments) in enumerate(self.flats[rank]):
+            for parameter, first, _, offset in fragments:
+                if parameter == name and first == start:
+                    return _Quantised(number, offset)
+        raise CheckpointError(f"{self._checkpoint}: rank {rank} has no place for {name}")
+
+    def _need(self, rank: int, kind: str, number: int) -> Tensor:
+        found = self.read_whole(rank, kind, number)
+        if found is None:
+            raise CheckpointError(
+                f"{self._checkpoint / file_name(rank)}: lacks {kind} of vector {number}; the file"
+                " is damaged. Use another checkpoint"
+            )
+        return found

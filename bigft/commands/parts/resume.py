@@ -1,0 +1,27 @@
+"""The state that a run begins with."""
+
+from pathlib import Path
+from typing import Any
+
+from bigft.checkpoint.resume import check_fits
+from bigft.checkpoint.state.load import load_state
+from bigft.distributed.collectives import errors_shared
+from bigft.engine.engine import Engine
+from bigft.trainer.state import State
+
+
+def restore(engine: Engine, checkpoint: Path | None, bound: dict[str, Any]) -> State:
+    """Fill the engine from a checkpoint, if there is one, and return the counters of its run.
+
+    Raises:
+        CheckpointError: It does not fit this run.
+
+    Collective: every rank.
+    """
+    if checkpoint is None:
+        return State()
+    with errors_shared():
+        manifest = check_fits(checkpoint, bound)
+    with errors_shared():
+        load_state(engine.deepspeed, checkpoint)
+    return State.from_dict(manifest["state"])

@@ -1,0 +1,1 @@
+"""Readers of file formats that other people wrote: they believe nothing and run nothing."""
