@@ -123,8 +123,8 @@ def test_random_kills_lose_nothing(shared_folder, tmp_path):
             kind = chance.choice(["rank 0", "rank 1", "all ranks", "launcher"])
             newest = _newest_step(checkpoints)
             _kill(kind, mark)
-            # No orphan, and an exit code that says so; but DeepSpeed's runner leaves with 0 when the
-            # launcher below it dies by a signal.
+            # No orphan, and an exit code that says so; but DeepSpeed's runner leaves with 0 when
+            # the launcher below it dies by a signal.
             gone = _wait(lambda mark=mark: not _find_processes(mark), _ORPHAN_SECONDS)
             assert gone, (trial, kind, _find_processes(mark))
             assert process.wait(10) != 0 or kind == "launcher"
