@@ -216,8 +216,9 @@ def _check_space(folder: Path, num_bytes: int) -> None:
     # 16 MiB: configuration, tokenizer and card.
     if num_bytes + (16 << 20) > free:
         raise CheckpointError(
-            f"{folder.parent}: {format_bytes(free)} free, the export needs "
-            f"{format_bytes(num_bytes)}; free some space, choose another output folder, or export --dtype bfloat16"
+            f"{folder.parent}: {format_bytes(free)} free, the export needs"
+            f" {format_bytes(num_bytes)}; free some space, choose another output folder, or export"
+            " --dtype bfloat16"
         )
 
 

@@ -256,7 +256,7 @@ def _fill_part(
 
 
 def _announce(piece: Slice, start: int, numel: int) -> None:
-    """Let the kernel read what comes: by itself it reads 128 KiB ahead, and not across our calls."""
+    """Let the kernel read what comes; by itself it reads 128 KiB ahead, not across our calls."""
     num_bytes = numel * ITEM_BYTES[piece.dtype]
     if num_bytes < _READ_BYTES or piece.strided is not None:
         return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bigft.config.request import Request
 from bigft.data.sources.find import find_sources
 from bigft.distributed.claim import claimed
-from bigft.distributed.signals import StopSignals, ignore_stop_signals
+from bigft.distributed.signals import BEFORE_TRAINING, StopSignals, ignore_stop_signals
 from bigft.errors import BigftError, ConfigError, LaunchError, StoppedError
 from bigft.redact import redact_text
 from bigft.run.report import render_resolved
@@ -34,7 +34,7 @@ def main(request: Request) -> None:
         return
     try:
         run_training(resolved)
-    except StoppedError:
+    except BaseException:
         # A launcher that ends all ranks because one has left must not change the exit code.
         ignore_stop_signals()
         raise
@@ -60,6 +60,7 @@ def run_training(resolved: Resolved) -> Path:
         watch = Watch(signals)
         with watch.running():
             try:
+                signals.check(BEFORE_TRAINING)
                 return _run_guarded(resolved, Guards(signals, watch))
             except StoppedError:
                 raise

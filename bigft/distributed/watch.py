@@ -4,7 +4,6 @@ Without this they wait in a collective for a process that no longer exists: for 
 gloo, for the whole time limit under NCCL. Ranks of other hosts are not watched.
 """
 
-import _thread
 import contextlib
 import logging
 import os
@@ -166,22 +165,24 @@ class Watch:
         if now - self._sampled >= _SAMPLE_SECONDS:
             self._sampled = now
             self._memory_last = read_host_memory()
+        signals = self._signals
+        if signals.name and self._deadline is None and not (signals.is_awaited or signals.is_over):
+            # Also a request that came before this thread, or was lost in a library.
+            self._expect_stop(now)
         due = self._deadline
-        if due is not None and now >= due.time:
+        if due is not None and (now >= due.time or self._main_failed):
             self._deadline = None
-            if not (due.unless_awaited and self._signals.is_awaited):
+            if not (due.unless_awaited and signals.is_awaited):
                 self._leave(due.code, due.text)
 
     def _hear(self, number: int) -> None:
         """Take note of a signal also when the main thread is not able to."""
-        if number not in STOP_SIGNALS or self._signals.is_over:
+        if number not in STOP_SIGNALS:
             return
         now = time.monotonic()
         self._signals.request(signal.Signals(number).name)
         if now - self._heard.setdefault(number, now) >= REPEAT_SECONDS:
             self._deadline = _Deadline(now + _IMPATIENT_SECONDS, 128 + number)
-        elif self._deadline is None:
-            self._expect_stop(now)
 
     def _expect_stop(self, now: float) -> None:
         error = self._signals.make_error()
@@ -204,36 +205,38 @@ class Watch:
                 f"rank {process.rank} (pid {process.pid}) ended, and nobody knows how; see its log"
             )
             self._deadline = _Deadline(now + _POLITE_SECONDS, LaunchError.exit_code, text)
+        elif -code in (*STOP_SIGNALS, signal.SIGHUP):
+            # Before its first lines or after its last ones: a launcher ends whoever is left.
+            text = self._describe(process, code)
+            self._deadline = _Deadline(now + _POLITE_SECONDS, LaunchError.exit_code, text)
         elif code < 0:
-            self._mourn(process, code)
+            self._mourn(self._describe(process, code))
         elif code > 0:
             # It has said why. Where its error was everybody's, this process is leaving, too.
-            wait = 0.0 if self._main_failed else _POLITE_SECONDS
-            self._deadline = _Deadline(now + wait, code)
+            self._deadline = _Deadline(now + _POLITE_SECONDS, code)
             if code == StoppedError.exit_code:
                 self._stop_main(f"a signal to rank {process.rank}")
 
     def _stop_main(self, name: str) -> None:
         """Do as if this process had got a signal."""
         self._signals.request(name)
-        if not self._signals.is_awaited:
-            self._deadline = self._deadline or _Deadline(
-                time.monotonic() + _STUBBORN_SECONDS, StoppedError.exit_code
-            )
-            # Not SIGTERM: the launcher sends that one next, and a second one would mean haste.
-            _thread.interrupt_main(signal.SIGUSR1)
+        if not self._signals.is_awaited and callable(signal.getsignal(signal.SIGUSR1)):
+            # A real one, which also wakes a sleeper. Not SIGTERM: the launcher sends that one
+            # next, and a second one would mean haste.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
-    def _mourn(self, process: _Process, code: int) -> None:
+    def _describe(self, process: _Process, code: int) -> str:
         why = explain_exit(code, self._memory_before, self._memory_last, read_host_memory())
-        text = (
+        return (
             f"rank {process.rank} (pid {process.pid}) {why}. The other ranks of this host have"
             " stopped; the same command goes on from the newest committed checkpoint"
         )
+
+    def _mourn(self, text: str) -> None:
         speaker = self._find_speaker()
         # The speaker may be on its way out, too: then somebody else has to say it.
-        if speaker is not None and self._is_silenced(speaker):
-            text = ""
-        self._leave(LaunchError.exit_code, text or None)
+        is_said = speaker is not None and self._has_spoken(speaker)
+        self._leave(LaunchError.exit_code, None if is_said else text)
 
     def _find_speaker(self) -> _Process | None:
         """Find the living rank below this one that speaks; None when it is this one."""
@@ -241,8 +244,8 @@ class Watch:
         alive = [p for p in below if not _has_ended(p, 0)]
         return min(alive, key=lambda p: p.rank or 0, default=None)
 
-    def _is_silenced(self, speaker: _Process) -> bool:
-        """Whether the speaker has had its say."""
+    def _has_spoken(self, speaker: _Process) -> bool:
+        """Whether the speaker lives, or has left in order."""
         if not _has_ended(speaker, _SPEAKER_SECONDS):
             return True
         code = read_exit(speaker.pid, speaker.pidfd)

@@ -36,7 +36,7 @@ class Engine:
         """Take the engine that `deepspeed.initialize` returned."""
         self.deepspeed = wrapped
         self.swap_guard: SwapGuard | None = None
-        """Looks after the swap files, where there are any."""
+        """Looks after the swap files, where there are any; see `guard_swap`."""
         guard(wrapped)
         self._world_size = torch.distributed.get_world_size()
         self._has_trained = False
@@ -62,6 +62,11 @@ class Engine:
     def is_swapped(self) -> bool:
         """Whether optimizer states live in NVMe swap files."""
         return bool(self.deepspeed.zero_nvme_offload_optimizer())
+
+    def guard_swap(self, swap_guard: SwapGuard | None) -> None:
+        """Let the swap files be checked after each step, and before they are saved."""
+        self.swap_guard = swap_guard
+        self.deepspeed.optimizer.bigft_swap_guard = swap_guard
 
     def set_training(self, training: bool) -> None:
         """Switch dropout and the like."""

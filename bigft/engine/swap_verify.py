@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from bigft.distributed.collectives import raise_first
-from bigft.errors import PlanError, TrainingError
+from bigft.errors import BigftError, PlanError, TrainingError
 from bigft.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -106,8 +106,6 @@ class SwapGuard:
         Raises:
             PlanError: It is not there.
         """
-        if self._failures:
-            raise PlanError(f"{self._failures[0]}; free some space, or name a larger disk")
         swapper = getattr(engine.optimizer, "optimizer_swapper", None)
         if swapper is None:
             return
@@ -131,30 +129,49 @@ class SwapGuard:
             ) from error
         self._reserve = folder / _RESERVE
 
-    def check(self) -> None:
-        """End the run if a swap file of any rank was not what was written.
+    def check(self, kind: type[BigftError] = TrainingError) -> None:
+        """End the run if a swap file of any rank could not be written, or was not what was written.
+
+        Args:
+            kind: The class of the error.
 
         Raises:
-            TrainingError: On all ranks alike.
+            BigftError: Of that class, on all ranks alike.
 
         Collective: every rank.
         """
         error = None
         if self._failures:
             more = f" (and {len(self._failures) - 1} more)" if len(self._failures) > 1 else ""
-            error = TrainingError(
+            error = kind(
                 f"{self._failures[0]}{more}. Nothing of this step is saved; look at the disk"
                 " (dmesg, smartctl, df), then run the same command again: it goes on from the"
                 " newest checkpoint"
             )
         raise_first(error)
 
-    def check_file(self, path: str, content: Tensor) -> str | None:
-        """Compare what was read of a swap file with what was written there.
+    def find_damage(self, paths: Iterable[str]) -> str | None:
+        """Compare whole swap files with what was written to them, before they are saved.
 
         Args:
-            path: As it was written.
-            content: Its content from the beginning on, contiguous, on the CPU.
+            paths: As they were written; reads the files once.
+
+        Returns:
+            What is wrong with the first damaged one.
+        """
+        for path in paths:
+            wanted, size = self._written.get(path, (0, None))[0], _measure(path)
+            if size < wanted:
+                return _describe_short(path, size, wanted)
+            wrong = self.compare(path, np.memmap(path, np.uint8, "r")[:wanted]) if wanted else None
+            if wrong is not None:
+                return wrong
+        return None
+
+    # For the handles.
+
+    def compare(self, path: str, data: npt.NDArray[np.uint8]) -> str | None:
+        """Compare what was read of a file, from its beginning on, with what was written there.
 
         Returns:
             What is wrong; None if nothing is, or if the file was never written through here.
@@ -162,7 +179,6 @@ class SwapGuard:
         if path not in self._written:
             return None
         size, expected = self._written[path]
-        data = _as_bytes(content)[:size]
         found = compute_fingerprint(data)
         if len(data) == size:
             is_same = np.array_equal(found, expected)
@@ -173,8 +189,6 @@ class SwapGuard:
         if is_same:
             return None
         return f"{path}: what was read is not what was written; the NVMe disk has lost a write"
-
-    # For the handles.
 
     def wrote(self, path: str, buffer: Tensor) -> None:
         """Note what is about to be written, and give a new file its space."""
@@ -234,24 +248,23 @@ class _Handle:
         return 0
 
     def async_pread(self, buffer: Tensor, path: str, offset: int) -> int:
-        needed = buffer.numel() * buffer.element_size()
-        size = Path(path).stat().st_size if Path(path).is_file() else 0
-        # DeepSpeed would abort the process here, or read nothing, depending on how it was compiled.
-        if size >= needed and self._inner.async_pread(buffer, path, offset) == 0:
+        needed, size = buffer.numel() * buffer.element_size(), _measure(path)
+        if size < needed:
+            # DeepSpeed would abort the process here, or read nothing, depending on its compiler.
+            self._guard.fail(_describe_short(path, size, needed))
+        elif self._inner.async_pread(buffer, path, offset) != 0:
+            self._guard.fail(f"{path}: cannot be read; the NVMe disk is failing")
+        else:
             self._submitted += 1
             self._reads.append((path, buffer))
-        else:
-            self._left_out += 1
-            self._guard.fail(
-                f"{path}: has {size:,} bytes, {needed:,} were written; the NVMe disk is full or"
-                " failing, or somebody has changed the file"
-            )
+            return 0
+        self._left_out += 1
         return 0
 
     def wait(self) -> int:
         count = int(self._inner.wait()) if self._submitted else 0
         for path, buffer in self._reads:
-            wrong = self._guard.check_file(path, buffer)
+            wrong = self._guard.compare(path, _as_bytes(buffer))
             if wrong is not None:
                 self._guard.fail(wrong)
         count += self._left_out
@@ -262,6 +275,17 @@ class _Handle:
 def _as_bytes(buffer: Tensor) -> npt.NDArray[np.uint8]:
     found: npt.NDArray[np.uint8] = buffer.detach().view(-1).view(torch.uint8).numpy()
     return found
+
+
+def _describe_short(path: str, size: int, wanted: int) -> str:
+    return (
+        f"{path}: has {size:,} bytes, {wanted:,} were written; the NVMe disk is full or failing, or"
+        " somebody has changed the file"
+    )
+
+
+def _measure(path: str) -> int:
+    return Path(path).stat().st_size if Path(path).is_file() else 0
 
 
 def _allocate(path: Path, size: int) -> None:

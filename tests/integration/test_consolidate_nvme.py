@@ -1,4 +1,4 @@
-"""Checkpoints that stock DeepSpeed saves with the optimizer offloaded, against the engine itself."""
+"""Checkpoints that stock DeepSpeed saves with the optimizer offloaded, against the engine."""
 
 import os
 import subprocess

@@ -26,6 +26,7 @@ JSON = "xoxb-2024-jsonsecret-abcdef"
 RECIPE = "sk-proj-recipe0secret1abcdefgh"
 IN_FILE = "hf_" + "Zz9Yy8Xx7W" * 3
 IN_DATA_URL = "datapw0042"
+DATA_URL = f"https://me:{IN_DATA_URL}@host/x.jsonl"
 TWICE = "first-of-two-secrets"
 UNKNOWN = "unknown-flag-secret"
 
@@ -103,8 +104,8 @@ def test_run_leaves_none(shared_folder: Path, tmp_path: Path) -> None:
     [
         (["train", "--config=ds_configs/zero2.json", f"--hub_token={UNKNOWN}"], 2),
         (["train", "--config=ds_configs/zero2.json", "--hub_token", UNKNOWN], 2),
-        (["train", f"--data=https://me:{IN_DATA_URL}@host/x.jsonl", "--config=ds_configs/zero2.json"], 3),
-        (["data", f"https://me:{IN_DATA_URL}@host/x.jsonl"], 3),
+        (["train", f"--data={DATA_URL}", "--config=ds_configs/zero2.json"], 3),
+        (["data", DATA_URL], 3),
         (["train", f"--x.api_key={TWICE}", f"--x.api_key={FLAG}"], 2),
         (["explain", "monitor.project", f"--monitor.project={RECIPE}"], 0),
         (["train", "--config=ds_configs/zero2.json", f"--monitor.project={JSON}", "--dry_run"], 0),

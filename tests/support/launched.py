@@ -69,6 +69,16 @@ class Launched:
         self.wait_for(find, "the ranks")
         return found
 
+    def descendants(self) -> list[int]:
+        """Every process below `deepspeed`."""
+        found, waiting = [], [self.runner.pid]
+        while waiting:
+            with contextlib.suppress(OSError):
+                children = _children(waiting.pop())
+                found += children
+                waiting += children
+        return found
+
     def rows(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl about steps."""
         file = self.folder / "metrics.jsonl"

@@ -26,7 +26,7 @@ def mapped_swap_files(outer: Any) -> Iterator[None]:
         outer: DeepSpeed's stage 3 optimizer.
 
     Raises:
-        CheckpointError: A swap file is shorter than its tensor.
+        CheckpointError: A swap file is shorter than its tensor, or does not hold what was written.
     """
     if not outer.swap_optimizer:
         yield
@@ -36,6 +36,11 @@ def mapped_swap_files(outer: Any) -> Iterator[None]:
         for info in outer.optimizer_swapper.swap_params_info.values()
         for context in info.tensors
     ]
+    # Left there by the engine; see bigft.engine.swap_verify.
+    guard = getattr(outer, "bigft_swap_guard", None)
+    wrong = guard and guard.find_damage(context.swap_path for context, _ in contexts)
+    if wrong:
+        raise CheckpointError(f"{wrong}, so this state cannot be saved; older checkpoints are safe")
     for context, numel in contexts:
         context.compute_tensor.data = _map_file(Path(context.swap_path), numel)
     try:

@@ -52,7 +52,7 @@ def build_run_engine(
         else lambda inner: build_schedule(run.optim, inner, total_steps),
         expected_optimizer=optimizer.class_name,
     )
-    engine.swap_guard = swap_guard
+    engine.guard_swap(swap_guard)
     console.say(
         f"optimizer {optimizer.class_name},"
         f" {optimizer.state_bytes_per_parameter:g} bytes of state per parameter"

@@ -13,6 +13,7 @@ from bigft.distributed.world import World
 from bigft.engine import swap
 from bigft.engine.engine import Engine
 from bigft.engine.swap_verify import SwapGuard
+from bigft.errors import PlanError
 from bigft.models.facts import ModelFacts
 from bigft.models.load import plan_parameters
 from bigft.optim.build import OptimizerPlan
@@ -60,6 +61,7 @@ def reserve_swap(engine: Engine, optimizer: OptimizerPlan) -> None:
     """
     if engine.swap_guard is None:
         return
+    engine.swap_guard.check(PlanError)
     with errors_shared():
         num_states = round(optimizer.state_bytes_per_parameter / 4)
         engine.swap_guard.reserve(engine.deepspeed, num_states)
