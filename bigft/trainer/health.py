@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import median
 
 import torch
 
 from bigft.errors import TrainingError
 from bigft.monitor.events import Events
-from bigft.monitor.spikes import judge
+from bigft.monitor.spikes import WINDOW, judge
 from bigft.trainer.hooks import StepReport
 from bigft.trainer.state import State
 
@@ -51,6 +52,8 @@ class Health:
         """
         if report.result.skipped:
             self._skipped(state, report)
+            return
+        if _is_small(state, report.supervised_tokens):
             return
         self._judge(state, report, "loss", _find_mean(report))
         if report.result.grad_norm is not None:
@@ -102,6 +105,18 @@ def show_samples(samples: Sequence[str]) -> str:
     more = len(samples) - _SHOWN
     shown = ", ".join(samples[:_SHOWN]) or "unknown"
     return f"{shown} and {more} more (log/events.jsonl)" if more > 0 else shown
+
+
+def _is_small(state: State, tokens: int) -> bool:
+    """Whether a step has less than half of the usual tokens, as the last one of an epoch may have.
+
+    Means of few tokens scatter more: such a step is no measure of the others, nor they of it.
+    """
+    history = state.spikes.setdefault("supervised_tokens", [])
+    is_small = bool(history) and tokens < 0.5 * median(history)
+    history.append(tokens)
+    del history[:-WINDOW]
+    return is_small
 
 
 def _find_mean(report: StepReport) -> float:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +157,16 @@ def test_a_spike_is_named_and_its_past_survives_a_resume(two_ranks, shared_folde
     (event,) = [event for event in _read_events(folder) if event["event"] == "spike"]
     assert (event["step"], event["of"]) == (70, "grad_norm")
     assert event["value"] > event["mean"] + 6 * event["sigma"]
-    assert len(event["samples"]) == 2
+    assert len(event["samples"]) >= 2
     manifest = json.loads((folder / "checkpoints/step_00000080/manifest.json").read_text())
     past = manifest["state"]["spikes"]
-    assert [len(past[name]) for name in ("loss", "grad_norm")] == [80, 80]
-    assert past["grad_norm"] == [row["grad_norm"] for row in _read_rows(folder)[:80]]
+    # The last step of an epoch, with one row of two, is not judged and is no measure either.
+    rows = _read_rows(folder)[:80]
+    totals = [0, *(row["tokens"] for row in rows)]
+    taken = [after - before for before, after in pairwise(totals)]
+    whole = [row for row, tokens in zip(rows, taken, strict=True) if tokens > max(taken) // 2]
+    assert past["grad_norm"] == [row["grad_norm"] for row in whole]
+    assert len(past["loss"]) == len(past["grad_norm"]) < len(past["supervised_tokens"]) == 80
 
 
 # Swap files.
@@ -253,7 +259,7 @@ def test_training_goes_on_after_a_failed_save(two_ranks, shared_folder, tmp_path
     assert "No space left on device" in said
     assert [row["step"] for row in _read_rows(folder)] == [1, 2, 3, 4]
     assert [event["event"] for event in _read_events(folder)] == ["save_failed"] * 2
-    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    names = sorted(path.name for path in (folder / "checkpoints").glob("[!.]*"))
     assert names == ["latest", "step_00000003", "step_00000004"]
 
 

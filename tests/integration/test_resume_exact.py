@@ -1,70 +1,38 @@
 """A resumed run equals the uninterrupted one bit for bit: losses, norms, weights and states."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from resume_runs import digest_state, read_full, read_rows
+from resume_runs import (
+    STEPS,
+    STOP,
+    check_equal,
+    copy_checkpoint,
+    digest_state,
+    make_settings,
+    read_full,
+    read_rows,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.distributed
 
 CONFIGS = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "zero3_nvme")
-STEPS, STOP = 6, 3
-
-
-def _settings(shared: Path, tmp: Path, config: str, **changes: Any) -> tuple[dict[str, Any], str]:
-    settings = {
-        "model": shared / "model",
-        "data": shared / "chat.jsonl",
-        "max_length": 64,
-        "learning_rate": 1e-3,
-        "data.loading.cache_dir": shared / "cache",
-        "data.eval_fraction": 0,
-        "per_device_train_batch_size": 2,
-        "max_steps": STEPS,
-        "save_steps": STOP,
-        "checkpoint.keep_last": 9,
-        "ds.bf16.enabled": "false",
-        **changes,
-    }
-    name = config
-    if config == "zero1":
-        settings["ds.zero_optimization.stage"] = 1
-        name = "zero2"
-    if config == "zero3_nvme":
-        for part in ("offload_param", "offload_optimizer"):
-            settings[f"ds.zero_optimization.{part}.nvme_path"] = tmp / "nvme"
-    return settings, str(ROOT / f"ds_configs/{name}.json")
-
-
-def check_equal(pool: Any, settings: dict[str, Any], config: str, tmp: Path, stop: int) -> None:
-    """Train at one go, then from the checkpoint of step `stop`, and compare everything."""
-    whole, half = tmp / "whole", tmp / "half"
-    pool.run("resume_runs:train", settings, str(whole), config)
-    name = f"checkpoints/step_{stop:08d}"
-    shutil.copytree(whole / name, half / name)
-    said = pool.run("resume_runs:train", settings, str(half), config)[0]
-    assert f"resumed from step_{stop:08d}" in said
-    assert read_rows(half, stop + 1) == read_rows(whole, stop + 1)
-    last = f"checkpoints/step_{settings['max_steps']:08d}"
-    assert digest_state(half / last) == digest_state(whole / last)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_resume_is_exact(two_ranks, shared_folder, tmp_path, config, dtype):
     changes = {"ds.bf16.enabled": str(dtype == "bf16").lower(), "gradient_accumulation_steps": 2}
-    settings, ds = _settings(shared_folder, tmp_path, config, **changes)
+    settings, ds = make_settings(shared_folder, tmp_path, config, **changes)
     check_equal(two_ranks, settings, ds, tmp_path, STOP)
 
 
 @pytest.mark.parametrize("config", ["zero2", "zero3", "zero3_offload"])
 def test_8bit_resume_is_exact(two_ranks, shared_folder, tmp_path, config):
-    settings, ds = _settings(shared_folder, tmp_path, config, optim="adamw_8bit")
+    settings, ds = make_settings(shared_folder, tmp_path, config, optim="adamw_8bit")
     check_equal(two_ranks, settings, ds, tmp_path, STOP)
 
 
@@ -89,19 +57,14 @@ def three_ranks() -> Iterator[Any]:
     pool.close()
 
 
-def _move(source: Path, target: Path, stop: int) -> None:
-    name = f"checkpoints/step_{stop:08d}"
-    shutil.copytree(source / name, target / name)
-
-
 def check_moved(old: Any, new: Any, one: tuple[Any, str], other: tuple[Any, str], tmp: Path) -> str:
     """Save with one pool of ranks, go on with another; compare with the run that stayed."""
     whole, moved, at_once = tmp / "whole", tmp / "moved", tmp / "at_once"
     old.run("resume_runs:train", one[0], str(whole), one[1])
     # The state itself, right after loading: a run of no further step saves what it has loaded.
-    _move(whole, at_once, STOP)
+    copy_checkpoint(whole, at_once, STOP)
     new.run("resume_runs:train", {**other[0], "save_steps": 1}, str(at_once), other[1])
-    _move(whole, moved, STOP)
+    copy_checkpoint(whole, moved, STOP)
     said = new.run("resume_runs:train", other[0], str(moved), other[1])[0]
     assert f"resumed from step_{STOP:08d}" in said
     for there, here in zip(read_rows(whole, STOP + 1), read_rows(moved, STOP + 1), strict=True):
@@ -125,8 +88,8 @@ PLACES = ("zero2", "zero3", "zero3_offload", "zero3_nvme")
      ("zero2", "zero3_offload"), ("zero1", "zero2")],
 )  # fmt: skip
 def test_a_run_moves_to_another_placement(two_ranks, shared_folder, tmp_path, before, after):
-    one = _settings(shared_folder, tmp_path, before)
-    other = _settings(shared_folder, tmp_path, after)
+    one = make_settings(shared_folder, tmp_path, before)
+    other = make_settings(shared_folder, tmp_path, after)
     check_moved(two_ranks, two_ranks, one, other, tmp_path)
 
 
@@ -140,7 +103,7 @@ def _pair_settings(
 ) -> tuple[Any, str]:
     # 12 sequences per step on any number of ranks.
     changes |= {"per_device_train_batch_size": 12 // size}
-    return _settings(shared, tmp, config, **changes)
+    return make_settings(shared, tmp, config, **changes)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
@@ -170,7 +133,7 @@ def test_8bit_states_move_to_other_ranks(one_rank, two_ranks, shared_folder, tmp
     one = _pair_settings(shared_folder, tmp_path, "zero3_offload", 2, optim="adamw_8bit")
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     two_ranks.run("resume_runs:train", one[0], str(whole), one[1])
-    _move(whole, moved, STOP)
+    copy_checkpoint(whole, moved, STOP)
     said = one_rank.run("resume_runs:train", one[0], str(moved), one[1])[0]
     assert "keep the 12 sequences per step" in said
     for there, here in zip(read_rows(whole, STOP + 1), read_rows(moved, STOP + 1), strict=True):
@@ -180,7 +143,7 @@ def test_8bit_states_move_to_other_ranks(one_rank, two_ranks, shared_folder, tmp
 def test_ranks_that_cannot_share_the_batch_are_told(
     two_ranks, three_ranks, shared_folder, tmp_path
 ):
-    one = _settings(shared_folder, tmp_path, "zero3")
+    one = make_settings(shared_folder, tmp_path, "zero3")
     two_ranks.run("resume_runs:train", one[0], str(tmp_path / "run"), one[1])
     kind, text, code = three_ranks.run("runs:try_train", one[0], str(tmp_path / "run"), one[1])[0]
     assert (kind, code) == ("CheckpointError", 5)
@@ -195,10 +158,10 @@ def test_ranks_that_cannot_share_the_batch_are_told(
 def test_a_part_left_out_is_noticed(two_ranks, shared_folder, tmp_path, dropped):
     config = "zero3_offload"
     # At step 3 the third power of 0.999, multiplied up in fp32, is not what pow() gives.
-    settings, ds = _settings(shared_folder, tmp_path, config, max_steps=4, save_steps=2)
+    settings, ds = make_settings(shared_folder, tmp_path, config, max_steps=4, save_steps=2)
     whole, half = tmp_path / "whole", tmp_path / "half"
     two_ranks.run("resume_runs:train", settings, str(whole), ds)
-    _move(whole, half, 2)
+    copy_checkpoint(whole, half, 2)
     two_ranks.run("resume_runs:train_without", settings, str(half), ds, dropped)
     last = "checkpoints/step_00000004"
     assert digest_state(half / last) != digest_state(whole / last)

@@ -3,8 +3,67 @@
 import hashlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, STOP = 6, 3
+
+
+def make_settings(
+    shared: Path, tmp: Path, config: str, **changes: Any
+) -> tuple[dict[str, Any], str]:
+    """Settings of a small run that saves at step `STOP`, and its DeepSpeed configuration."""
+    settings = {
+        "model": shared / "model",
+        "data": shared / "chat.jsonl",
+        "max_length": 64,
+        "learning_rate": 1e-3,
+        "data.loading.cache_dir": shared / "cache",
+        "data.eval_fraction": 0,
+        "per_device_train_batch_size": 2,
+        "max_steps": STEPS,
+        "save_steps": STOP,
+        "checkpoint.keep_last": 99,
+        "ds.bf16.enabled": "false",
+        **changes,
+    }
+    name = config
+    if config == "zero1":
+        settings["ds.zero_optimization.stage"] = 1
+        name = "zero2"
+    if config == "zero3_nvme":
+        for part in ("offload_param", "offload_optimizer"):
+            settings[f"ds.zero_optimization.{part}.nvme_path"] = tmp / "nvme"
+    return settings, str(ROOT / f"ds_configs/{name}.json")
+
+
+def check_equal(pool: Any, settings: dict[str, Any], config: str, tmp: Path, stop: int) -> None:
+    """Train at one go, then from the checkpoint of step `stop`, and compare everything."""
+    whole, half = tmp / "whole", tmp / "half"
+    pool.run("resume_runs:train", settings, str(whole), config)
+    copy_checkpoint(whole, half, stop)
+    said = pool.run("resume_runs:train", settings, str(half), config)[0]
+    assert f"resumed from step_{stop:08d}" in said
+    check_same(whole, half, stop, settings["max_steps"])
+
+
+def check_same(one: Path, other: Path, stop: int, last: int) -> None:
+    """Compare two runs: what they report after step `stop`, and the checkpoint of step `last`."""
+    assert read_rows(other, stop + 1) == read_rows(one, stop + 1)
+    assert len(read_rows(one, stop + 1)) == last - stop
+    name = f"checkpoints/step_{last:08d}"
+    assert digest_state(other / name) == digest_state(one / name)
+
+
+def copy_checkpoint(source: Path, target: Path, step: int) -> None:
+    """Let another run go on from the checkpoint of a step."""
+    name = f"checkpoints/step_{step:08d}"
+    shutil.copytree(source / name, target / name)
+
+
+# What the ranks do.
 
 
 def train(settings: dict[str, Any], folder: str, config: str) -> str:
@@ -21,6 +80,44 @@ def train(settings: dict[str, Any], folder: str, config: str) -> str:
     console = Console(io.StringIO(), err, is_rank_zero=world.is_rank_zero)
     train_parts(resolved, Path(folder), world, console)
     return err.getvalue()
+
+
+def train_until(settings: dict[str, Any], folder: str, config: str, stop: int, rank: int) -> str:
+    """Train until a rank is asked to stop, in step `stop`; returns what the run ends with."""
+    import runs
+    import torch
+
+    from bigft.commands import training
+    from bigft.commands.parts.guards import Guards
+    from bigft.errors import StoppedError
+    from bigft.log import Console
+
+    guards = Guards()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    world = runs._world()
+    console = Console(io.StringIO(), io.StringIO(), is_rank_zero=world.is_rank_zero)
+    resolved = runs._resolve(settings, folder, config)
+    build = training.build_hooks
+
+    class Ask:
+        def started(self, state: Any, total_steps: int) -> None:
+            pass
+
+        def stepped(self, state: Any, report: Any) -> None:
+            if state.step == stop and torch.distributed.get_rank() == rank:
+                guards.signals.request("SIGTERM")
+
+        def finished(self, state: Any) -> None:
+            pass
+
+    training.build_hooks = lambda *args, **named: [Ask(), *build(*args, **named)]
+    try:
+        training.train(resolved, Path(folder), world, console, guards)
+    except StoppedError as error:
+        return str(error)
+    finally:
+        training.build_hooks = build
+    return "went through"
 
 
 def train_without(settings: dict[str, Any], folder: str, config: str, dropped: str) -> str:
