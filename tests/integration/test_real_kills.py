@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.distributed, pytest.mark.nightly]
 
 KILLS = int(os.environ.get("BIGFT_KILLS", "300"))
+SEED = int(os.environ.get("BIGFT_SEED", "0"))
 _MARK = "BIGFT_TEST_RUN"
 _ORPHAN_SECONDS = 60
 
@@ -109,7 +110,7 @@ def _check_folder(checkpoints: Path) -> int:
 
 
 def test_random_kills_lose_nothing(shared_folder, tmp_path):
-    chance = random.Random(0)
+    chance = random.Random(SEED)
     run = tmp_path / "run"
     checkpoints = run / "checkpoints"
     counts: dict[str, int] = {}
@@ -134,7 +135,7 @@ def test_random_kills_lose_nothing(shared_folder, tmp_path):
         assert _check_folder(checkpoints) >= newest, (trial, kind)
         counts[kind] = counts.get(kind, 0) + 1
     last = _newest_step(checkpoints)
-    print(json.dumps({"kills": counts, "steps": last}))
+    print(json.dumps({"seed": SEED, "kills": counts, "steps": last}))
     whole = tmp_path / "whole"
     assert _start(whole, uuid.uuid4().hex, last, shared_folder).wait(900) == 0
     name = f"checkpoints/step_{last:08d}"
