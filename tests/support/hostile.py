@@ -1,20 +1,33 @@
 """Pickles that create a file when they are loaded, in every way that we know of."""
 
+import bdb
 import builtins
+import code as interactive
+import codecs
+import concurrent.futures
 import cProfile
 import ctypes
 import functools
+import gzip
 import importlib
 import io
+import itertools
+import logging
 import marshal
 import operator
 import os
 import pickle
+import profile
+import pty
+import pydoc
+import runpy
+import shutil
 import struct
 import subprocess
 import sys
 import tarfile
 import timeit
+import trace
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -112,8 +125,79 @@ def make_payloads(canary: Path) -> dict[str, bytes]:
         "inside_data": {"weights": [1, 2, (3, Call(os.system, shell("inside_data")))]},
         "as_key": {Call(os.system, shell("as_key")): 1},
     }
+    objects |= _call_shells(shell, module) | _run_code(code) | _write_files(place)
     made = {name: pickle.dumps(value, protocol=2) for name, value in objects.items()}
     return made | _make_by_hand(place, shell)
+
+
+def _call_shells(shell: Any, module: Any) -> dict[str, Any]:
+    """More doors of the standard library to a shell."""
+
+    def words(name: str) -> list[str]:
+        return ["sh", "-c", shell(name)]
+
+    return {
+        "os_popen": Call(Call(operator.methodcaller("read"), Call(os.popen, shell("os_popen")))),
+        "run": Call(subprocess.run, words("run")),
+        "call": Call(subprocess.call, words("call")),
+        "check_call": Call(subprocess.check_call, words("check_call")),
+        "getoutput": Call(subprocess.getoutput, shell("getoutput")),
+        "getstatusoutput": Call(subprocess.getstatusoutput, shell("getstatusoutput")),
+        "spawnvp": Call(os.spawnvp, os.P_WAIT, "sh", words("spawnvp")),
+        "spawnlp": Call(os.spawnlp, os.P_WAIT, "sh", *words("spawnlp")),
+        "posix_spawn": Call(
+            os.waitpid, Call(os.posix_spawn, "/bin/sh", words("posix_spawn"), {}), 0
+        ),
+        "pty": Call(pty.spawn, words("pty")),
+        "pydoc_pager": Call(pydoc.pipepager, "", shell("pydoc_pager")),
+        "starmap": Call(list, Call(itertools.starmap, os.system, [(shell("starmap"),)])),
+        "filter": Call(list, Call(filter, os.system, [shell("filter")])),
+        "operator_call": Call(operator.call, os.system, shell("operator_call")),
+        "reduce": Call(functools.reduce, operator.call, [os.system, shell("reduce")]),
+        "thread_pool": Call(
+            Call(getattr, Call(concurrent.futures.ThreadPoolExecutor), "submit"),
+            os.system,
+            shell("thread_pool"),
+        ),
+        "dictionary": Call(
+            Call(operator.itemgetter("system"), Call(vars, module("os"))), shell("dictionary")
+        ),
+    }
+
+
+def _run_code(code: Any) -> dict[str, Any]:
+    """More doors of the standard library to Python itself."""
+    return {
+        "compile": Call(builtins.exec, Call(compile, code("compile"), "x", "exec")),
+        "profile_run": Call(profile.run, code("profile_run")),
+        "pure_timer": Call(Call(getattr, Call(timeit.Timer, code("pure_timer")), "timeit"), 1),
+        "repeat": Call(timeit.repeat, code("repeat"), "pass", timeit.default_timer, 1, 1),
+        "debugger": Call(Call(getattr, Call(bdb.Bdb), "run"), code("debugger"), {}, {}),
+        "tracer": Call(Call(getattr, Call(trace.Trace), "run"), code("tracer")),
+        "interpreter": Call(
+            Call(getattr, Call(interactive.InteractiveInterpreter), "runsource"),
+            code("interpreter"),
+        ),
+        "run_code": Call(runpy._run_code, Call(compile, code("run_code"), "x", "exec"), {}),
+    }
+
+
+def _write_files(place: Any) -> dict[str, Any]:
+    """Nothing but a file of the author's choice; also an open door."""
+    return {
+        "file_io": Call(io.FileIO, place("file_io"), "w"),
+        "codecs": Call(codecs.open, place("codecs"), "w"),
+        "gzip": Call(gzip.open, place("gzip"), "wb"),
+        "zip_file": Call(zipfile.ZipFile, place("zip_file"), "w"),
+        "tar_file": Call(tarfile.open, place("tar_file"), "w"),
+        "log_file": Call(logging.FileHandler, place("log_file")),
+        "make_folder": Call(os.mkdir, place("make_folder")),
+        "link": Call(os.symlink, "/etc", place("link")),
+        "touch": Call(Path.touch, Path(place("touch"))),
+        "copy": Call(shutil.copyfile, "/dev/null", place("copy")),
+        "numpy_save": Call(np.savetxt, place("numpy_save"), [1.0]),
+        "torch_save": Call(torch.save, 1, place("torch_save")),
+    }
 
 
 def _make_by_hand(place: Any, shell: Any) -> dict[str, bytes]:
@@ -190,9 +274,10 @@ def find_live(folder: Path, payloads: dict[str, bytes], canary: Path) -> set[str
         [sys.executable, "-c", _LOADER, *paths], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    live = {name for name in payloads if Path(f"{canary}.{name}").exists()}
+    live = {name for name in payloads if os.path.lexists(f"{canary}.{name}")}
     for name in live:
-        Path(f"{canary}.{name}").unlink()
+        made = Path(f"{canary}.{name}")
+        made.unlink() if made.is_symlink() or not made.is_dir() else made.rmdir()
     return live
 
 

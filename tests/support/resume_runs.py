@@ -82,8 +82,8 @@ def train(settings: dict[str, Any], folder: str, config: str) -> str:
     return err.getvalue()
 
 
-def train_until(settings: dict[str, Any], folder: str, config: str, stop: int, rank: int) -> str:
-    """Train until a rank is asked to stop, in step `stop`; returns what the run ends with."""
+def train_a_step(settings: dict[str, Any], folder: str, config: str, rank: int) -> str:
+    """Train, and ask one rank to stop before the first step; returns what the run ends with."""
     import runs
     import torch
 
@@ -101,11 +101,11 @@ def train_until(settings: dict[str, Any], folder: str, config: str, stop: int, r
 
     class Ask:
         def started(self, state: Any, total_steps: int) -> None:
-            pass
+            if torch.distributed.get_rank() == rank:
+                guards.signals.request("SIGTERM")
 
         def stepped(self, state: Any, report: Any) -> None:
-            if state.step == stop and torch.distributed.get_rank() == rank:
-                guards.signals.request("SIGTERM")
+            pass
 
         def finished(self, state: Any) -> None:
             pass

@@ -1,4 +1,4 @@
-"""Nothing in a file is executed, wherever it is given to bigft: 34 live payloads x 7 entries."""
+"""Nothing in a file is executed, wherever it is given to bigft: 71 live payloads x 7 entries."""
 
 import contextlib
 import io
