@@ -1,0 +1,33 @@
+// One number after the other: any machine.
+#include "common.h"
+
+BIGFT_HELPERS
+
+namespace {
+
+struct Table {
+  explicit Table(const BigftCode &of) : code(of) {}
+  const BigftCode &code;
+};
+
+struct Codes {
+  Table with_sign, without_sign;
+};
+
+inline void decode(const uint8_t *codes, const Table &table, float scale, int size, float *out) {
+  for (int j = 0; j < size; ++j) out[j] = table.code.table[codes[j]] * scale;
+}
+
+template <bool with_sign>
+inline void encode(const float *in, const Table &table, float inverse, int size, uint8_t *out) {
+  for (int j = 0; j < size; ++j) out[j] = find_code<with_sign>(in[j] * inverse, table.code);
+}
+
+struct Single;
+using Lanes = Single;
+
+}  // namespace
+
+#include "step.inl"
+
+bigft::Step bigft::step_scalar() { return run; }
