@@ -8,8 +8,8 @@ half as many as the one above it, down to 10**-7.
 Within a decade the values are equally far from each other, and twice as many as in the one below.
 So coding is arithmetic instead of a search: a straight line takes the decade to [1, 2), and the
 highest bits of that number's fraction are the position within the decade. The values are those of
-bitsandbytes' `create_dynamic_map`, in the same order, up to the last two bits of their fp32 form: codes can be
-carried over as they are.
+bitsandbytes' `create_dynamic_map`, in the same order, up to the last two bits of their fp32 form:
+codes can be carried over as they are.
 """
 
 from dataclasses import dataclass
