@@ -50,6 +50,8 @@ class Consolidated:
     """A finished export."""
 
     path: Path
+    source: Path
+    """Folder with the state files or DeepSpeed's files that were read."""
     parameters: int
     """Elements of the parameters; tied ones count once, buffers do not count."""
     bytes: int
@@ -129,6 +131,7 @@ def consolidate(
         raise _explain(error, output) from error
     return Consolidated(
         path=output,
+        source=found.folder,
         parameters=num_parameters,
         bytes=sum(file.file_bytes for file in files),
         seconds=time.perf_counter() - started,

@@ -14,7 +14,8 @@ from zero_files import write_zero_checkpoint
 
 from bigft.checkpoint import consolidate as module
 from bigft.checkpoint.consolidate import consolidate
-from bigft.checkpoint.manifest import write_manifest
+from bigft.checkpoint.manifest import read_manifest, write_manifest
+from bigft.checkpoint.swap import unfinished_folder
 from bigft.errors import CheckpointError, ConfigError
 
 Weights = dict[str, torch.Tensor]
@@ -194,6 +195,33 @@ def test_newest_committed_checkpoint_of_a_run_is_taken(
         consolidate(damaged, tmp_path / "out")
 
 
+def test_export_into_a_checkpoint_is_refused(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, weights: Weights
+) -> None:
+    """Files that its manifest does not list would make it count as damaged."""
+    step = make_step(tmp_path / "run", 5, write_checkpoint, weights)
+    for place in (step / "model", step / "hf" / "model"):
+        with pytest.raises(ConfigError, match="lies in the checkpoint step_00000005"):
+            consolidate(step, place)
+    assert read_manifest(step)["step"] == 5
+
+
+def test_what_is_taken_instead_of_a_damaged_checkpoint_is_said(
+    tmp_path: Path,
+    write_checkpoint: WriteCheckpoint,
+    weights: Weights,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole = make_step(tmp_path / "run", 5, write_checkpoint, weights)
+    damaged = make_step(tmp_path / "run", 7, write_checkpoint, weights)
+    os.truncate(damaged / "hf" / "tokenizer.json", 0)
+    result = consolidate(tmp_path / "run", tmp_path / "out")
+    assert result.source == whole / "shards"
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "tokenizer.json" in said[0]
+    assert said[-1].endswith(str(whole))
+
+
 def test_assets_and_model_card_come_along(
     tmp_path: Path, write_checkpoint: WriteCheckpoint, weights: Weights
 ) -> None:
@@ -298,6 +326,21 @@ def test_replacing_works_without_renameat2(
     monkeypatch.setattr("bigft.checkpoint.swap._exchange", lambda one, other: False)
     consolidate(shards, tmp_path / "out", dtype="bfloat16")
     assert json.loads((tmp_path / "out" / "bigft_export.json").read_text())["dtype"] == "bfloat16"
+    assert names_beside(tmp_path) == {"shards", "out"}
+
+
+def test_export_that_a_killed_process_was_replacing_is_cleared_or_comes_back(
+    tmp_path: Path, shards: Path
+) -> None:
+    out, previous = tmp_path / "out", tmp_path / "out.partial-previous-4711"
+    consolidate(shards, previous, dtype="float32")
+    # Killed between the two renames of a file system that cannot exchange names.
+    with unfinished_folder(out):
+        assert (out / "model.safetensors").is_file()
+    assert names_beside(tmp_path) == {"shards", "out"}
+    # Killed while it removed what it had replaced.
+    consolidate(shards, previous)
+    consolidate(shards, out)
     assert names_beside(tmp_path) == {"shards", "out"}
 
 
