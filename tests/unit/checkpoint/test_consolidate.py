@@ -494,6 +494,29 @@ def test_files_have_the_permissions_of_the_users_umask(
         assert path.stat().st_mode & 0o777 == wanted, path
 
 
+def test_configuration_of_another_model_is_refused(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint
+) -> None:
+    names = ("model.embed_tokens.weight", *(f"model.layers.{i}.w" for i in range(2)))
+    source = write_checkpoint(tmp_path / "shards", {name: torch.ones(12, 4) for name in names})
+    right = {"vocab_size": 12, "hidden_size": 4, "num_hidden_layers": 2}
+    for number, (wrong, words) in enumerate(
+        [
+            ({"vocab_size": 1000}, "has 12 rows, its vocab_size is 1,000"),
+            ({"text_config": {**right, "hidden_size": 8}}, "has 4 columns"),
+            ({"num_hidden_layers": 3}, "2 layers are here, its num_hidden_layers is 3"),
+        ]
+    ):
+        facts = wrong if "text_config" in wrong else {**right, **wrong}
+        assets = make_assets(tmp_path / f"other-{number}", **facts)
+        with pytest.raises(ConfigError, match=words):
+            consolidate(source, tmp_path / "out", assets=assets)
+        assert not (tmp_path / "out").exists()
+    for number, fitting in enumerate([right, {"text_config": right}, {}]):
+        assets = make_assets(tmp_path / f"fitting-{number}", **fitting)
+        consolidate(source, tmp_path / "out", assets=assets)
+
+
 def test_config_without_config_json_is_refused(tmp_path: Path, shards: Path) -> None:
     (tmp_path / "hf").mkdir()
     with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
