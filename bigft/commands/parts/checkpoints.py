@@ -113,9 +113,15 @@ class RunCheckpoints:
         self.newest = self._writer.save(state.step, facts)
         return self.newest
 
-    def wait(self) -> None:
-        """Wait for the save in the background. Collective: every rank."""
-        self.newest = self._writer.wait() or self.newest
+    def wait(self) -> Path | None:
+        """Wait for the save in the background, if there is one. Collective: every rank.
+
+        Returns:
+            The folder that it committed.
+        """
+        committed = self._writer.wait()
+        self.newest = committed or self.newest
+        return committed
 
     def _write_assets(self, folder: Path) -> None:
         self._tokenizer.save_pretrained(folder)
