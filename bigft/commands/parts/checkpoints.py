@@ -35,13 +35,16 @@ def bound_facts(
     resolved: Resolved, world: World, optimizer: OptimizerPlan, model: LoadedModel, data: Data
 ) -> dict[str, Any]:
     """What a checkpoint of this run is bound to; a resume compares it."""
+    ds = resolved.ds
+    batch = ds["train_micro_batch_size_per_gpu"], ds["gradient_accumulation_steps"]
     return {
         "model": resolved.run.model.name,
         "world_size": world.size,
-        "zero_stage": resolved.ds["zero_optimization"]["stage"],
+        "zero_stage": ds["zero_optimization"]["stage"],
         "optimizer": optimizer.rule,
         "parameters": count_parameters(model.module),
-        "global_batch_size": resolved.ds["train_batch_size"],
+        "global_batch_size": ds["train_batch_size"],
+        "asked_batch": list(resolved.asked_batch or batch),
         "data": data.info["digest"],
         "seed": resolved.run.trainer.seed,
         "settings": _describe_settings(resolved),
