@@ -51,8 +51,6 @@ def find_resume(
 
     Collective: every rank.
     """
-    if resume == "never":
-        return None, []
     candidates: list[Path] = []
     error: BigftError | None = None
     if rank == 0:
@@ -62,6 +60,8 @@ def find_resume(
             error = caught
     raise_first(error)
     candidates = broadcast_object(candidates)
+    if resume == "never":
+        return None, _warn_of(candidates)
     if resume == "auto":
         return choose_whole(
             candidates, lambda one: _verify(one, rank, world_size), is_rank_zero=rank == 0
@@ -73,6 +73,8 @@ def find_resume(
 
 
 def _list_candidates(resume: str, checkpoints: Path) -> list[Path]:
+    if resume == "never":
+        return find_candidates(checkpoints)
     if resume == "auto":
         clean_up(checkpoints)
         return find_candidates(checkpoints)
@@ -86,6 +88,16 @@ def _list_candidates(resume: str, checkpoints: Path) -> list[Path]:
         f"--resume {resume}: no committed checkpoint there; give a folder step_XXXXXXXX with a"
         " manifest.json, a run folder, or auto"
     )
+
+
+def _warn_of(earlier: list[Path]) -> list[str]:
+    if not earlier:
+        return []
+    names = ", ".join(path.name for path in earlier)
+    return [
+        f"warning: --resume never: {names} in {earlier[0].parent}: an earlier run's, and removed as"
+        " this one saves its own; give another --output_dir to keep them"
+    ]
 
 
 def _verify(folder: Path, rank: int, world_size: int) -> str | None:

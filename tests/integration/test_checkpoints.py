@@ -197,6 +197,7 @@ def test_new_start_in_an_old_folder_is_what_counts(two_ranks, shared_folder, tmp
     settings["checkpoint.keep_last"] = 1
     result = two_ranks.run("runs:train", settings, str(run), ZERO3)[0]
     assert result["checkpoint"].endswith("step_00000002")
+    assert "warning: --resume never: step_00000004, step_00000002 in" in result["said"]
     old = load_file(finished / "model/model.safetensors")
     assert not torch.equal(
         load_file(run / "model/model.safetensors")["model.norm.weight"], old["model.norm.weight"]
