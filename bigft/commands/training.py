@@ -137,6 +137,7 @@ def train(
                 project=run.monitor.project,
                 settings=redact_value(run.model_dump()),
                 is_rank_zero=world.is_rank_zero,
+                tell=console.say,
             )
         reserve_swap(engine, optimizer)
         rendezvous = Rendezvous(guards.signals, world.device)

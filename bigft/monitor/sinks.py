@@ -1,12 +1,17 @@
 """Where numbers go: a file of JSON lines always, trackers by choice."""
 
 import json
+import logging
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from bigft.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 Numbers = dict[str, float | int | None]
 
@@ -114,11 +119,21 @@ def _import_extra(name: str) -> Any:
 
 
 class Sinks:
-    """All sinks of a run as one; nothing happens off rank 0."""
+    """All sinks of a run as one; nothing happens off rank 0.
 
-    def __init__(self, sinks: list[Sink]) -> None:
-        """Hold the sinks; an empty list off rank 0."""
+    A full disk or a lost network does not end a run: its numbers are worth less than its weights.
+    """
+
+    def __init__(self, sinks: list[Sink], tell: Callable[[str], None] = logger.warning) -> None:
+        """Hold the sinks; an empty list off rank 0.
+
+        Args:
+            sinks: Where rows go.
+            tell: Shows a line, once for each sink that begins to fail.
+        """
         self._sinks = sinks
+        self._tell = tell
+        self._failing: set[int] = set()
 
     def __enter__(self) -> "Sinks":
         """Return itself."""
@@ -132,16 +147,34 @@ class Sinks:
     ) -> None:
         """Close every sink, also after an error."""
         for sink in self._sinks:
-            sink.close()
+            self._try(sink, sink.close, "at the end")
 
     def write(self, row: Numbers) -> None:
         """Hand one row to every sink."""
         for sink in self._sinks:
-            sink.write(row)
+            self._try(sink, partial(sink.write, row), f"from step {row['step']} on")
+
+    def _try(self, sink: Sink, action: Callable[[], None], when: str) -> None:
+        try:
+            action()
+            self._failing.discard(id(sink))
+        except OSError as error:
+            if id(sink) not in self._failing:
+                self._failing.add(id(sink))
+                self._tell(
+                    f"warning: {type(sink).__name__}: numbers {when} may be missing"
+                    f" ({error.strerror or error}); training goes on"
+                )
 
 
 def build_sinks(
-    names: list[str], folder: Path, *, project: str, settings: dict[str, Any], is_rank_zero: bool
+    names: list[str],
+    folder: Path,
+    *,
+    project: str,
+    settings: dict[str, Any],
+    is_rank_zero: bool,
+    tell: Callable[[str], None] = logger.warning,
 ) -> Sinks:
     """Open `metrics.jsonl` and the sinks that were asked for, on rank 0 only."""
     if not is_rank_zero:
@@ -153,4 +186,4 @@ def build_sinks(
         sinks.append(WandB(project, folder, settings))
     if "mlflow" in names:
         sinks.append(MLflow(project, folder, settings))
-    return Sinks(sinks)
+    return Sinks(sinks, tell)
