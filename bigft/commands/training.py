@@ -121,7 +121,8 @@ def train(
             with errors_shared():
                 if world.is_rank_zero:
                     record(resolved, os.environ, folder)
-            console.say(f"resumed from {resumed.name}, {total_steps - state.step} steps to go")
+            left = max(0, total_steps - state.step)
+            console.say(f"resumed from {resumed.name}, {left} steps to go")
 
         # --- Train ---
         with errors_shared():

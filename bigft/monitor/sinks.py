@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,9 @@ class JsonLines:
     """`metrics.jsonl`: one object per logged step or evaluation, readable while it grows."""
 
     def __init__(self, path: Path) -> None:
-        """Append to `path`."""
+        """Append to `path`; a line that a crash or a full disk cut off is removed first."""
+        if path.is_file():
+            _drop_torn_line(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, row: Numbers) -> None:
@@ -40,6 +43,21 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _drop_torn_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 4096)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)
 
 
 def _finite(value: float | int | None) -> float | int | None:
@@ -161,8 +179,9 @@ class Sinks:
         except OSError as error:
             if id(sink) not in self._failing:
                 self._failing.add(id(sink))
+                name = "metrics.jsonl" if isinstance(sink, JsonLines) else type(sink).__name__
                 self._tell(
-                    f"warning: {type(sink).__name__}: numbers {when} may be missing"
+                    f"warning: {name}: numbers {when} may be missing"
                     f" ({error.strerror or error}); training goes on"
                 )
 

@@ -22,6 +22,17 @@ def _open(folder, names=(), *, is_rank_zero=True):
     )
 
 
+@pytest.mark.parametrize("torn", ['{"step": 2, "lo', "x" * 10_000, ""])
+def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path, torn):
+    file = tmp_path / "metrics.jsonl"
+    for whole in ("", '{"step": 1}\n'):
+        file.write_text(whole + torn)
+        sink = JsonLines(file)
+        sink.write({"step": 2})
+        sink.close()
+        assert file.read_text() == whole + '{"step": 2}\n'
+
+
 def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     (tmp_path / "events.jsonl").symlink_to("/dev/full")
@@ -33,7 +44,7 @@ def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path):
             sinks.write(row)
         Events(tmp_path / "events.jsonl").write(1, "skipped", rows=["a:1"])
     assert said == [
-        "warning: JsonLines: numbers from step 1 on may be missing (No space left on device);"
+        "warning: metrics.jsonl: numbers from step 1 on may be missing (No space left on device);"
         " training goes on"
     ]
 
