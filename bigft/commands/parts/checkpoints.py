@@ -131,6 +131,9 @@ class RunCheckpoints:
         config = type(self._module.config).from_dict(self._module.config.to_dict())
         # Training runs without a key-value cache; the model that users load wants one.
         config.get_text_config().use_cache = True
+        # As transformers does: other programs choose their code by it, and a model that was built
+        # from a bare config.json lacks it.
+        config.architectures = [type(self._module).__name__]
         config.save_pretrained(folder)
         if getattr(self._module, "generation_config", None) is not None:
             self._module.generation_config.save_pretrained(folder)
