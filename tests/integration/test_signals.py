@@ -80,7 +80,8 @@ def test_a_signal_stops_all_ranks_with_everything_committed(case, words, tmp_pat
         run.wait_for_all_gone([*ranks.values()], 40)
         (said,) = run.own_words()
         steps = run.rows()[-1]["step"]
-    assert found == code
+    # After Ctrl-C it is a race which of its own two handlers DeepSpeed's runner leaves through.
+    assert found == code or (case == "terminal, SIGINT" and found == 1)
     assert said.startswith(f"bigft: stopped by {name} at step {steps} of 100000, committed")
     assert checkpoints(folder) == [f"step_{steps:08d}"]
     assert "Traceback" not in run.said() or case == "terminal, SIGINT"
@@ -137,8 +138,12 @@ def test_a_signal_during_the_start_loses_nothing(words, tmp_path, seconds, names
         run.wait_for_all_gone([*ranks.values()], 20)
         said = run.own_words()
         steps = [row["step"] for row in run.rows()]
+    if not said:
+        # Python itself was still starting: nothing of ours was there to hear it.
+        assert code == 256 - signal.SIGTERM
+        assert not steps
+        return
     assert code == 75, run.said()[-3000:]
-    assert said
     assert all("stopped by" in line for line in said), said
     assert checkpoints(folder) == [f"step_{step:08d}" for step in steps[-1:]]
 
@@ -209,16 +214,21 @@ def test_a_rank_that_needs_too_much_memory_is_named_with_the_numbers(words, tmp_
         with launched(2, tmp_path / "run", *words) as run:
             ranks = run.ranks()
             run.wait_for_step(3)
-            for pid, preference in ((ranks[0], -1000), (ranks[1], 1000)):
+            for pid in ranks.values():
                 (group / "cgroup.procs").write_text(str(pid))
-                Path(f"/proc/{pid}/oom_score_adj").write_text(str(preference))
+            Path(f"/proc/{ranks[1]}/oom_score_adj").write_text("1000")
             # Long enough for the ranks to look at their memory again.
             time.sleep(3)
-            hungry = f"open({str(group / 'cgroup.procs')!r}, 'w').write('0'); b'x' * (1 << 30)"
+            # The kernel's second choice.
+            hungry = (
+                "open('/proc/self/oom_score_adj', 'w').write('500');"
+                f"open({str(group / 'cgroup.procs')!r}, 'w').write('0'); b'x' * (1 << 30)"
+            )
             subprocess.run([sys.executable, "-c", hungry], timeout=60)
             run.wait_for_all_gone([*ranks.values()], 10)
             run.wait(40)
             (said,) = run.own_words()
+        assert (group / "cgroup.procs").read_text() == ""
         assert f"rank 1 (pid {ranks[1]}) was ended by the kernel (SIGKILL)" in said
         assert "because host memory ran out: its control group has 512.00 MiB, of which" in said
         assert "adamw_8bit" in said
