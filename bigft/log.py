@@ -11,7 +11,7 @@ import faulthandler
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -71,15 +71,15 @@ def output_to_log(path: Path, *, is_rank_zero: bool) -> Iterator[Console]:
     # A crash below Python (SIGSEGV, SIGABRT) would otherwise be visible in the log only.
     faulthandler.enable(file=streams[1])
     standard = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = RedactedStream(standard[0]), RedactedStream(standard[1])
+    sys.stdout, sys.stderr = _LogStream(standard[0]), _LogStream(standard[1])
     try:
         yield Console(streams[0], streams[1], is_rank_zero=is_rank_zero)
     finally:
         faulthandler.disable()
         if faults_shown:
             faulthandler.enable()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _finish(sys.stdout.flush)
+        _finish(sys.stderr.flush)
         sys.stdout, sys.stderr = standard
         # What C libraries hold in their own buffers would come out on the terminal later.
         ctypes.CDLL(None).fflush(None)
@@ -87,11 +87,32 @@ def output_to_log(path: Path, *, is_rank_zero: bool) -> Iterator[Console]:
         os.dup2(saved[1], 2)
         logging.captureWarnings(False)
         logging.getLogger().removeHandler(handler)
-        handler.close()
+        _finish(handler.close)
         for stream in streams:
             stream.close()
         for fd in saved:
             os.close(fd)
+
+
+def _finish(action: Callable[[], object]) -> None:
+    """Write the rest of a log; on a full disk the error that ends the run counts, not this one."""
+    with contextlib.suppress(OSError):
+        action()
+
+
+class _LogStream(RedactedStream):
+    """Standard output or error on its way to the log: a full disk must not end what prints."""
+
+    def write(self, text: str) -> int:
+        """Write what can be written, without the secrets in it."""
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be."""
+        with contextlib.suppress(OSError):
+            super().flush()
 
 
 def _start_log(path: Path) -> logging.Handler:

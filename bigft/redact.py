@@ -14,7 +14,7 @@ HIDDEN = "***"
 
 _ALWAYS = frozenset(
     "secret secrets password passwords passwd passphrase credential credentials apikey authtoken"
-    " accesstoken".split()
+    " accesstoken authorization".split()
 )
 _KEYS = frozenset("api access private secret auth encryption signing".split())
 # A token of text, not of access: `pad_token`, `decoder_start_token_id`, `per_token_loss`.
@@ -38,12 +38,15 @@ _VALUES = re.compile(
 )
 _BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=-]{16,}")
 # `git@` is a name that everybody has.
-_USER_INFO = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]*://)(?!git@)[^/\s@\"'?#]+@")
+_USER_INFO = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]*://)(?!git@)[^/\s\"'?#]+@")
 _QUERY = re.compile(r"([?&])([A-Za-z0-9_.-]+)=([^&\s#\"']+)")
 _QUERY_NAMES = frozenset(("x-amz-signature", "x-amz-security-token", "sig", "signature", "key"))
 # name=value, "name": "value", name: value; the name is judged by `is_secret_name`.
 _NAME = re.compile(r"(?<![A-Za-z0-9_.-])([A-Za-z_-][A-Za-z0-9_.-]*)([\"']?\s*[=:]\s*)")
-_VALUE = re.compile(r"""(?P<quote>["'])(?P<quoted>[^"'\n]*)(?P=quote)|(?P<plain>[^\s"',;}\])]+)""")
+_VALUE = re.compile(
+    r"""(?P<quote>["'])(?P<quoted>(?:\\.|(?!(?P=quote))[^\\\n])*)(?P=quote)"""
+    r"""|(?P<plain>[^\s"',;}\])]+)"""
+)
 _FLAG = re.compile(r"(?<!\S)(--?[A-Za-z][A-Za-z0-9_.-]*)(\s+)(?!-)(\S+)")
 _PLAIN = frozenset(("", "none", "null", "true", "false", "auto", HIDDEN))
 _MIN_KNOWN = 6

@@ -3,17 +3,19 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bigft.errors import CheckpointError
+from bigft.errors import CheckpointError, ConfigError
 from bigft.redact import redact_text
 from bigft.units import format_count
 
 # Weights and what describes them is written by us; a copied index would name missing files.
 _PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
 _LEFT_OUT = ("*.index.json", "bigft_export.json", "trainer_state.json", "manifest.json")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _TEMPLATE_FOLDER = "additional_chat_templates"
 
 
@@ -61,6 +63,49 @@ def read_config(assets: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: damaged: no JSON object")
     return config
+
+
+def check_config(assets: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that a configuration that somebody named can be that of these weights.
+
+    Sizes of the embedding and the number of layers are compared, where the configuration and the
+    names tell; transformers would fail on the result, or fill what is missing with random numbers.
+
+    Args:
+        assets: A folder, or a configuration alone.
+        shapes: Name -> shape of everything that is exported.
+
+    Raises:
+        ConfigError: It belongs to another model.
+    """
+    numbers = list(_find_numbers(read_config(assets)))
+    rows = {value for key, value in numbers if key.endswith("vocab_size")}
+    layers = [value for key, value in numbers if key == "num_hidden_layers"]
+    found = [int(match[1]) + 1 for name in shapes if (match := _LAYER.search(name))]
+    problems = []
+    for name, shape in shapes.items():
+        if not (rows and name.endswith(_EMBEDDINGS) and len(shape) == 2):
+            continue
+        if shape[0] not in rows:
+            wanted = " or ".join(f"{size:,}" for size in sorted(rows))
+            problems.append(f"{name} has {shape[0]:,} rows, its vocab_size is {wanted}")
+        if shape[1] not in {value for _, value in numbers}:
+            problems.append(f"{name} has {shape[1]:,} columns, a size that it does not have")
+    if found and layers and max(found) < min(layers):
+        problems.append(f"{max(found)} layers are here, its num_hidden_layers is {min(layers)}")
+    if problems:
+        raise ConfigError(
+            f"--model {assets}: belongs to another model than the checkpoint"
+            f" ({'; '.join(problems)}); give the one that was trained"
+        )
+
+
+def _find_numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _find_numbers(value)
+        elif type(value) is int:
+            yield key, value
 
 
 def write_model_card(folder: Path, facts: dict[str, Any], dtype: str, num_parameters: int) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bigft import __version__
-from bigft.checkpoint.assets import copy_assets, read_config, write_model_card
+from bigft.checkpoint.assets import check_config, copy_assets, read_config, write_model_card
 from bigft.checkpoint.cast import is_floating
 from bigft.checkpoint.files import sync
 from bigft.checkpoint.layout import Layout, SourceTensor
@@ -50,6 +50,8 @@ class Consolidated:
     """A finished export."""
 
     path: Path
+    source: Path
+    """Folder with the state files or DeepSpeed's files that were read."""
     parameters: int
     """Elements of the parameters; tied ones count once, buffers do not count."""
     bytes: int
@@ -113,6 +115,8 @@ def consolidate(
     layout = _read_layout(found.folder)
     export_dtype = layout.training_dtype if dtype == "auto" else dtype
     tensors = _select_tensors(layout, found)
+    if assets:
+        check_config(assets, {one.name: one.shape for one in tensors})
     files = plan_files([_plan_entry(one, export_dtype) for one in tensors], max_shard_bytes)
     num_parameters = sum(one.numel for one in layout.tensors if not one.is_buffer)
     try:
@@ -129,6 +133,7 @@ def consolidate(
         raise _explain(error, output) from error
     return Consolidated(
         path=output,
+        source=found.folder,
         parameters=num_parameters,
         bytes=sum(file.file_bytes for file in files),
         seconds=time.perf_counter() - started,

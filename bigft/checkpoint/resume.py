@@ -15,15 +15,20 @@ from bigft.checkpoint.manifest import (
 from bigft.distributed.collectives import broadcast_object, gather_errors, raise_first
 from bigft.errors import BigftError, CheckpointError, raise_together
 
-# What must be the same for the state to fit and the data order to go on: key in the manifest,
-# and the words for it. Ranks, ZeRO stage and offload may differ.
+# What must be the same for the state to fit and the data order to go on: key in the manifest, the
+# words for it, and the flags that set it. Ranks, ZeRO stage and offload may differ.
 _BOUND = {
-    "optimizer": "optimizer",
-    "parameters": "number of parameters",
-    "global_batch_size": "sequences per step",
-    "data": "data, tokenizer or their settings",
-    "seed": "seed",
+    "optimizer": ("optimizer", "--optim"),
+    "parameters": ("number of parameters", "--model"),
+    "global_batch_size": (
+        "sequences per step",
+        "--per_device_train_batch_size, --gradient_accumulation_steps",
+    ),
+    "data": ("data, tokenizer or their settings", "--data"),
+    "seed": ("seed", "--seed"),
 }
+_OF_DATA = ("data.", "task.", "model.")
+"""Beginnings of the settings that the digest of the data may depend on."""
 
 
 def find_resume(
@@ -46,8 +51,6 @@ def find_resume(
 
     Collective: every rank.
     """
-    if resume == "never":
-        return None, []
     candidates: list[Path] = []
     error: BigftError | None = None
     if rank == 0:
@@ -57,6 +60,8 @@ def find_resume(
             error = caught
     raise_first(error)
     candidates = broadcast_object(candidates)
+    if resume == "never":
+        return None, _warn_of(candidates)
     if resume == "auto":
         return choose_whole(
             candidates, lambda one: _verify(one, rank, world_size), is_rank_zero=rank == 0
@@ -68,6 +73,8 @@ def find_resume(
 
 
 def _list_candidates(resume: str, checkpoints: Path) -> list[Path]:
+    if resume == "never":
+        return find_candidates(checkpoints)
     if resume == "auto":
         clean_up(checkpoints)
         return find_candidates(checkpoints)
@@ -81,6 +88,16 @@ def _list_candidates(resume: str, checkpoints: Path) -> list[Path]:
         f"--resume {resume}: no committed checkpoint there; give a folder step_XXXXXXXX with a"
         " manifest.json, a run folder, or auto"
     )
+
+
+def _warn_of(earlier: list[Path]) -> list[str]:
+    if not earlier:
+        return []
+    names = ", ".join(path.name for path in earlier)
+    return [
+        f"warning: --resume never: {names} in {earlier[0].parent}: an earlier run's, and removed as"
+        " this one saves its own; give another --output_dir to keep them"
+    ]
 
 
 def _verify(folder: Path, rank: int, world_size: int) -> str | None:
@@ -107,7 +124,8 @@ def check_fits(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     manifest = read_manifest(folder)
     problems = [
         f"{words}: {manifest[key]!r} in the checkpoint, {facts[key]!r} now"
-        for key, words in _BOUND.items()
+        f" ({_explain_data(manifest, facts) if key == 'data' else flags})"
+        for key, (words, flags) in _BOUND.items()
         if key in manifest and key in facts and manifest[key] != facts[key]
     ]
     if problems:
@@ -118,3 +136,38 @@ def check_fits(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         )
         raise_together(CheckpointError, problems)
     return manifest
+
+
+def describe_changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    """Say what a run that fits does otherwise than the one that wrote a checkpoint.
+
+    Args:
+        manifest: Of the checkpoint.
+        facts: Of this run; `settings` and `versions` are compared.
+    """
+    found = {
+        "settings": _compare(manifest, facts, "settings"),
+        "versions": _compare(manifest, facts, "versions"),
+    }
+    return [
+        f"note: other {what} than in the checkpoint: {'; '.join(changes)}"
+        for what, changes in found.items()
+        if changes
+    ]
+
+
+def _explain_data(manifest: dict[str, Any], facts: dict[str, Any]) -> str:
+    changes = [text for text in _compare(manifest, facts, "settings") if text.startswith(_OF_DATA)]
+    # A digest alone helps nobody to find what it was.
+    return "; ".join(changes) or "the settings are the same: a file of them has changed"
+
+
+def _compare(manifest: dict[str, Any], facts: dict[str, Any], key: str) -> list[str]:
+    before, now = manifest.get(key), facts.get(key)
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return []  # Written before this was kept.
+    return [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]

@@ -98,7 +98,12 @@ def _check_ranks(shards: Shards) -> None:
             "host that wrote it, or use another checkpoint"
         )
     for rank, optim in shards.optims.items():
-        if rank >= world_size or _world_size(optim) != world_size:
+        if _world_size(optim) == world_size and rank >= world_size:
+            problems.append(
+                f"{shards.optim_paths[rank]}: {world_size} ranks wrote this checkpoint, so none has"
+                f" the number {rank}; remove the file if another checkpoint left it there"
+            )
+        elif _world_size(optim) != world_size:
             problems.append(
                 f"{shards.optim_paths[rank]}: written by {_world_size(optim)} ranks, rank {first}'s"
                 f" file by {world_size}; two checkpoints lie in one folder. Remove the older one"

@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint.manifest import MANIFEST_NAME, find_newest, read_manifest, verify_files
+from bigft.checkpoint.manifest import (
+    MANIFEST_NAME,
+    find_candidates,
+    find_newest,
+    read_manifest,
+    verify_files,
+)
 from bigft.errors import CheckpointError
 from bigft.files.paths import find_escape
 
@@ -47,13 +53,17 @@ def find_source(source: Path, *, is_digest_checked: bool = True) -> Source:
     # Before DeepSpeed's `latest`: a run's checkpoints/ has a file of that name too, as a hint.
     checkpoints = source / "checkpoints" if (source / "checkpoints").is_dir() else source
     if newest := find_newest(checkpoints):
-        logger.info("taking the newest committed checkpoint, %s", newest)
+        is_newest = newest == find_candidates(checkpoints)[0]
+        # What was left out has been said, and then what is taken instead is news.
+        level = logging.INFO if is_newest else logging.WARNING
+        logger.log(level, "taking the newest checkpoint that is whole, %s", newest)
         return _open_step(newest, is_digest_checked)
     if any(source.glob("*_model_states.pt")) or (source / "latest").is_file():
         return Source(_find_stock(source))
     raise CheckpointError(
         f"{source}: no committed checkpoint (a folder step_XXXXXXXX with {MANIFEST_NAME}) and no "
-        "DeepSpeed checkpoint (*_model_states.pt, or a file `latest`) in it"
+        "DeepSpeed checkpoint (*_model_states.pt, or a file `latest`) in it; give a run folder, a "
+        "checkpoint of one, or a folder that DeepSpeed wrote"
     )
 
 

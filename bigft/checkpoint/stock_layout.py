@@ -12,7 +12,7 @@ Stage 3 cuts every parameter into equal slices, `ceil(n / ranks)` elements each:
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,12 @@ def _read_layout(folder: Path) -> Layout:
     parameters = dict(found)
     if len(parameters) < len(found):
         raise CheckpointError(f"{folder}: a parameter is named twice; the files are damaged")
+    shared = model.get("shared_params") or {}
+    if stage == 1:
+        parameters |= _find_unlisted(model, {*parameters, *shared, *model["buffer_names"]})
     aliases = {
         alias: kept
-        for alias, kept in (model.get("shared_params") or {}).items()
+        for alias, kept in shared.items()
         # Empty parameters all have the address 0, so stages 1 and 2 call them tied.
         if alias not in parameters and kept in parameters
     }
@@ -238,6 +241,15 @@ def _find_frozen(shards: Shards, stage: int) -> Iterator[SourceTensor]:
         _check_length(shards, name, numel, slices)
         dtype = _find_fragment(shards, first, name).dtype
         yield SourceTensor(name, shape, tuple(slices), dtype)
+
+
+def _find_unlisted(model: dict[str, Any], listed: Container[str]) -> dict[str, SourceTensor]:
+    """Frozen parameters of stage 1: DeepSpeed lists them nowhere, but the module has them whole."""
+    return {
+        name: _whole_tensor(name, value)
+        for name, value in model["module"].items()
+        if name not in listed and isinstance(value, TensorRef) and value.numel
+    }
 
 
 def _find_fragment(shards: Shards, rank: int, name: str) -> TensorRef:

@@ -4,15 +4,20 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from bigft.checkpoint.manifest import MANIFEST_NAME
 from bigft.errors import CheckpointError, ConfigError
 
 MARKER_NAME = "bigft_export.json"
 """File that marks a folder as an export of bigft, which a later export may replace."""
+
+_PREVIOUS = ".partial-previous-"
+"""Between the name of an export and a process's number: what that process was replacing."""
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -33,6 +38,11 @@ def check_output(output: Path) -> None:
             )
     elif output.exists():
         raise ConfigError(f"{output}: is a file; choose another output folder")
+    if inside := next((path for path in output.parents if (path / MANIFEST_NAME).exists()), None):
+        raise ConfigError(
+            f"{output}: lies in the checkpoint {inside.name}, which would count as damaged with"
+            " other files in it; choose another output folder"
+        )
     existing = next(path for path in output.parents if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"{output}: {existing} cannot be written; choose another output folder")
@@ -54,6 +64,7 @@ def unfinished_folder(output: Path) -> Iterator[Path]:
     try:
         for leftover in partial.iterdir():
             _remove(leftover)
+        _clear_previous(output)
         yield partial
     finally:
         # Under that name may be another process's folder by now.
@@ -61,6 +72,15 @@ def unfinished_folder(output: Path) -> Iterator[Path]:
             if os.path.samestat(os.fstat(descriptor), os.lstat(partial)):
                 shutil.rmtree(partial, ignore_errors=True)
         os.close(descriptor)
+
+
+def _clear_previous(output: Path) -> None:
+    """Finish what a killed process began; the caller holds the lock, so that none is at it."""
+    for previous in output.parent.glob(f"{glob.escape(output.name)}{_PREVIOUS}*"):
+        if os.path.lexists(output):
+            shutil.rmtree(previous, ignore_errors=True)
+        else:
+            previous.rename(output)
 
 
 def _make_locked(partial: Path) -> int:
@@ -110,14 +130,15 @@ def swap_into_place(finished: Path, output: Path) -> None:
     if not output.exists() or not any(output.iterdir()):
         finished.replace(output)  # rename(2) replaces an empty folder
     else:
-        previous = output.with_name(f"{output.name}.old-{os.getpid()}")
+        previous = output.with_name(f"{output.name}{_PREVIOUS}{os.getpid()}")
         if _exchange(finished, output):
             finished.rename(previous)
         else:
             # Without renameat2 (some network file systems) the name is missing for a moment.
             output.rename(previous)
             finished.rename(output)
-        shutil.rmtree(previous)
+        # Another process may be removing it, too: that of the next export.
+        shutil.rmtree(previous, ignore_errors=True)
     descriptor = os.open(output.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

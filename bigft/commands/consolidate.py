@@ -26,7 +26,10 @@ def main(request: Request) -> None:
     source = _find_source(request, options, problems)
     max_shard_bytes = _read_size(options.max_shard_size, problems)
     assets = _find_assets(options.model, problems)
-    if options.output_dir is None and source and not (source / "checkpoints").is_dir():
+    if options.output_dir == "":
+        problems.append("--output_dir: empty; name a folder, or leave the flag out")
+    # A folder that is not there is no matter of this flag.
+    if options.output_dir is None and source and source.exists() and not _is_run(source):
         problems.append(
             f"--output_dir: required: {source} is no run folder, whose model/ would be meant"
         )
@@ -48,6 +51,9 @@ def main(request: Request) -> None:
 
 def _find_source(request: Request, options: ConsolidateOptions, problems: list[str]) -> Path | None:
     given = [*request.words, *([options.source] if options.source is not None else [])]
+    if given == [""]:
+        problems.append("RUN_OR_CHECKPOINT: empty; give a folder")
+        return None
     if len(given) == 1:
         return Path(given[0])
     problems.append(
@@ -57,6 +63,11 @@ def _find_source(request: Request, options: ConsolidateOptions, problems: list[s
         " --from with a folder that DeepSpeed wrote"
     )
     return None
+
+
+def _is_run(folder: Path) -> bool:
+    # `resolved` alone: the run has not saved yet.
+    return (folder / "checkpoints").is_dir() or (folder / "resolved").is_dir()
 
 
 def _read_size(text: str, problems: list[str]) -> int:
@@ -121,6 +132,7 @@ def _format_text(result: Consolidated) -> str:
 def _format_json(result: Consolidated) -> str:
     facts = {
         "path": str(result.path),
+        "source": str(result.source),
         "parameters": result.parameters,
         "bytes": result.bytes,
         "seconds": round(result.seconds, 3),

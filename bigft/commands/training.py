@@ -1,6 +1,7 @@
 """The straight line of a training run, from settings to a committed checkpoint."""
 
 import gc
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from bigft.models.tokenizer import adopt_special_tokens, load_tokenizer
 from bigft.monitor.events import Events
 from bigft.monitor.sinks import build_sinks
 from bigft.redact import redact_value
+from bigft.run.record import record
 from bigft.run.resolve import Resolved
 from bigft.tasks.packing import check_packing
 from bigft.tasks.task import build_task
@@ -114,9 +116,13 @@ def train(
 
         # --- Resume ---
         bound = bound_facts(resolved, world, optimizer, model, data)
-        state = restore(engine, resumed, bound)
+        state = restore(engine, resumed, bound, console)
         if resumed is not None:
-            console.say(f"resumed from {resumed.name}, {total_steps - state.step} steps to go")
+            with errors_shared():
+                if world.is_rank_zero:
+                    record(resolved, os.environ, folder)
+            left = max(0, total_steps - state.step)
+            console.say(f"resumed from {resumed.name}, {left} steps to go")
 
         # --- Train ---
         with errors_shared():
@@ -132,6 +138,7 @@ def train(
                 project=run.monitor.project,
                 settings=redact_value(run.model_dump()),
                 is_rank_zero=world.is_rank_zero,
+                tell=console.say,
             )
         reserve_swap(engine, optimizer)
         rendezvous = Rendezvous(guards.signals, world.device)

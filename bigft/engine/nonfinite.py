@@ -3,7 +3,8 @@
 DeepSpeed 0.19.8 skips a step whose global gradient norm is not finite, on all ranks alike, under
 ZeRO stages 1 to 3 and for 16-bit models at stage 0. Three ways lead around that, and are closed
 here: a loss that is not finite with gradients that are, a plain optimizer (stage 0 in fp32), and
-two switches of its JSON.
+two switches of its JSON. And one way leads from there to nowhere: stages 1 and 2 with the optimizer
+in host memory and fp32 accumulation keep the broken gradients and add all later ones to them.
 """
 
 import math
@@ -35,6 +36,21 @@ def guard(wrapped: Any) -> None:
     elif hasattr(outer, "check_grad_overflow") and not _judges_norm(outer):
         # bf16.check_grad_overflow or zero_optimization.compute_grad_norm is false.
         outer.check_grad_overflow = True
+    if getattr(outer, "cpu_offload", False) and hasattr(outer, "averaged_gradients"):
+        _forget_skipped(outer)
+
+
+def _forget_skipped(outer: Any) -> None:
+    """Let go of the accumulated gradients also after a step that was skipped."""
+    reset = outer.reset_cpu_buffers
+
+    def reset_all() -> None:
+        reset()
+        # After a step that went through they are gone already.
+        for group in outer.averaged_gradients:
+            outer.averaged_gradients[group] = None
+
+    outer.reset_cpu_buffers = reset_all
 
 
 def _judges_norm(outer: Any) -> bool:

@@ -1,12 +1,18 @@
 """Where numbers go: a file of JSON lines always, trackers by choice."""
 
 import json
+import logging
 import math
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from bigft.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 Numbers = dict[str, float | int | None]
 
@@ -25,7 +31,9 @@ class JsonLines:
     """`metrics.jsonl`: one object per logged step or evaluation, readable while it grows."""
 
     def __init__(self, path: Path) -> None:
-        """Append to `path`."""
+        """Append to `path`; a line that a crash or a full disk cut off is removed first."""
+        if path.is_file():
+            _drop_torn_line(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, row: Numbers) -> None:
@@ -35,6 +43,21 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _drop_torn_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 4096)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)
 
 
 def _finite(value: float | int | None) -> float | int | None:
@@ -114,11 +137,21 @@ def _import_extra(name: str) -> Any:
 
 
 class Sinks:
-    """All sinks of a run as one; nothing happens off rank 0."""
+    """All sinks of a run as one; nothing happens off rank 0.
 
-    def __init__(self, sinks: list[Sink]) -> None:
-        """Hold the sinks; an empty list off rank 0."""
+    A full disk or a lost network does not end a run: its numbers are worth less than its weights.
+    """
+
+    def __init__(self, sinks: list[Sink], tell: Callable[[str], None] = logger.warning) -> None:
+        """Hold the sinks; an empty list off rank 0.
+
+        Args:
+            sinks: Where rows go.
+            tell: Shows a line, once for each sink that begins to fail.
+        """
         self._sinks = sinks
+        self._tell = tell
+        self._failing: set[int] = set()
 
     def __enter__(self) -> "Sinks":
         """Return itself."""
@@ -132,16 +165,35 @@ class Sinks:
     ) -> None:
         """Close every sink, also after an error."""
         for sink in self._sinks:
-            sink.close()
+            self._try(sink, sink.close, "at the end")
 
     def write(self, row: Numbers) -> None:
         """Hand one row to every sink."""
         for sink in self._sinks:
-            sink.write(row)
+            self._try(sink, partial(sink.write, row), f"from step {row['step']} on")
+
+    def _try(self, sink: Sink, action: Callable[[], None], when: str) -> None:
+        try:
+            action()
+            self._failing.discard(id(sink))
+        except OSError as error:
+            if id(sink) not in self._failing:
+                self._failing.add(id(sink))
+                name = "metrics.jsonl" if isinstance(sink, JsonLines) else type(sink).__name__
+                self._tell(
+                    f"warning: {name}: numbers {when} may be missing"
+                    f" ({error.strerror or error}); training goes on"
+                )
 
 
 def build_sinks(
-    names: list[str], folder: Path, *, project: str, settings: dict[str, Any], is_rank_zero: bool
+    names: list[str],
+    folder: Path,
+    *,
+    project: str,
+    settings: dict[str, Any],
+    is_rank_zero: bool,
+    tell: Callable[[str], None] = logger.warning,
 ) -> Sinks:
     """Open `metrics.jsonl` and the sinks that were asked for, on rank 0 only."""
     if not is_rank_zero:
@@ -153,4 +205,4 @@ def build_sinks(
         sinks.append(WandB(project, folder, settings))
     if "mlflow" in names:
         sinks.append(MLflow(project, folder, settings))
-    return Sinks(sinks)
+    return Sinks(sinks, tell)

@@ -13,19 +13,27 @@ def keep_global_batch(resolved: Resolved, saved: dict[str, Any], world_size: int
     """Divide the global batch of a checkpoint among the ranks of this run.
 
     Sequences per rank and accumulation follow from the number of ranks; what a step learns from
-    does not. With as many ranks as before nothing is changed: another batch is a setting then.
+    does not. With as many ranks as before another batch is a setting that was changed, unless the
+    run before this one had its batch from here, for the same settings.
 
     Args:
         resolved: The settings of this run.
         saved: The checkpoint's manifest.
         world_size: Ranks of this run.
 
+    Returns:
+        The settings with that batch, and the one that was asked for.
+
     Raises:
         CheckpointError: The batch cannot be divided by this number of ranks.
     """
     before, wanted = saved.get("world_size"), saved.get("global_batch_size")
     ds = resolved.ds
-    if before in (None, world_size) or wanted in (None, ds["train_batch_size"]):
+    asked = ds[_MICRO], ds[_ACCUMULATED]
+    is_asked_again = saved.get("asked_batch") == list(asked)
+    if before is None or (before == world_size and not is_asked_again):
+        return resolved
+    if wanted in (None, ds["train_batch_size"]):
         return resolved
     share, rest = divmod(int(wanted), world_size)
     if rest or not share:
@@ -35,9 +43,27 @@ def keep_global_batch(resolved: Resolved, saved: dict[str, Any], world_size: int
             f" which {world_size} ranks cannot share evenly; use {', '.join(fitting[:8])} ranks"
         )
     micro = max(n for n in range(1, min(ds[_MICRO], share) + 1) if share % n == 0)
-    changed = {**ds, _MICRO: micro, _ACCUMULATED: share // micro, "train_batch_size": wanted}
     line = (
         f"{before} rank(s) before, {world_size} now: {micro} sequence(s) per rank and"
         f" {share // micro} accumulated keep the {wanted} sequences per step"
     )
-    return replace(resolved, ds=changed, announced=[*resolved.announced, line])
+    changed = _with_batch(resolved, micro, share // micro, wanted)
+    return replace(changed, asked_batch=asked, announced=[*resolved.announced, line])
+
+
+def _with_batch(resolved: Resolved, micro: int, accumulated: int, total: int) -> Resolved:
+    """Change the JSON and the Run, which have to agree: `resolved/` repeats the run."""
+    ds = {_MICRO: micro, _ACCUMULATED: accumulated, "train_batch_size": total}
+    trainer = {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulated,
+    }
+    section = resolved.run.trainer.model_copy(update=trainer)
+    paths = [*(f"ds.{name}" for name in ds), *(f"trainer.{name}" for name in trainer)]
+    why = f"derived: the checkpoint's {total} sequences per step"
+    return replace(
+        resolved,
+        run=resolved.run.model_copy(update={"trainer": section}),
+        ds={**resolved.ds, **ds},
+        origin={**resolved.origin, **dict.fromkeys(paths, why)},
+    )

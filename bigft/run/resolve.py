@@ -65,6 +65,9 @@ class Resolved:
     config: str
     """Path of the DeepSpeed JSON; "" when `explain` resolved without one."""
 
+    asked_batch: tuple[int, int] | None = None
+    """Sequences per rank and accumulation that were asked for, where a resume has changed them."""
+
 
 def resolve(request: Request, environ: Mapping[str, str], *, needs_config: bool = True) -> Resolved:
     """Decide every setting of a run.

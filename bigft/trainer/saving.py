@@ -22,7 +22,7 @@ class Saver:
     def __init__(
         self,
         save: Save,
-        wait: Callable[[], None],
+        wait: Callable[[], Path | None],
         save_steps: int,
         rendezvous: Rendezvous,
         tell: Tell,
@@ -31,9 +31,9 @@ class Saver:
         """Take what is needed.
 
         Args:
-            save: Writes and commits one checkpoint; fails with a `CheckpointError`, and then on
-                all ranks alike. It may go on in the background.
-            wait: Returns, or fails, when it is done.
+            save: Writes and commits one checkpoint and returns its folder, or None when it goes on
+                in the background; fails with a `CheckpointError`, and then on all ranks alike.
+            wait: Returns, or fails, when what went on is done; None when nothing did.
             save_steps: Steps between checkpoints; 0 saves only at the end.
             rendezvous: Knows of requests to stop.
             tell: Shows a line.
@@ -46,6 +46,7 @@ class Saver:
         self._tell = tell
         self._events = events
         self._failed_in_a_row = 0
+        self._begun = 0
 
     def started(self, state: State, total_steps: int) -> None:
         """Learn where the end is."""
@@ -58,30 +59,53 @@ class Saver:
             CheckpointError: It failed, and this was the last chance: the run ends here, or it was
                 the third failure in a row.
         """
-        stop = self._rendezvous.stop
-        if stop is None and not is_due(state.step, self._save_steps, self._total_steps):
+        is_last = self._rendezvous.stop is not None or state.step == self._total_steps
+        if not is_last and not is_due(state.step, self._save_steps, self._total_steps):
             return
+        self._collect(is_last)
+        self._begun = state.step
         try:
-            self._save(state)
-            if stop is not None or state.step == self._total_steps:
-                self._wait()
-            self._failed_in_a_row = 0
+            committed = self._save(state)
+            if is_last:
+                committed = self._wait() or committed
         except CheckpointError as error:
-            self._failed_in_a_row += 1
-            self._events.write(state.step, "save_failed", error=str(error))
-            self._decide(state, error)
+            self._count(error)
+            self._decide(error)
+        else:
+            if committed is not None:
+                self._failed_in_a_row = 0
 
-    def _decide(self, state: State, error: CheckpointError) -> None:
+    def _collect(self, is_last: bool) -> None:
+        """Hear how the save in the background went; what comes next is saved all the same."""
+        try:
+            if self._wait() is not None:
+                self._failed_in_a_row = 0
+        except CheckpointError as error:
+            self._count(error)
+            if is_last:
+                self._tell(f"warning: step {self._begun} is not saved: {error}")
+            else:
+                self._give_up_or_go_on(error)
+
+    def _count(self, error: CheckpointError) -> None:
+        self._failed_in_a_row += 1
+        self._events.write(self._begun, "save_failed", error=str(error))
+
+    def _decide(self, error: CheckpointError) -> None:
         """End the run, or let it go on without this checkpoint."""
-        stop, failed = self._rendezvous.stop, self._failed_in_a_row
+        stop = self._rendezvous.stop
         if stop is not None:
-            raise _explain(error, f"the run was stopped by {stop} at step {state.step}") from error
-        if state.step == self._total_steps:
+            raise _explain(error, f"the run was stopped by {stop} at step {self._begun}") from error
+        if self._begun == self._total_steps:
             raise error
+        self._give_up_or_go_on(error)
+
+    def _give_up_or_go_on(self, error: CheckpointError) -> None:
+        failed = self._failed_in_a_row
         if failed == _MAX_FAILED_IN_A_ROW:
             raise _explain(error, f"{failed} saves in a row have failed") from error
         self._tell(
-            f"warning: step {state.step} is not saved: {error}. Training goes on, and stops when"
+            f"warning: step {self._begun} is not saved: {error}. Training goes on, and stops when"
             f" {_MAX_FAILED_IN_A_ROW} saves in a row have failed (this was number {failed})"
         )
 

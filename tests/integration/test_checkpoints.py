@@ -136,22 +136,26 @@ def test_another_run_cannot_continue_and_hears_every_difference(
     one_rank, shared_folder, tmp_path, finished
 ):
     make_messages(tmp_path / "other.jsonl", seed=7)
+    run = shutil.copytree(finished, tmp_path / "run")
+    recorded = (run / "resolved/run.yaml").read_text()
     settings = _settings(
         shared_folder,
         data=tmp_path / "other.jsonl",
         optim="adamw_8bit",
         seed=3,
-        resume=finished,
     )
-    kind, text, code = one_rank.run("runs:try_train", settings, str(tmp_path / "run"), ZERO3)[0]
+    kind, text, code = one_rank.run("runs:try_train", settings, str(run), ZERO3)[0]
     assert (kind, code) == ("CheckpointError", 5)
     for difference in (
         "data, tokenizer",
         "optimizer: 'adamw' in the checkpoint, 'adamw_8bit' now",
         "seed: 42",
+        f"data.train was '{shared_folder}/chat.jsonl', is '{tmp_path}/other.jsonl'",
     ):
         assert difference in text
     assert "--resume never" in text
+    # The repair names these settings: a refused start must not replace them with its own.
+    assert (run / "resolved/run.yaml").read_text() == recorded
 
 
 def test_resume_of_a_finished_run_only_exports(two_ranks, shared_folder, tmp_path, finished):
@@ -193,6 +197,7 @@ def test_new_start_in_an_old_folder_is_what_counts(two_ranks, shared_folder, tmp
     settings["checkpoint.keep_last"] = 1
     result = two_ranks.run("runs:train", settings, str(run), ZERO3)[0]
     assert result["checkpoint"].endswith("step_00000002")
+    assert "warning: --resume never: step_00000004, step_00000002 in" in result["said"]
     old = load_file(finished / "model/model.safetensors")
     assert not torch.equal(
         load_file(run / "model/model.safetensors")["model.norm.weight"], old["model.norm.weight"]

@@ -72,7 +72,7 @@ DTYPES = {
 }
 # fp16 begins with a loss scale that overflows a few times by itself.
 CALM_FP16 = {"ds.fp16.initial_scale_power": 4}
-ALWAYS = {("0", "fp32"), ("1", "bf16"), ("2_offload", "fp32"), ("3", "bf16"), ("3_nvme", "bf16")}
+ALWAYS = {("0", "fp32"), ("1", "bf16"), ("2_offload", "bf16"), ("3", "bf16"), ("3_nvme", "bf16")}
 
 
 @pytest.mark.parametrize(

@@ -112,3 +112,21 @@ def test_crash_below_python_reaches_the_terminal(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert done.returncode < 0
     assert "Segmentation fault" in done.stderr
+
+
+def test_a_full_disk_does_not_end_what_prints(tmp_path):
+    """In a process of its own: pytest replaces the standard streams."""
+    code = (
+        "import logging, sys\n"
+        "from pathlib import Path\n"
+        "from bigft.log import output_to_log\n"
+        "with output_to_log(Path(sys.argv[1]), is_rank_zero=True) as console:\n"
+        "    print('x' * 100_000, flush=True)\n"
+        "    logging.getLogger().warning('y' * 100_000)\n"
+        "    console.say('heard')\n"
+        "print('went on')\n"
+    )
+    (tmp_path / "rank_00.log").symlink_to("/dev/full")
+    command = [sys.executable, "-c", code, str(tmp_path / "rank_00.log")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "heard\n")

@@ -1,11 +1,14 @@
 """The checkpoints of a run, and what they are bound to."""
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bigft import __version__
 from bigft.checkpoint.manifest import find_candidates
 from bigft.checkpoint.save import Checkpoints
+from bigft.config.deepspeed import leaves
 from bigft.data.build import Data
 from bigft.distributed.world import World
 from bigft.engine.engine import Engine
@@ -13,25 +16,55 @@ from bigft.errors import PlanError
 from bigft.log import Console
 from bigft.models.load import LoadedModel, count_parameters
 from bigft.optim.build import OptimizerPlan
+from bigft.redact import redact_value
 from bigft.run.resolve import Resolved
 from bigft.run.settings import Run
 from bigft.trainer.state import State
 from bigft.units import format_bytes
+
+_LEARNS_BY = {"model", "data", "task", "optim", "trainer"}
+_BOUND_OTHERWISE = (
+    "trainer.seed",
+    "trainer.per_device_train_batch_size",
+    "trainer.gradient_accumulation_steps",
+)
+_PACKAGES = ("torch", "deepspeed", "transformers")
 
 
 def bound_facts(
     resolved: Resolved, world: World, optimizer: OptimizerPlan, model: LoadedModel, data: Data
 ) -> dict[str, Any]:
     """What a checkpoint of this run is bound to; a resume compares it."""
+    ds = resolved.ds
+    batch = ds["train_micro_batch_size_per_gpu"], ds["gradient_accumulation_steps"]
     return {
         "model": resolved.run.model.name,
         "world_size": world.size,
-        "zero_stage": resolved.ds["zero_optimization"]["stage"],
+        "zero_stage": ds["zero_optimization"]["stage"],
         "optimizer": optimizer.rule,
         "parameters": count_parameters(model.module),
-        "global_batch_size": resolved.ds["train_batch_size"],
+        "global_batch_size": ds["train_batch_size"],
+        "asked_batch": list(resolved.asked_batch or batch),
         "data": data.info["digest"],
         "seed": resolved.run.trainer.seed,
+        "settings": _describe_settings(resolved),
+        "versions": {"bigft": __version__, **{name: version(name) for name in _PACKAGES}},
+    }
+
+
+def _describe_settings(resolved: Resolved) -> dict[str, Any]:
+    """What a run learns by: dotted path -> value, without secrets."""
+    run = resolved.run.model_dump(mode="json", include=_LEARNS_BY)
+    settings = dict(leaves(redact_value(run)))
+    ds = {
+        f"ds.{name}": value
+        for name, value in leaves(redact_value(resolved.ds))
+        if name == "gradient_clipping" or name.endswith("16.enabled")
+    }
+    return {
+        name: value
+        for name, value in {**settings, **ds}.items()
+        if name not in _BOUND_OTHERWISE and not name.startswith("data.loading.")
     }
 
 
@@ -83,15 +116,24 @@ class RunCheckpoints:
         self.newest = self._writer.save(state.step, facts)
         return self.newest
 
-    def wait(self) -> None:
-        """Wait for the save in the background. Collective: every rank."""
-        self.newest = self._writer.wait() or self.newest
+    def wait(self) -> Path | None:
+        """Wait for the save in the background, if there is one. Collective: every rank.
+
+        Returns:
+            The folder that it committed.
+        """
+        committed = self._writer.wait()
+        self.newest = committed or self.newest
+        return committed
 
     def _write_assets(self, folder: Path) -> None:
         self._tokenizer.save_pretrained(folder)
         config = type(self._module.config).from_dict(self._module.config.to_dict())
         # Training runs without a key-value cache; the model that users load wants one.
         config.get_text_config().use_cache = True
+        # As transformers does: other programs choose their code by it, and a model that was built
+        # from a bare config.json lacks it.
+        config.architectures = [type(self._module).__name__]
         config.save_pretrained(folder)
         if getattr(self._module, "generation_config", None) is not None:
             self._module.generation_config.save_pretrained(folder)

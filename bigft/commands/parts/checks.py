@@ -46,7 +46,8 @@ def check_first(
             uses_cpu_adam=optimizer.class_name == "DeepSpeedCPUAdam",
         )
         check_build_tools(operators)
-        if world.is_rank_zero:
+        # A run that goes on may still be refused: until then `resolved/` is the first run's.
+        if world.is_rank_zero and resumed is None:
             record(resolved, os.environ, folder)
     announce(resolved, optimizer, world, folder, console)
     with local_rank_zero_first(world):

@@ -3,15 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint.resume import check_fits
+from bigft.checkpoint.resume import check_fits, describe_changes
 from bigft.checkpoint.state.load import load_state
 from bigft.distributed.collectives import errors_shared
 from bigft.engine.engine import Engine
+from bigft.log import Console
 from bigft.trainer.state import State
 
 
-def restore(engine: Engine, checkpoint: Path | None, bound: dict[str, Any]) -> State:
+def restore(
+    engine: Engine, checkpoint: Path | None, bound: dict[str, Any], console: Console
+) -> State:
     """Fill the engine from a checkpoint, if there is one, and return the counters of its run.
+
+    What is otherwise than in that run, and may be, is said.
 
     Raises:
         CheckpointError: It does not fit this run.
@@ -24,4 +29,6 @@ def restore(engine: Engine, checkpoint: Path | None, bound: dict[str, Any]) -> S
         manifest = check_fits(checkpoint, bound)
     with errors_shared():
         load_state(engine.deepspeed, checkpoint)
+    for note in describe_changes(manifest, bound):
+        console.say(note)
     return State.from_dict(manifest["state"])

@@ -14,7 +14,8 @@ from zero_files import write_zero_checkpoint
 
 from bigft.checkpoint import consolidate as module
 from bigft.checkpoint.consolidate import consolidate
-from bigft.checkpoint.manifest import write_manifest
+from bigft.checkpoint.manifest import read_manifest, write_manifest
+from bigft.checkpoint.swap import unfinished_folder
 from bigft.errors import CheckpointError, ConfigError
 
 Weights = dict[str, torch.Tensor]
@@ -194,6 +195,33 @@ def test_newest_committed_checkpoint_of_a_run_is_taken(
         consolidate(damaged, tmp_path / "out")
 
 
+def test_export_into_a_checkpoint_is_refused(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, weights: Weights
+) -> None:
+    """Files that its manifest does not list would make it count as damaged."""
+    step = make_step(tmp_path / "run", 5, write_checkpoint, weights)
+    for place in (step / "model", step / "hf" / "model"):
+        with pytest.raises(ConfigError, match="lies in the checkpoint step_00000005"):
+            consolidate(step, place)
+    assert read_manifest(step)["step"] == 5
+
+
+def test_what_is_taken_instead_of_a_damaged_checkpoint_is_said(
+    tmp_path: Path,
+    write_checkpoint: WriteCheckpoint,
+    weights: Weights,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole = make_step(tmp_path / "run", 5, write_checkpoint, weights)
+    damaged = make_step(tmp_path / "run", 7, write_checkpoint, weights)
+    os.truncate(damaged / "hf" / "tokenizer.json", 0)
+    result = consolidate(tmp_path / "run", tmp_path / "out")
+    assert result.source == whole / "shards"
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "tokenizer.json" in said[0]
+    assert said[-1].endswith(str(whole))
+
+
 def test_assets_and_model_card_come_along(
     tmp_path: Path, write_checkpoint: WriteCheckpoint, weights: Weights
 ) -> None:
@@ -298,6 +326,21 @@ def test_replacing_works_without_renameat2(
     monkeypatch.setattr("bigft.checkpoint.swap._exchange", lambda one, other: False)
     consolidate(shards, tmp_path / "out", dtype="bfloat16")
     assert json.loads((tmp_path / "out" / "bigft_export.json").read_text())["dtype"] == "bfloat16"
+    assert names_beside(tmp_path) == {"shards", "out"}
+
+
+def test_export_that_a_killed_process_was_replacing_is_cleared_or_comes_back(
+    tmp_path: Path, shards: Path
+) -> None:
+    out, previous = tmp_path / "out", tmp_path / "out.partial-previous-4711"
+    consolidate(shards, previous, dtype="float32")
+    # Killed between the two renames of a file system that cannot exchange names.
+    with unfinished_folder(out):
+        assert (out / "model.safetensors").is_file()
+    assert names_beside(tmp_path) == {"shards", "out"}
+    # Killed while it removed what it had replaced.
+    consolidate(shards, previous)
+    consolidate(shards, out)
     assert names_beside(tmp_path) == {"shards", "out"}
 
 
@@ -449,6 +492,29 @@ def test_files_have_the_permissions_of_the_users_umask(
     for path in out.rglob("*"):
         wanted = (0o777 if path.is_dir() else 0o666) & ~mask
         assert path.stat().st_mode & 0o777 == wanted, path
+
+
+def test_configuration_of_another_model_is_refused(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint
+) -> None:
+    names = ("model.embed_tokens.weight", *(f"model.layers.{i}.w" for i in range(2)))
+    source = write_checkpoint(tmp_path / "shards", {name: torch.ones(12, 4) for name in names})
+    right = {"vocab_size": 12, "hidden_size": 4, "num_hidden_layers": 2}
+    for number, (wrong, words) in enumerate(
+        [
+            ({"vocab_size": 1000}, "has 12 rows, its vocab_size is 1,000"),
+            ({"text_config": {**right, "hidden_size": 8}}, "has 4 columns"),
+            ({"num_hidden_layers": 3}, "2 layers are here, its num_hidden_layers is 3"),
+        ]
+    ):
+        facts = wrong if "text_config" in wrong else {**right, **wrong}
+        assets = make_assets(tmp_path / f"other-{number}", **facts)
+        with pytest.raises(ConfigError, match=words):
+            consolidate(source, tmp_path / "out", assets=assets)
+        assert not (tmp_path / "out").exists()
+    for number, fitting in enumerate([right, {"text_config": right}, {}]):
+        assets = make_assets(tmp_path / f"fitting-{number}", **fitting)
+        consolidate(source, tmp_path / "out", assets=assets)
 
 
 def test_config_without_config_json_is_refused(tmp_path: Path, shards: Path) -> None:

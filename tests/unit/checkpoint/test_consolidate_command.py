@@ -15,7 +15,7 @@ import torch
 
 from bigft.cli import parse
 from bigft.commands.consolidate import main
-from bigft.errors import ConfigError
+from bigft.errors import CheckpointError, ConfigError
 
 
 def run_consolidate(source: str, output_dir: str, **options: str) -> None:
@@ -30,9 +30,10 @@ def test_json_is_one_object_with_the_keys_of_the_contract(
     run_consolidate(str(tmp_path / "shards"), str(tmp_path / "out"), json="true")
     facts = json.loads(capsys.readouterr().out)
     contract = {"path", "parameters", "bytes", "seconds", "peak_rss_bytes", "verified"}
-    assert set(facts) == {*contract, "reread"}
+    assert set(facts) == {*contract, "reread", "source"}
     assert facts["reread"] is False
     assert facts["path"] == str(tmp_path / "out")
+    assert facts["source"] == str(tmp_path / "shards")
     assert facts["parameters"] == 9
     assert facts["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
     assert facts["peak_rss_bytes"] > 10**6
@@ -67,6 +68,22 @@ def test_all_wrong_values_are_reported_together(tmp_path: Path) -> None:
         assert word in text
     with pytest.raises(ConfigError, match="int4"):
         main(parse(["consolidate", str(tmp_path), "--output_dir=x", "--dtype=int4"]))
+
+
+def test_missing_folder_is_what_is_complained_about(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        main(parse(["consolidate", str(tmp_path / "gone")]))
+    (tmp_path / "run" / "resolved").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no committed checkpoint"):
+        main(parse(["consolidate", str(tmp_path / "run")]))
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "resolved"]
+
+
+def test_empty_words_are_no_folders(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--output_dir: empty"):
+        run_consolidate(str(tmp_path), "")
+    with pytest.raises(ConfigError, match="RUN_OR_CHECKPOINT: empty"):
+        run_consolidate("", str(tmp_path / "out"))
 
 
 def test_shard_size_of_zero_is_refused(tmp_path: Path) -> None:

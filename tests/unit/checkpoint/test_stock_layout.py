@@ -240,6 +240,29 @@ def test_frozen_parameters_are_joined_from_all_ranks(
         read_stock_layout(tmp_path)
 
 
+def test_file_of_a_rank_too_many_is_named(
+    tmp_path: Path, write_checkpoint: Callable[..., Path], weights: Weights
+) -> None:
+    write_checkpoint(tmp_path, weights)
+    name = "bf16_zero_pp_rank_{}_mp_rank_00_optim_states.pt"
+    (tmp_path / name.format(2)).write_bytes((tmp_path / name.format(1)).read_bytes())
+    with pytest.raises(CheckpointError, match="2 ranks wrote this checkpoint, so none has the num"):
+        read_stock_layout(tmp_path)
+
+
+def test_frozen_parameters_of_stage_1_are_in_the_module_alone(
+    tmp_path: Path, write_checkpoint: Callable[..., Path], weights: Weights
+) -> None:
+    """DeepSpeed lists them from stage 2 on, and its own converter leaves them out."""
+    frozen = torch.arange(5.0)
+    module = {"frozen": frozen, "alias": frozen, **{name: torch.empty(0) for name in weights}}
+    model = {"module": module, "shared_params": {"alias": "frozen"}}
+    layout = read_stock_layout(write_checkpoint(tmp_path, weights, stage=1, model=model))
+    assert set(read_all(layout)) == {"frozen", *weights}
+    assert np.array_equal(read_all(layout)["frozen"], frozen.numpy())
+    assert layout.aliases == {"alias": "frozen"}
+
+
 def test_frozen_parameters_left_out_on_saving_are_named(
     tmp_path: Path, write_checkpoint: Callable[..., Path], weights: Weights
 ) -> None:

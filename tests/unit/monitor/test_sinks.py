@@ -6,6 +6,7 @@ import json
 import pytest
 
 from bigft.errors import ConfigError
+from bigft.monitor.events import Events
 from bigft.monitor.sinks import JsonLines, TensorBoard, build_sinks
 
 ROWS = [
@@ -19,6 +20,33 @@ def _open(folder, names=(), *, is_rank_zero=True):
     return build_sinks(
         list(names), folder, project="p", settings={"a": 1}, is_rank_zero=is_rank_zero
     )
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2, "lo', "x" * 10_000, ""])
+def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path, torn):
+    file = tmp_path / "metrics.jsonl"
+    for whole in ("", '{"step": 1}\n'):
+        file.write_text(whole + torn)
+        sink = JsonLines(file)
+        sink.write({"step": 2})
+        sink.close()
+        assert file.read_text() == whole + '{"step": 2}\n'
+
+
+def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    said = []
+    with build_sinks(
+        [], tmp_path, project="p", settings={}, is_rank_zero=True, tell=said.append
+    ) as sinks:
+        for row in ROWS:
+            sinks.write(row)
+        Events(tmp_path / "events.jsonl").write(1, "skipped", rows=["a:1"])
+    assert said == [
+        "warning: metrics.jsonl: numbers from step 1 on may be missing (No space left on device);"
+        " training goes on"
+    ]
 
 
 def _write_and_fail(sinks):

@@ -113,8 +113,9 @@ class _Disk:
         self.saved.append(state.step)
         return Path()
 
-    def wait(self) -> None:
+    def wait(self) -> Path | None:
         """Do nothing: every save is done when `save` returns."""
+        return None
 
     def run(self, save_steps: int, total_steps: int) -> None:
         """Let a saver hear of all steps."""
@@ -137,6 +138,49 @@ class _Disk:
 
     def failed_steps(self) -> list[int]:
         return [json.loads(line)["step"] for line in self._file.read_text().splitlines()]
+
+
+class _SlowDisk(_Disk):
+    """One that says only when it is asked again how a save went."""
+
+    _running: State | None = None
+
+    def save(self, state: State) -> None:
+        assert self._running is None
+        self._running = state
+
+    def wait(self) -> Path | None:
+        state, self._running = self._running, None
+        return super().save(state) if state is not None else None
+
+
+def test_failed_saves_in_the_background_are_counted(tmp_path):
+    disk = _SlowDisk(tmp_path, {4, 6, 8})
+    with pytest.raises(CheckpointError, match="3 saves in a row have failed"):
+        disk.run(2, 20)
+    assert disk.saved == [2]
+    assert disk.failed_steps() == [4, 6, 8]
+
+
+def test_a_save_is_not_left_out_because_the_one_before_it_failed(tmp_path):
+    disk = _SlowDisk(tmp_path, {1, 2, 4})
+    disk.run(1, 5)
+    assert disk.saved == [3, 5]
+    assert [line.split(" is not saved")[0] for line in disk.said] == [
+        f"warning: step {step}" for step in (1, 2, 4)
+    ]
+
+
+def test_a_stop_is_saved_also_when_the_save_before_it_failed(tmp_path):
+    class Stopped(_SlowDisk):
+        def save(self, state: State) -> None:
+            super().save(state)
+            self.signals.request("SIGTERM")
+
+    disk = Stopped(tmp_path, {1})
+    disk.run(1, 20)
+    assert disk.saved == [2]
+    assert disk.failed_steps() == [1]
 
 
 def test_saver_saves_when_due_and_at_the_end(tmp_path):
