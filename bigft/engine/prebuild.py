@@ -1,7 +1,7 @@
 """Build DeepSpeed's host operators, and ours, once: `python -m bigft.engine.prebuild`.
 
-DeepSpeed's take a minute or two each; afterwards they come from the cache (TORCH_EXTENSIONS_DIR, default
-~/.cache/torch_extensions).
+DeepSpeed's take a minute or two each; afterwards they come from the cache (TORCH_EXTENSIONS_DIR,
+default ~/.cache/torch_extensions).
 """
 
 import sys
