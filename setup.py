@@ -1,9 +1,12 @@
 """Package metadata. Tools are configured in pyproject.toml; tested versions in constraints.txt."""
 
 import re
+import runpy
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "bigft/__init__.py").read_text())[1]
@@ -18,8 +21,38 @@ TEST = [
     "types-PyYAML",
 ]
 
+NATIVE = ROOT / "bigft/optim/native"
+
+
+class BuildWithNative(build_py):
+    """Adds the native optimizer step where there is a compiler; else the first run builds it."""
+
+    def run(self):
+        """Copy the modules, then compile beside them; not into a source tree."""
+        super().run()
+        if self.editable_mode:
+            return
+        code = runpy.run_path(str(NATIVE / "build.py"))
+        folder = Path(self.build_lib) / "bigft/optim/native"
+        try:
+            code["build"](folder / f"{code['digest_sources']()}-{code['NAME']}")
+        except code["BuildError"] as error:
+            sys.stderr.write(f"the native optimizer step is left to the first run: {error}\n")
+
+
+class NativeDistribution(Distribution):
+    """Makes the wheel one of this platform."""
+
+    def has_ext_modules(self):
+        """Say that there is machine code in it."""
+        return True
+
+
 setup(
     name="bigft",
+    cmdclass={"build_py": BuildWithNative},
+    distclass=NativeDistribution,
+    package_data={"bigft.optim.native": ["csrc/*"]},
     version=VERSION,
     description="Full-parameter fine-tuning of large Hugging Face models on hardware people own",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),

@@ -21,6 +21,9 @@ class Slice:
     dtype: str
     strided: TensorRef | None = None
     """The tensor itself, where its elements do not lie one after the other."""
+    rest_offset: int | None = None
+    """fp32 numbers that are kept in two: bf16 numbers at `offset`, and here the 16 bits each
+    (int16) that make them fp32 numbers."""
 
 
 @dataclass(frozen=True, slots=True)

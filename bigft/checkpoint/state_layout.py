@@ -4,14 +4,15 @@
     state/rank_00000.safetensors    one per rank: "<kind>/<parameter>", a flat piece each
 
 The fragments of a parameter, of all ranks together, cover it exactly once. The weights are the fp32
-`master` of a trained parameter and the `weight` of one that is not; moments are not looked at.
+`master` of a trained parameter, or its halves `upper` and `rest`, and the `weight` of one that is
+not; moments are not looked at.
 """
 
 import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ _FILE_FORMAT = "bigft-state-1"
 _RANK_FILE = re.compile(r"rank_(\d{5,})\.safetensors")
 # In the order of preference: a parameter has one of them.
 _MASTER, _WEIGHT, _BUFFER = "master", "weight", "buffer"
+# A master in two: bf16 numbers and what makes them fp32 ones.
+_UPPER, _REST = "upper", "rest"
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -50,6 +53,7 @@ class _Fragment:
     dtype: str
     path: Path
     offset: int
+    rest_offset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,9 @@ def _read_ranks(folder: Path, world_size: int) -> _Fragments:
             kind, _, name = key.partition("/")
             if kind in (_MASTER, _WEIGHT, _BUFFER) and not name.startswith("@"):
                 found[kind, name].append(_read_fragment(path, key, place, starts))
+            elif kind == _UPPER:
+                upper = _read_fragment(path, key, place, starts)
+                found[_MASTER, name].append(_find_rest(upper, name, header))
     return found
 
 
@@ -195,6 +202,19 @@ def _read_fragment(path: Path, key: str, place: TensorPlace, starts: dict[str, A
     return _Fragment(start, start + place.shape[0], dtype, path, place.begin)
 
 
+def _find_rest(upper: _Fragment, name: str, header: Header) -> _Fragment:
+    """Complete the upper halves of fp32 weights by the place of the lower ones."""
+    key = f"{_REST}/{name}"
+    rest = header.tensors.get(key)
+    numel = upper.end - upper.start
+    if upper.dtype != "bfloat16" or rest is None or (rest.dtype, rest.shape) != ("I16", (numel,)):
+        raise CheckpointError(
+            f"{upper.path}: {key} does not fit {_UPPER}/{name}; the file is damaged. Use another"
+            " checkpoint"
+        )
+    return replace(upper, dtype="float32", rest_offset=rest.begin)
+
+
 # --- parameters ----------------------------------------------------------------------------------
 
 
@@ -231,7 +251,10 @@ def _join_kind(
             " files of different runs are mixed, or the checkpoint is not complete"
         )
     problems += _find_wrong_dtypes(kind, name, facts, found)
-    slices = (Slice(one.path, one.offset, one.end - one.start, one.dtype) for one in found)
+    slices = (
+        Slice(one.path, one.offset, one.end - one.start, one.dtype, rest_offset=one.rest_offset)
+        for one in found
+    )
     dtype = found[0].dtype if found else facts.dtype
     return SourceTensor(name, facts.shape, tuple(slices), dtype, kind == _BUFFER)
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bigft.checkpoint.cast import CARRIERS, CASTABLE, cast_into, is_finite, make_scratch
+from bigft.checkpoint.cast import CARRIERS, CASTABLE, Raw, cast_into, is_finite, make_scratch
 from bigft.checkpoint.layout import Slice, SourceTensor
 from bigft.checkpoint.safetensors_out import PlannedFile
 from bigft.checkpoint.strided import read_strided
@@ -238,6 +238,8 @@ def _fill_part(
     """Fill bytes of a segment from byte `skipped` on, and say whether all values are finite."""
     target = part.view(CARRIERS[segment.dtype])
     start = skipped // ITEM_BYTES[segment.dtype]
+    if piece.rest_offset is not None:
+        return _fill_joined(segment, piece, start, target, buffers)
     _announce(piece, start, len(target))
     if piece.dtype == segment.dtype:
         _read(piece, start, part)
@@ -251,6 +253,31 @@ def _fill_part(
         _read(piece, start + low, raw)
         is_all_finite &= cast_into(
             raw.view(carrier), piece.dtype, cut, segment.dtype, buffers.scratch
+        )
+    return is_all_finite
+
+
+def _fill_joined(segment: Segment, piece: Slice, start: int, target: Raw, buffers: Buffers) -> bool:
+    """Fill from fp32 numbers that are kept in two halves; to bf16 the upper ones are the result."""
+    assert piece.rest_offset is not None, "the numbers are whole"
+    upper = Slice(piece.path, piece.offset, piece.numel, "bfloat16")
+    rest = Slice(piece.path, piece.rest_offset, piece.numel, "int16")
+    _announce(upper, start, len(target))
+    if segment.dtype == "bfloat16":
+        _read(upper, start, target.view(np.uint8))
+        return is_finite(target, segment.dtype)
+    _announce(rest, start, len(target))
+    step = _READ_BYTES // 4
+    is_all_finite = True
+    for low in range(0, len(target), step):
+        cut = target[low : low + step]
+        halves = buffers.source[: len(cut) * 4].reshape(2, -1)
+        _read(upper, start + low, halves[0])
+        _read(rest, start + low, halves[1])
+        bits = halves[0].view(np.uint16).astype(np.uint32) << np.uint32(16)
+        bits += halves[1].view(np.int16).astype(np.int32).view(np.uint32)
+        is_all_finite &= cast_into(
+            bits.view(np.float32), "float32", cut, segment.dtype, buffers.scratch
         )
     return is_all_finite
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bigft.engine.engine import Engine
+from bigft.engine.host_stage3 import host_stage3
 from bigft.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -64,13 +65,14 @@ def build_engine(
 
     Collective: every rank.
     """
-    wrapped, _, _, _ = deepspeed.initialize(
-        model=module,
-        model_parameters=groups,
-        optimizer=build_optimizer,
-        lr_scheduler=build_scheduler,
-        config=ds,
-    )
+    with host_stage3():
+        wrapped, _, _, _ = deepspeed.initialize(
+            model=module,
+            model_parameters=groups,
+            optimizer=build_optimizer,
+            lr_scheduler=build_scheduler,
+            config=ds,
+        )
     engine = Engine(wrapped)
     running = type(engine.inner_optimizer).__name__
     if running != expected_optimizer:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bigft.engine.nonfinite import guard, scale_loss
 from bigft.engine.swap_verify import SwapGuard
+from bigft.optim.host import HostAdamW
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,10 @@ class Engine:
         """
         swapped = self._swapped_state_bytes()
         total, parameters = 0, 0
+        if isinstance(self.inner_optimizer, HostAdamW):
+            for kept in self.inner_optimizer.flat_states:
+                total += sum(t.numel() * t.element_size() for t in kept.list_moments())
+                parameters += len(kept.weights)
         for parameter, state in self.inner_optimizer.state.items():
             tensors = [v for v in state.values() if torch.is_tensor(v) and v.numel() > 1]
             total += sum(t.numel() * t.element_size() for t in tensors)

@@ -1,7 +1,7 @@
-"""Build DeepSpeed's host operators once: `python -m bigft.engine.prebuild`.
+"""Build DeepSpeed's host operators, and ours, once: `python -m bigft.engine.prebuild`.
 
-Each takes a minute or two; afterwards they come from the cache (TORCH_EXTENSIONS_DIR, default
-~/.cache/torch_extensions).
+DeepSpeed's take a minute or two each; afterwards they come from the cache (TORCH_EXTENSIONS_DIR,
+default ~/.cache/torch_extensions).
 """
 
 import sys
@@ -9,6 +9,7 @@ import sys
 from bigft.distributed.world import close_world, open_world
 from bigft.engine.operators import build_operators, check_build_tools
 from bigft.errors import BigftError
+from bigft.optim.native.library import load_native
 
 HOST_OPERATORS = ["CPUAdamBuilder", "AsyncIOBuilder", "ShareMemCommBuilder"]
 
@@ -20,6 +21,7 @@ def main() -> None:
     try:
         check_build_tools(HOST_OPERATORS)
         build_operators(HOST_OPERATORS)
+        load_native()
     except BigftError as error:
         sys.stderr.write(f"bigft: {error}\n")
         raise SystemExit(error.exit_code) from None

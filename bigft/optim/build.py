@@ -50,7 +50,7 @@ def plan_optimizer(section: OptimSection, ds: dict[str, Any]) -> OptimizerPlan:
         "eps": section.adam_epsilon,
     }
     if section.name == "adamw_8bit":
-        return _plan_8bit(arguments, offload)
+        return _plan_8bit(arguments, offload, ds)
     if offload in ("cpu", "nvme"):
         return OptimizerPlan(
             "DeepSpeedCPUAdam", "adamw", 8.0, lambda groups: _cpu_adam(groups, arguments)
@@ -68,12 +68,16 @@ def _plan_from_json(name: str, offload: str) -> OptimizerPlan:
     return OptimizerPlan(name, rule, 8.0 if adam else 0.0, None)
 
 
-def _plan_8bit(arguments: dict[str, Any], offload: str) -> OptimizerPlan:
+def _plan_8bit(arguments: dict[str, Any], offload: str, ds: dict[str, Any]) -> OptimizerPlan:
     if offload == "nvme":
         raise ConfigError(
             "--optim adamw_8bit with offload_optimizer.device=nvme: DeepSpeed's swapper turns the"
             " 8-bit states into fp32 numbers without a word and training diverges; use"
             " --optim adamw, or offload to host memory with ds_configs/zero3_offload.json"
+        )
+    if offload == "cpu" and _suits_host(ds):
+        return OptimizerPlan(
+            "HostAdamW", "adamw_8bit", 2.03, lambda groups: _host_adamw(groups, arguments)
         )
     if offload == "cpu":
         return OptimizerPlan(
@@ -87,6 +91,23 @@ def _plan_8bit(arguments: dict[str, Any], offload: str) -> OptimizerPlan:
     return OptimizerPlan(
         "HostAdamW8bit", "adamw_8bit", 2.03, lambda groups: _host_8bit(groups, arguments)
     )
+
+
+def _suits_host(ds: dict[str, Any]) -> bool:
+    """Whether bf16 or fp32 weights of stage 3 are all stepped in host memory."""
+    zero = ds["zero_optimization"]
+    return (
+        zero.get("stage") == 3
+        and not ds.get("fp16", {}).get("enabled")
+        and zero.get("offload_param", {}).get("device") != "nvme"
+        and zero["offload_optimizer"].get("ratio", 1.0) == 1.0
+    )
+
+
+def _host_adamw(groups: list[dict[str, Any]], arguments: dict[str, Any]) -> torch.optim.Optimizer:
+    from bigft.optim.host import HostAdamW
+
+    return HostAdamW(groups, **arguments)
 
 
 def _cpu_adam(groups: list[dict[str, Any]], arguments: dict[str, Any]) -> torch.optim.Optimizer:

@@ -175,3 +175,31 @@ def read_full(checkpoint: Path) -> dict[str, Any]:
                 reader.fill(kind, name, 0, whole)
                 found[f"{kind}/{name}"] = whole
     return found
+
+
+def train_with_masters(settings: dict[str, Any], folder: str, config: str) -> str:
+    """Train with fp32 weights of their own beside the bf16 ones, rounded as `split` rounds."""
+    from unittest.mock import patch
+
+    import numpy as np
+    import torch
+
+    from bigft.engine.host_stage3 import HostZeroStage3
+    from bigft.optim.reference import split
+
+    def make_master(self: Any, weights: Any) -> Any:
+        master = weights.data.float()
+        master.requires_grad = True
+        return master
+
+    def write_back(self: Any, number: int) -> None:
+        upper, _ = split(self.fp32_partitioned_groups_flat[number].detach().numpy())
+        low = self.fp16_partitioned_groups_flat[number].data
+        low.view(torch.int16).copy_(torch.from_numpy(upper.view(np.int16)))
+
+    name = "_reassign_or_swap_out_partitioned_parameters"
+    with (
+        patch.object(HostZeroStage3, "_make_flat", make_master),
+        patch.object(HostZeroStage3, name, write_back),
+    ):
+        return train(settings, folder, config)

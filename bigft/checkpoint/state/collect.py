@@ -9,12 +9,19 @@ from torch import Tensor, nn
 
 from bigft.checkpoint.state.fragments import Flat, cut_evenly
 from bigft.checkpoint.state.partition import Partition
+from bigft.optim.code8 import BLOCK
+from bigft.optim.host import FlatState, HostAdamW
 
 MASTER = "master"
 """fp32 weights that the optimizer updates."""
 WEIGHT = "weight"
 """Parameters that are not trained, in their own format."""
 BUFFER = "buffer"
+UPPER, REST = "upper", "rest"
+"""An fp32 weight in two: a bf16 number, and the 16 bits that are missing in it (int16)."""
+CODES, SCALES, PLAIN = ("state1", "state2"), ("scale1", "scale2"), ("exp_avg", "exp_avg_sq")
+"""First and second moments: 8-bit codes with the scales of their blocks of 256 elements, which are
+counted from the parameter's first one; or fp32 numbers."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,34 @@ def collect_state(
         return RankState(entries)
     scalars = []
     for number, flat in enumerate(partition.flats):
+        if isinstance(inner, HostAdamW):
+            kept = inner.find(flat.tensor)
+            entries += _collect_host(kept)
+            scalars.append({"step": float(kept.step)} if kept.step else {})
+            continue
         state = inner.state.get(flat.tensor, {})
         entries += _collect_flat(flat, number, state)
         scalars.append(_collect_scalars(state))
     return RankState(entries, [flat.describe() for flat in partition.flats], scalars)
+
+
+def _collect_host(kept: FlatState) -> Iterator[Entry]:
+    for region in kept.regions:
+        weights = kept.weights.detach()[region.place]
+        if kept.is_split:
+            yield Entry(UPPER, region.parameter, region.start, weights)
+            yield Entry(REST, region.parameter, region.start, kept.rest[region.place])
+        else:
+            yield Entry(MASTER, region.parameter, region.start, weights)
+    if not kept.step:
+        return
+    for number in (0, 1):
+        for region, values, scales in kept.moments(number + 1):
+            if scales is None:
+                yield Entry(PLAIN[number], region.parameter, region.start, values)
+                continue
+            yield Entry(CODES[number], region.parameter, region.start, values)
+            yield Entry(SCALES[number], region.parameter, region.start // BLOCK, scales)
 
 
 def _collect_flat(flat: Flat, number: int, state: dict[str, Any]) -> Iterator[Entry]:

@@ -6,16 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigft.checkpoint.state.collect import BUFFER, MASTER, WEIGHT, find_buffers
+from bigft.checkpoint.state.collect import BUFFER, CODES, MASTER, PLAIN, WEIGHT, find_buffers
 from bigft.checkpoint.state.fragments import Flat, cut_evenly
+from bigft.checkpoint.state.host import fill_host
 from bigft.checkpoint.state.index import Index, read_index
 from bigft.checkpoint.state.numbers import restore_numbers
 from bigft.checkpoint.state.partition import open_partition
 from bigft.checkpoint.state.read import StateReader
 from bigft.errors import CheckpointError
-
-_MOMENTS = {"exp_avg": "state1", "exp_avg_sq": "state2"}
-"""The same states under torch's and under bitsandbytes' names."""
+from bigft.optim.host import HostAdamW
 
 
 def load_state(engine: Any, checkpoint: Path) -> None:
@@ -38,6 +37,10 @@ def load_state(engine: Any, checkpoint: Path) -> None:
     with StateReader(checkpoint, index.world_size) as reader:
         steps = 0
         for number, flat in enumerate(partition.flats):
+            if isinstance(inner, HostAdamW):
+                with partition.writable(number):
+                    steps = fill_host(reader, inner.find(flat.tensor))
+                continue
             with partition.writable(number) as target:
                 _fill_flat(reader, MASTER, flat, target)
                 source = rank if _is_same(reader, index, rank, number, flat) else None
@@ -49,7 +52,7 @@ def load_state(engine: Any, checkpoint: Path) -> None:
 
 def _is_same(reader: StateReader, index: Index, rank: int, number: int, flat: Flat) -> bool:
     """Whether this very vector was saved, so that codes and scales can be taken as they are."""
-    if index.world_size != torch.distributed.get_world_size():
+    if not reader.has_vectors or index.world_size != torch.distributed.get_world_size():
         return False
     saved = reader.flats[rank]
     return number < len(saved) and saved[number] == flat.describe()
@@ -66,17 +69,16 @@ def _restore_states(
     inner: Any, reader: StateReader, flat: Flat, number: int, source: int | None
 ) -> int:
     """Create the optimizer's state of one vector; returns its step."""
-    scalars = next((s for rank in reader.scalars for s in rank if "step" in s), None)
-    if scalars is None:
-        return 0  # Saved before the first step that was not skipped.
-    step = int(scalars["step"])
+    step = reader.find_step()
+    if step == 0:
+        return 0
     if hasattr(inner, "restore_state"):
         _restore_quantised(inner, reader, flat, number, source, step)
         return step
     state: dict[str, Any] = {"step": _write_step(inner, flat, step)}
-    for kind in _MOMENTS if set(reader.kinds) & set(_MOMENTS.values()) else reader.kinds:
+    for kind in PLAIN if set(reader.kinds) & set(CODES) else reader.kinds:
         state[kind] = torch.zeros_like(flat.tensor.data)
-        _fill_flat(reader, _find_kind(reader, kind), flat, state[kind])
+        _fill_flat(reader, kind, flat, state[kind])
     inner.state[flat.tensor] = state
     return step
 
@@ -87,9 +89,9 @@ def _restore_quantised(
     """Hand 8-bit states over: codes as they are, or numbers to be quantised anew."""
     if source is None:
         moments = []
-        for kind in _MOMENTS:
+        for kind in PLAIN:
             values = torch.zeros(flat.numel, dtype=torch.float32)
-            _fill_flat(reader, _find_kind(reader, kind), flat, values)
+            _fill_flat(reader, kind, flat, values)
             moments.append(values)
         inner.restore_moments(flat.tensor, step, *moments)
         return
@@ -102,11 +104,6 @@ def _restore_quantised(
         for fragment in flat.fragments:
             reader.fill(kind, fragment.parameter, fragment.start, tensors[kind][fragment.place])
     inner.restore_state(flat.tensor, step, tensors)
-
-
-def _find_kind(reader: StateReader, kind: str) -> str:
-    other = _MOMENTS.get(kind, kind)
-    return kind if kind in reader.kinds else other
 
 
 def _write_step(inner: Any, flat: Flat, step: int) -> Any:

@@ -13,19 +13,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bigft.checkpoint.state.collect import BUFFER, MASTER, WEIGHT
+from bigft.checkpoint.state.collect import (
+    BUFFER,
+    CODES,
+    MASTER,
+    PLAIN,
+    REST,
+    SCALES,
+    UPPER,
+    WEIGHT,
+)
 from bigft.checkpoint.state.write import FORMAT, file_name
 from bigft.errors import CheckpointError
+from bigft.optim.code8 import BLOCK, signed_code, unsigned_code
 
 # Elements read at once: what a fill holds beside its target.
 _CHUNK = 4 << 20
-_BLOCK = 256
-"""Elements that share one scale in bitsandbytes' 8-bit states."""
-_NO_STATES = (MASTER, WEIGHT, BUFFER)
+_NO_STATES = (MASTER, WEIGHT, BUFFER, UPPER, REST, *SCALES)
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
+    """Elements `[start, end)` of a parameter, in the file of a rank."""
+
     start: int
     end: int
     rank: int
@@ -58,7 +68,7 @@ class StateReader:
         self._stack = ExitStack()
         self._checkpoint = checkpoint
         self._files: list[Any] = []
-        self._pieces: dict[str, list[_Piece]] = defaultdict(list)
+        self._pieces: dict[str, list[Piece]] = defaultdict(list)
         self.flats: list[list[Any]] = []
         """Per rank: the layout of its vectors."""
         self.scalars: list[list[dict[str, float]]] = []
@@ -91,7 +101,7 @@ class StateReader:
         for key in file.keys():  # noqa: SIM118 - no mapping
             numel = file.get_slice(key).get_shape()[0]
             if "/@" not in key:
-                self._pieces[key].append(_Piece(starts[key], starts[key] + numel, rank))
+                self._pieces[key].append(Piece(starts[key], starts[key] + numel, rank))
 
     @property
     def kinds(self) -> list[str]:
@@ -99,18 +109,52 @@ class StateReader:
         found = dict.fromkeys(key.partition("/")[0] for key in self._pieces)
         return [kind for kind in found if kind not in _NO_STATES]
 
+    @property
+    def has_vectors(self) -> bool:
+        """Whether scales belong to whole vectors, as bitsandbytes has them."""
+        return not any(key.startswith(f"{SCALES[0]}/") for key in self._pieces)
+
+    def find_step(self) -> int:
+        """Return the optimizer's own count; 0 if no step has gone through."""
+        found = next((s for rank in self.scalars for s in rank if "step" in s), {})
+        return int(found.get("step", 0))
+
     def has(self, kind: str, name: str) -> bool:
         """Whether there is anything of this kind for this parameter."""
         return f"{kind}/{name}" in self._pieces
 
+    def list_pieces(self, kind: str, name: str) -> list[Piece]:
+        """Return the pieces of a parameter, in order."""
+        return list(self._pieces.get(f"{kind}/{name}", ()))
+
+    def read_codes(self, number: int, name: str, piece: Piece) -> tuple[Tensor, Tensor]:
+        """Read the 8-bit codes of a piece, `(n,)`, and its blocks' scales.
+
+        Args:
+            number: 0 for first, 1 for second moments, as a `HostAdamW` saves them.
+            name: The parameter.
+            piece: One of `list_pieces`.
+
+        Raises:
+            CheckpointError: There are no scales.
+        """
+        codes: Tensor = self._files[piece.rank].get_slice(f"{CODES[number]}/{name}")[:]
+        return codes, self._read_scales(CODES[number], name, piece)
+
     def fill(self, kind: str, name: str, start: int, out: Tensor) -> None:
         """Copy elements `[start, start + len(out))` of a flattened parameter into `out`, `(n,)`.
 
-        8-bit codes become the numbers that they stand for, if `out` is a floating point tensor.
+        8-bit codes become the numbers that they stand for if `out` is a floating point tensor, and
+        weights that are there in two become one. Moments are found under the names of every
+        optimizer.
 
         Raises:
             CheckpointError: An element is in no file.
         """
+        if kind == MASTER and not self.has(kind, name) and self.has(UPPER, name):
+            self._join(name, start, out)
+            return
+        kind = self._resolve(kind, name)
         position, end = start, start + out.numel()
         for piece in self._find(kind, name, start, end):
             if piece.start > position:
@@ -127,6 +171,24 @@ class StateReader:
                 " use another checkpoint"
             )
 
+    def _resolve(self, kind: str, name: str) -> str:
+        """Moments are codes in one optimizer and numbers in another."""
+        if not self.has(kind, name):
+            for one, other in zip(CODES, PLAIN, strict=True):
+                if kind in (one, other):
+                    return other if kind == one else one
+        return kind
+
+    def _join(self, name: str, start: int, out: Tensor) -> None:
+        for low in range(0, out.numel(), _CHUNK):
+            part = out[low : low + _CHUNK]
+            upper = torch.empty(part.numel(), dtype=torch.bfloat16)
+            rest = torch.empty(part.numel(), dtype=torch.int16)
+            self.fill(UPPER, name, start + low, upper)
+            self.fill(REST, name, start + low, rest)
+            bits = (upper.view(torch.int16).to(torch.int32) << 16) + rest
+            part.copy_(bits.view(torch.float32))
+
     def read_whole(self, rank: int, kind: str, number: int) -> Tensor | None:
         """Read what belongs to flat vector `number` of a rank as a whole, if there is any."""
         key = f"{kind}/@{number}"
@@ -138,7 +200,7 @@ class StateReader:
         keys = [key for key in self._files[rank].keys() if key.endswith(f"/@{number}")]  # noqa: SIM118
         return {key.partition("/")[0]: self._files[rank].get_tensor(key) for key in keys}
 
-    def _find(self, kind: str, name: str, start: int, end: int) -> Iterator[_Piece]:
+    def _find(self, kind: str, name: str, start: int, end: int) -> Iterator[Piece]:
         pieces = self._pieces.get(f"{kind}/{name}", [])
         first = max(0, bisect_right(pieces, start, key=lambda piece: piece.start) - 1)
         for piece in pieces[first:]:
@@ -148,18 +210,41 @@ class StateReader:
                 yield piece
 
     def _read(
-        self, kind: str, name: str, piece: _Piece, low: int, high: int, *, decode: bool
+        self, kind: str, name: str, piece: Piece, low: int, high: int, *, decode: bool
     ) -> Tensor:
         place = slice(low - piece.start, high - piece.start)
         values: Tensor = self._files[piece.rank].get_slice(f"{kind}/{name}")[place]
         if not decode or values.dtype != torch.uint8:
             return values
+        if f"{SCALES[0]}/{name}" in self._pieces:
+            return self._decode_host(kind, name, piece, place, values)
         at = self._locate(piece.rank, name, piece.start)
         scales = self._need(piece.rank, kind.replace("state", "absmax"), at.number)
         table = self._need(piece.rank, kind.replace("state", "qmap"), at.number)
         first = at.offset + place.start
-        blocks = torch.arange(first, first + values.numel()) // _BLOCK
+        blocks = torch.arange(first, first + values.numel()) // BLOCK
         return table[values.long()] * scales[blocks]
+
+    def _decode_host(
+        self, kind: str, name: str, piece: Piece, place: slice, values: Tensor
+    ) -> Tensor:
+        code = signed_code() if kind == CODES[0] else unsigned_code()
+        first = piece.start + place.start
+        blocks = torch.arange(first, first + values.numel()) // BLOCK - piece.start // BLOCK
+        scales = self._read_scales(kind, name, piece)
+        return torch.from_numpy(code.values)[values.long()] * scales[blocks]
+
+    def _read_scales(self, kind: str, name: str, piece: Piece) -> Tensor:
+        key = f"{SCALES[CODES.index(kind)]}/{name}"
+        blocks = -(-piece.end // BLOCK) - piece.start // BLOCK
+        file = self._files[piece.rank]
+        if key not in file.keys() or file.get_slice(key).get_shape() != [blocks]:  # noqa: SIM118
+            raise CheckpointError(
+                f"{self._checkpoint / file_name(piece.rank)}: {key} does not fit its codes; the"
+                " file is damaged. Use another checkpoint"
+            )
+        scales: Tensor = file.get_tensor(key)
+        return scales
 
     def _locate(self, rank: int, name: str, start: int) -> _Quantised:
         for number, (_, fragments) in enumerate(self.flats[rank]):

@@ -13,7 +13,8 @@ from bigft.optim.section import OptimSection
 def _ds(device: str | None = None, **changes: Any) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": 3}
     if device is not None:
-        zero["offload_optimizer"] = {"device": device}
+        zero["stage"] = 2 if device.startswith("zero 2") else 3
+        zero["offload_optimizer"] = {"device": device.removeprefix("zero 2, ")}
     return {"zero_optimization": zero, **changes}
 
 
@@ -25,7 +26,7 @@ def _ds(device: str | None = None, **changes: Any) -> dict[str, Any]:
         ("adamw", "cpu", "DeepSpeedCPUAdam", 8.0),
         ("adamw", "nvme", "DeepSpeedCPUAdam", 8.0),
         ("adamw_8bit", None, "HostAdamW8bit", 2.03),
-        ("adamw_8bit", "cpu", "HostAdamW8bit", 2.03),
+        ("adamw_8bit", "zero 2, cpu", "HostAdamW8bit", 2.03),
     ],
 )
 def test_the_planned_class_is_the_built_one(name, device, class_name, state_bytes):
@@ -60,8 +61,25 @@ def test_8bit_states_on_nvme_are_refused_with_the_reason():
     assert "zero3_offload.json" in str(caught.value)
 
 
-def test_8bit_states_in_host_memory_say_that_they_are_slow():
-    assert "slower" in plan_optimizer(OptimSection(name="adamw_8bit"), _ds("cpu")).note
+@pytest.mark.parametrize(
+    ("changes", "class_name"),
+    [
+        ({}, "HostAdamW"),
+        ({"bf16": {"enabled": True}}, "HostAdamW"),
+        ({"fp16": {"enabled": True}}, "HostAdamW8bit"),
+        ({"offload_param": {"device": "cpu"}}, "HostAdamW"),
+        ({"offload_param": {"device": "nvme"}}, "HostAdamW8bit"),
+        ({"stage": 2}, "HostAdamW8bit"),
+    ],
+)
+def test_stage_3_in_host_memory_has_a_step_of_its_own(changes, class_name):
+    ds = _ds("cpu")
+    for key, value in changes.items():
+        place = ds if key in ("bf16", "fp16") else ds["zero_optimization"]
+        place[key] = value
+    plan = plan_optimizer(OptimSection(name="adamw_8bit"), ds)
+    assert plan.class_name == class_name
+    assert ("slower" in plan.note) == (class_name == "HostAdamW8bit")
     assert plan_optimizer(OptimSection(name="adamw_8bit"), _ds()).note == ""
 
 

@@ -1,0 +1,70 @@
+"""The optimizer in host memory, in whole runs: what it computes, and what it leaves behind."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from resume_runs import make_settings, read_full, read_rows
+from safetensors import safe_open
+
+from bigft.checkpoint.consolidate import consolidate
+from bigft.optim.reference import split
+
+pytestmark = pytest.mark.distributed
+
+BF16 = {"ds.bf16.enabled": "true", "optim": "adamw_8bit", "gradient_accumulation_steps": 2}
+
+
+@pytest.fixture
+def trained(two_ranks, shared_folder, tmp_path) -> Any:
+    settings, config = make_settings(shared_folder, tmp_path, "zero3_offload", **BF16)
+    said = two_ranks.run("resume_runs:train", settings, str(tmp_path / "run"), config)[0]
+    return settings, config, tmp_path / "run", said
+
+
+def test_losses_are_those_with_separate_fp32_weights(trained, two_ranks, tmp_path):
+    """Bit for bit: a bf16 weight and its 16 further bits are the fp32 weight."""
+    settings, config, run, said = trained
+    assert "optimizer HostAdamW, 2.03 bytes of state per parameter" in said
+    other = tmp_path / "other"
+    two_ranks.run("resume_runs:train_with_masters", settings, str(other), config)
+    assert read_rows(run, 1) == read_rows(other, 1)
+    name = "checkpoints/step_00000006"
+    one, two = read_full(run / name), read_full(other / name)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_the_checkpoint_is_compact_and_exports_what_was_trained(trained, tmp_path):
+    _, _, run, _ = trained
+    checkpoint = run / "checkpoints/step_00000006"
+    index = json.loads((checkpoint / "state/index.json").read_text())
+    numel = sum(int(np.prod(facts["shape"])) for facts in index["parameters"].values())
+    size = sum(path.stat().st_size for path in (checkpoint / "state").glob("*.safetensors"))
+    # 2 + 2 of a weight, 2.03 of moments, and the headers of a small model.
+    assert size / numel < 6.6
+    masters = {k.removeprefix("master/"): v for k, v in read_full(checkpoint).items()}
+    for dtype in ("float32", "bfloat16"):
+        folder = consolidate(checkpoint, tmp_path / dtype, dtype=dtype).path
+        (path,) = folder.glob("*.safetensors")
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                found, master = file.get_tensor(name).reshape(-1), masters[name]
+                if dtype == "float32":
+                    assert torch.equal(found, master)
+                else:
+                    upper, _ = split(master.numpy())
+                    assert np.array_equal(found.view(torch.uint16).numpy(), upper)
+
+
+def test_it_learns_like_adamw(trained, two_ranks, tmp_path):
+    settings, config, run, _ = trained
+    plain = {**settings, "optim": "adamw"}
+    two_ranks.run("resume_runs:train", plain, str(tmp_path / "plain"), config)
+    pairs = list(zip(read_rows(run, 1), read_rows(tmp_path / "plain", 1), strict=True))
+    assert pairs[0][0]["loss"] == pytest.approx(pairs[0][1]["loss"], rel=1e-4)
+    for ours, theirs in pairs:
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+    assert pairs[-1][0]["loss"] < 0.95 * pairs[0][0]["loss"]

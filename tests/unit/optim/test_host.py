@@ -1,0 +1,99 @@
+"""`HostAdamW` over flat vectors: the same numbers as the reference, and its bytes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bigft.optim.code8 import signed_code, unsigned_code
+from bigft.optim.host import HostAdamW, Region
+from bigft.optim.reference import Moments, Rates, join, split, step_8bit, step_fp32
+
+REGIONS = [
+    Region("embed", 300, 900, 0, is_coded=True),
+    Region("norm", 0, 64, 960, is_coded=False),
+    Region("matrix", 0, 2048, 1024, is_coded=True),
+]
+NUMEL = 3100  # With padding between the regions and after them.
+
+
+def build(dtype: torch.dtype, **changes: Any) -> tuple[HostAdamW, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randn(NUMEL, generator=generator).to(dtype)
+    options = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, **changes}
+    placeholder = torch.nn.Parameter(torch.zeros(1))
+    optimizer = HostAdamW([{"params": [placeholder], "weight_decay": 0.1}], **options)
+    state = optimizer.lay_out(flat, REGIONS)
+    state.gradient = torch.empty(NUMEL, dtype=dtype)
+    optimizer.param_groups[0]["params"] = [flat]
+    return optimizer, flat
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_steps_are_those_of_the_reference(dtype):
+    optimizer, flat = build(dtype)
+    optimizer.scale = 0.5
+    state = optimizer.find(flat)
+    padding = flat.clone()
+    expected = [flat[region.place].float().numpy() for region in REGIONS]
+    moments = [
+        Moments.zeros(r.numel, r.phase)
+        if r.is_coded
+        else (np.zeros(r.numel, np.float32), np.zeros(r.numel, np.float32))
+        for r in REGIONS
+    ]
+    for step in range(1, 6):
+        state.gradient.copy_(torch.randn(NUMEL, generator=torch.Generator().manual_seed(step)))
+        optimizer.step()
+        rates = Rates(1e-2, (0.9, 0.99), 1e-8, 0.1, step)
+        for region, weights, kept in zip(REGIONS, expected, moments, strict=True):
+            gradient = state.gradient[region.place].float().numpy()
+            if region.is_coded:
+                step_8bit(weights, gradient, kept, rates, 0.5)
+            else:
+                step_fp32(weights, gradient, *kept, rates, 0.5)
+    for region, weights in zip(REGIONS, expected, strict=True):
+        found = flat[region.place]
+        if dtype == torch.float32:
+            assert np.array_equal(found.numpy(), weights)
+            continue
+        upper, rest = split(weights)
+        assert np.array_equal(found.view(torch.uint16).numpy(), upper)
+        assert np.array_equal(state.rest[region.place].numpy(), rest)
+        assert np.array_equal(join(upper, rest), weights)
+    for number, code, scale, plain in (
+        (1, signed_code(), "first_scale", 0),
+        (2, unsigned_code(), "second_scale", 1),
+    ):
+        for kept, (region, values, scales) in zip(moments, state.moments(number), strict=True):
+            if region.is_coded:
+                name = scale.removesuffix("_scale")
+                assert np.array_equal(values.numpy(), getattr(kept, name))
+                assert np.array_equal(scales.numpy(), getattr(kept, scale))
+                assert values.numpy().max() <= len(code.values) - 1
+            else:
+                assert np.array_equal(values.numpy(), kept[plain])
+    assert torch.equal(flat[900:960], padding[900:960])
+    assert torch.equal(flat[3072:], padding[3072:])
+
+
+def test_bytes_per_parameter():
+    optimizer, flat = build(torch.bfloat16)
+    state = optimizer.find(flat)
+    sizes = [t.numel() * t.element_size() for t in state.list_moments()]
+    coded = 900 + 2048
+    blocks = 4 + 8  # 900 elements from the 44th of a block on touch four.
+    assert sum(sizes) == 2 * coded + 2 * 4 * blocks + 2 * 4 * 64
+    assert state.rest.dtype == torch.int16
+
+
+def test_a_schedule_drives_the_rate():
+    optimizer, flat = build(torch.float32)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step else 1.0)
+    optimizer.find(flat).gradient.fill_(1.0)
+    optimizer.step()
+    schedule.step()
+    after = flat.clone()
+    optimizer.step()
+    assert torch.equal(flat, after)
