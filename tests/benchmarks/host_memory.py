@@ -1,0 +1,205 @@
+"""Host memory of ZeRO-3 with everything offloaded: DeepSpeed's AdamW, bitsandbytes 8-bit, bigft's.
+
+    python tests/benchmarks/host_memory.py [--size 500m] [--ranks 2] [--steps 2]
+
+Each way is a fresh run of the launcher over the same random model in bf16 on the CPU: partitioned
+when it is built, optimizer and parameters offloaded to host memory, `--steps` steps of 128 tokens.
+Counted is what all ranks have more than after their imports: resident after the last step, and at
+the peak (of each rank, start-up included), from /proc. Shared pages count once per rank. Beside it
+the bytes per parameter that the tensors themselves account for.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+WAYS = ("stock adamw", "stock 8-bit", "bigft adamw_8bit")
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4},
+    "500m": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 16},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 14},
+}
+
+
+def read_memory() -> dict[str, int]:
+    """Resident bytes now and at the peak."""
+    text = Path("/proc/self/status").read_text()
+    found = {key: re.search(rf"{key}:\s+(\d+) kB", text) for key in ("VmRSS", "VmHWM")}
+    return {key: int(match[1]) * 1024 for key, match in found.items() if match}
+
+
+def work(options: argparse.Namespace) -> None:
+    """One rank of one run."""
+    import bitsandbytes
+    import deepspeed
+    import torch
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from bigft.engine.host_memory import fix_malloc_limits
+    from bigft.engine.host_stage3 import host_stage3
+    from bigft.optim.host import HostAdamW
+
+    deepspeed.init_distributed()
+    rank = torch.distributed.get_rank()
+    ds = {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": True},
+        "gradient_clipping": 1.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "stage": 3,
+            "sub_group_size": 100_000_000,
+            "reduce_bucket_size": 10_000_000,
+            "stage3_prefetch_bucket_size": 10_000_000,
+            "stage3_param_persistence_threshold": 10_000,
+            "offload_optimizer": {"device": "cpu"},
+            "offload_param": {"device": "cpu"},
+        },
+    }
+    config = LlamaConfig(
+        vocab_size=32000,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        tie_word_embeddings=True,
+        **SIZES[options.size],
+    )
+    torch.manual_seed(0)
+    before = read_memory()["VmRSS"]
+    with deepspeed.zero.Init(config_dict_or_path=ds, dtype=torch.bfloat16):
+        model = LlamaForCausalLM(config)
+    model.gradient_checkpointing_enable()
+    numel = sum(p.ds_numel for p in model.parameters())
+    fix_malloc_limits(numel)
+    makers = {
+        "stock adamw": lambda p: DeepSpeedCPUAdam(p, lr=1e-4),
+        "stock 8-bit": lambda p: bitsandbytes.optim.AdamW8bit(p, lr=1e-4),
+        "bigft adamw_8bit": lambda p: HostAdamW(
+            [{"params": list(p)}], lr=1e-4, betas=(0.9, 0.999), eps=1e-8
+        ),
+    }
+    with host_stage3():
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=makers[options.way](model.parameters()), config=ds
+        )
+    started = read_memory()
+    for _ in range(options.steps):
+        tokens = torch.randint(0, config.vocab_size, (1, 128))
+        engine.backward(engine(input_ids=tokens, labels=tokens).loss)
+        engine.step()
+    after = read_memory()
+    rows: list[Any] = [None] * torch.distributed.get_world_size()
+    mine = {
+        "start": started["VmHWM"] - before,
+        "resident": after["VmRSS"] - before,
+        "peak": after["VmHWM"] - before,
+        "tensors": measure_tensors(engine),
+    }
+    torch.distributed.all_gather_object(rows, mine)
+    if rank == 0:
+        sums: dict[str, Any] = {
+            key: sum(row[key] for row in rows) for key in mine if key != "tensors"
+        }
+        sums["tensors"] = {key: sum(row["tensors"][key] for row in rows) for key in mine["tensors"]}
+        Path(options.result).write_text(json.dumps({"parameters": numel, **sums}))
+    torch.distributed.destroy_process_group()
+
+
+def measure_tensors(engine: Any) -> dict[str, int]:
+    """Bytes of the tensors that make up the run's state, each storage once."""
+    import torch
+
+    from bigft.optim.host import HostAdamW
+
+    outer, seen = engine.optimizer, set()
+
+    def count(tensors: Any) -> int:
+        total = 0
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                total += storage.nbytes()
+        return total
+
+    inner = outer.optimizer
+    found = {
+        "weights": count(flat for flat in outer.fp16_partitioned_groups_flat if flat is not None),
+        "gradients": count([outer.grad_partitions_flat_buffer]),
+        "masters": count(flat.data for flat in outer.fp32_partitioned_groups_flat),
+        "fp32 gradients": count(
+            flat.grad for flat in outer.fp32_partitioned_groups_flat if flat.grad is not None
+        ),
+    }
+    if isinstance(inner, HostAdamW):
+        found["masters"] += count(kept.rest for kept in inner.flat_states)
+        moments = [t for kept in inner.flat_states for t in kept.list_moments()]
+    else:
+        states = list(inner.state.values())
+        moments = [v for state in states for v in state.values() if torch.is_tensor(v)]
+    return {**found, "moments": count(moments)}
+
+
+def run(way: str, options: argparse.Namespace, parent: Path) -> dict[str, Any]:
+    result = parent / "result.json"
+    command = [
+        "deepspeed", "--num_gpus", options.ranks, __file__, "--way", way, "--result", result,
+        "--size", options.size, "--steps", options.steps,
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "DS_ACCELERATOR": "cpu",
+        "LOCAL_SIZE": str(options.ranks),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [str(word) for word in command], env=environment, capture_output=True, text=True
+    )
+    if done.returncode or not result.is_file():
+        raise SystemExit(f"{way} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    found: dict[str, Any] = json.loads(result.read_text())
+    result.unlink()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", default="500m", choices=SIZES)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2)
+    for name in ("--way", "--result", "--local_rank"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        work(options)
+        return
+    with tempfile.TemporaryDirectory() as parent:
+        for way in WAYS:
+            found = run(way, options, Path(parent))
+            numel = found["parameters"]
+            parts = {name: size / numel for name, size in found["tensors"].items()}
+            rest = found["resident"] / numel - sum(parts.values())
+            print(
+                f"{way}: {numel:,} parameters; bytes per parameter: {found['resident'] / numel:.2f}"
+                f" resident, {found['peak'] / numel:.2f} at the peak ({found['start'] / numel:.2f}"
+                " until the first step); "
+                + ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+                + f", everything else {rest:.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
