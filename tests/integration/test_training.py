@@ -224,7 +224,9 @@ def test_nvme_run_leaves_no_swap_files_behind(two_ranks, shared_folder, tmp_path
     settings = _settings(shared_folder, max_steps=2) | {
         path.format(part): nvme for part in ("param", "optimizer")
     }
-    two_ranks.run("runs:train", settings, str(tmp_path / "run"), _config("zero3_nvme"))
+    settings["checkpoint.write"] = "background"
+    said = two_ranks.run("runs:train", settings, str(tmp_path / "run"), _config("zero3_nvme"))[0]
+    assert "note: states on NVMe are saved in the foreground" in said["said"]
     assert (nvme / "zero_stage_3/of_another_job").read_text() == "precious"
     assert [path.name for path in nvme.iterdir()] == ["zero_stage_3"]
 

@@ -34,6 +34,8 @@ def announce(
     )
     for line in [*resolved.announced, *(f"warning: {text}" for text in resolved.warnings)]:
         console.say(line)
+    if run.checkpoint.write == "background" and offload["optimizer"] == "nvme":
+        console.say("note: states on NVMe are saved in the foreground; checkpoint.write is ignored")
     if optimizer.note:
         console.say(f"note: {optimizer.note}")
 
