@@ -38,7 +38,10 @@ _VALUES = re.compile(
 )
 _BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=-]{16,}")
 # `git@` is a name that everybody has.
-_USER_INFO = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]*://)(?!git@)[^/\s\"'?#]+@")
+# One slash where a URL was taken for a path.
+_USER_INFO = re.compile(
+    r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]*://|https?:/)(?!git@)[^/\s\"'?#]+@"
+)
 _QUERY = re.compile(r"([?&])([A-Za-z0-9_.-]+)=([^&\s#\"']+)")
 _QUERY_NAMES = frozenset(("x-amz-signature", "x-amz-security-token", "sig", "signature", "key"))
 # name=value, "name": "value", name: value; the name is judged by `is_secret_name`.
@@ -97,7 +100,7 @@ def redact_text(text: str) -> str:
         if value in text:
             text = text.replace(value, HIDDEN)
     text = _VALUES.sub(HIDDEN, text)
-    if "://" in text:
+    if ":/" in text:
         text = _USER_INFO.sub(rf"\1{HIDDEN}@", text)
         text = _QUERY.sub(_hide_query, text)
     text = _BEARER.sub(rf"\1\2{HIDDEN}", text)

@@ -73,7 +73,10 @@ def expected_tokens(trained: Any, dtype: str, folder: Path) -> list[list[int]]:
 
     from transformers import AutoTokenizer
 
-    model = deepcopy(trained[0]).to(getattr(torch, dtype))
+    model = deepcopy(trained[0])
+    # Parameters alone: buffers, such as the frequencies of positions, stay as they are.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
     rows = continue_greedily(model, AutoTokenizer.from_pretrained(folder))
     assert len({token for row in rows for token in row}) > 20, "a model that says one word"
     return rows

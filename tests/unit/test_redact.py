@@ -66,6 +66,7 @@ def test_names_of_no_secrets(name: str) -> None:
         ("--ds.comet.api_key=plainsecret", "plainsecret"),
         ("https://user:pw1234@host/x.jsonl", "pw1234"),
         ("https://user:p@w1234@host/x.jsonl", "w1234"),
+        ("https:/user:pw1234@host/x: no such folder", "pw1234"),
         ('{"password": "pa\'ss1234"}', "ss1234"),
         ("{'password': 'pa\"ss1234'}", "ss1234"),
         ('{"password": "pa\\"ss1234", "x": 1}', "ss1234"),
