@@ -438,6 +438,8 @@ from pathlib import Path
 from bigft.checkpoint import stream
 from bigft.cli import main
 
+# A shell that starts its commands in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 stream.BLOCK_BYTES = 4096
 write = stream._Writer._write
 def write_slowly(self, name, part, position, flags):

@@ -145,6 +145,7 @@ def test_loop_of_links_is_outside(tmp_path: Path) -> None:
     "name", ["zero_pp_rank_0_mp_rank_00_model_states.pt", "latest", "manifest.json"]
 )
 def test_pipe_with_a_checkpoints_name_is_not_waited_for(tmp_path: Path, name: str) -> None:
-    os.mkfifo(tmp_path / name)
+    (tmp_path / "saved").mkdir()
+    os.mkfifo(tmp_path / "saved" / name)
     with pytest.raises(CheckpointError):
-        consolidate(tmp_path, tmp_path / "out")
+        consolidate(tmp_path / "saved", tmp_path / "out")
