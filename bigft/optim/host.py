@@ -82,9 +82,12 @@ class FlatState:
     def moments(self, number: int) -> Iterator[tuple[Region, Tensor, Tensor | None]]:
         """Go through the first (1) or second (2) moments.
 
-        Returns:
-            Per region a view of its codes, `(n,)` uint8, with one of its blocks' scales, or of its
-            fp32 numbers.
+        Args:
+            number: 1 or 2.
+
+        Yields:
+            Each region with a view of its codes, `(n,)` uint8, and one of its blocks' scales; or
+            with a view of its fp32 numbers, and None.
         """
         code_at = block_at = plain_at = 0
         for region in self.regions:
