@@ -9,7 +9,7 @@ import sys
 from bigft.distributed.world import close_world, open_world
 from bigft.engine.operators import build_operators, check_build_tools
 from bigft.errors import BigftError
-from bigft.optim.native.library import load_native
+from bigft.optim.native.binding import load_native
 
 HOST_OPERATORS = ["CPUAdamBuilder", "AsyncIOBuilder", "ShareMemCommBuilder"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bigft.optim.code8 import BLOCK, signed_code, unsigned_code
-from bigft.optim.native.library import PART, load_native, number_blocks, pack_groups
+from bigft.optim.native.binding import PART, load_native, number_blocks, pack_groups
 from bigft.optim.reference import Rates, count_blocks
 
 _GRADIENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

@@ -25,7 +25,7 @@ def make_ours(
     """bigft's step over one part, and its bytes per parameter."""
     import numpy as np
 
-    from bigft.optim.native.library import PART, load_native, number_blocks, pack_groups
+    from bigft.optim.native.binding import PART, load_native, number_blocks, pack_groups
     from bigft.optim.reference import Moments, Rates
 
     rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bigft.optim.code8 import BLOCK
-from bigft.optim.native.library import PART, Native, number_blocks, pack_groups
+from bigft.optim.native.binding import PART, Native, number_blocks, pack_groups
 from bigft.optim.reference import Moments, Rates, join, split, step_8bit, step_fp32
 
 

@@ -20,7 +20,7 @@ from native_parts import (
     to_bf16,
 )
 
-from bigft.optim.native import library
+from bigft.optim.native import binding
 from bigft.optim.native.build import SOURCES, build
 
 COMPILER = "aarch64-linux-gnu-g++"
@@ -68,9 +68,9 @@ class Emulated:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        build(folder / library.NAME, compiler=COMPILER, machine="aarch64")
+        build(folder / binding.NAME, compiler=COMPILER, machine="aarch64")
         (folder / "main.cpp").write_text(_PROGRAM)
-        words = [COMPILER, "-std=c++17", "-O1", f"-I{SOURCES}", "main.cpp", library.NAME]
+        words = [COMPILER, "-std=c++17", "-O1", f"-I{SOURCES}", "main.cpp", binding.NAME]
         subprocess.run([*words, "-Wl,-rpath,.", "-fopenmp", "-o", "main"], cwd=folder, check=True)
 
     def step(
@@ -90,7 +90,7 @@ class Emulated:
                 places.append((int(row[name]), len(memory), size))
                 memory += bytes(_view(int(row[name]), size)) + bytes(-size % 64)
         header = np.zeros(1, "i8,i8,i8,i4,i4,i4,f4")
-        kinds = (library.WEIGHTS[weights], library.GRADIENTS[gradients], library.ISAS[isa])
+        kinds = (binding.WEIGHTS[weights], binding.GRADIENTS[gradients], binding.ISAS[isa])
         header[0] = (len(parts), len(groups), len(memory), *kinds, scale)
         codes = b"".join(map(bytes, self.codes))
         content = header.tobytes() + codes + moved.tobytes() + groups.tobytes() + bytes(memory)
@@ -102,7 +102,7 @@ class Emulated:
             _view(address, size)[:] = np.frombuffer(result, np.uint8)[8 + start : 8 + start + size]
         return int(np.frombuffer(result[:8], np.int64)[0])
 
-    codes = library._pack(library.signed_code()), library._pack(library.unsigned_code())
+    codes = binding._pack(binding.signed_code()), binding._pack(binding.unsigned_code())
 
 
 def _view(address: int, size: int) -> Any:
@@ -118,7 +118,7 @@ def main() -> None:
     equal = 0
     for seed in range(TRIALS):
         rng = np.random.default_rng(seed)
-        kind = list(library.WEIGHTS)[seed % 3]
+        kind = list(binding.WEIGHTS)[seed % 3]
         gradients = ["float32", "bfloat16"][seed // 3 % 2]
         isa = "neon" if seed % 4 else "scalar"
         ours = make_pieces(rng, *draw_layout(rng))

@@ -121,7 +121,7 @@ def test_secrets_in_text_are_hidden(text: str, secret: str) -> None:
         "loss 1.234 at step 5 (basic training)",
         "bearer of good news",
         "bigft train --config ds_configs/zero3.json --data https://host/x.jsonl",
-        "TOKENIZERS_PARALLELISM=false HF_TOKEN_PATH=/root/.cache/token",
+        "TOKENIZERS_PARALLELISM=false HF_TOKEN_PATH=/home/me/.cache/token",
         "generation_config: max_new_tokens=256, stop_token=<end>",
     ],
 )

@@ -16,7 +16,7 @@ from bigft.engine.communication import open_communication
 from bigft.engine.operators import build_operators, check_build_tools, find_needed_operators
 from bigft.log import Console
 from bigft.optim.build import OptimizerPlan, plan_optimizer
-from bigft.optim.native.library import load_native
+from bigft.optim.native.binding import load_native
 from bigft.run.elastic import keep_global_batch
 from bigft.run.record import record
 from bigft.run.resolve import Resolved

@@ -21,9 +21,9 @@ from native_parts import (
 )
 
 from bigft.errors import LaunchError
-from bigft.optim.native import library
+from bigft.optim.native import binding
+from bigft.optim.native.binding import ISAS, WEIGHTS, load_native
 from bigft.optim.native.build import BuildError, build
-from bigft.optim.native.library import ISAS, WEIGHTS, load_native
 from bigft.optim.reference import Moments, Rates
 
 BITS = {"fp32": 0, "split_16": 16, "split_8": 8}
@@ -158,7 +158,7 @@ def test_a_missing_compiler_is_named_with_the_repair(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(LaunchError, match=r"no-such-compiler.*apt-get install g\+\+"):
-        library._find_or_build()
+        binding._find_or_build()
 
 
 def test_a_failing_compiler_leaves_nothing_behind(tmp_path):
