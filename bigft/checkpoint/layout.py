@@ -22,8 +22,10 @@ class Slice:
     strided: TensorRef | None = None
     """The tensor itself, where its elements do not lie one after the other."""
     rest_offset: int | None = None
-    """fp32 numbers that are kept in two: bf16 numbers at `offset`, and here the 16 bits each
-    (int16) that make them fp32 numbers."""
+    """fp32 numbers that are kept in two: bf16 numbers at `offset`, and here the bits that are
+    missing in each."""
+    rest_dtype: str = ""
+    """int16, or int8 of numbers of 24 bits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ _RANK_FILE = re.compile(r"rank_(\d{5,})\.safetensors")
 _MASTER, _WEIGHT, _BUFFER = "master", "weight", "buffer"
 # A master in two: bf16 numbers and what makes them fp32 ones.
 _UPPER, _REST = "upper", "rest"
+_RESTS = {"I16": "int16", "I8": "int8"}
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -54,6 +55,7 @@ class _Fragment:
     path: Path
     offset: int
     rest_offset: int | None = None
+    rest_dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -207,12 +209,13 @@ def _find_rest(upper: _Fragment, name: str, header: Header) -> _Fragment:
     key = f"{_REST}/{name}"
     rest = header.tensors.get(key)
     numel = upper.end - upper.start
-    if upper.dtype != "bfloat16" or rest is None or (rest.dtype, rest.shape) != ("I16", (numel,)):
+    dtype = _RESTS.get(rest.dtype) if rest is not None and rest.shape == (numel,) else None
+    if upper.dtype != "bfloat16" or rest is None or dtype is None:
         raise CheckpointError(
             f"{upper.path}: {key} does not fit {_UPPER}/{name}; the file is damaged. Use another"
             " checkpoint"
         )
-    return replace(upper, dtype="float32", rest_offset=rest.begin)
+    return replace(upper, dtype="float32", rest_offset=rest.begin, rest_dtype=dtype)
 
 
 # --- parameters ----------------------------------------------------------------------------------
@@ -252,7 +255,14 @@ def _join_kind(
         )
     problems += _find_wrong_dtypes(kind, name, facts, found)
     slices = (
-        Slice(one.path, one.offset, one.end - one.start, one.dtype, rest_offset=one.rest_offset)
+        Slice(
+            one.path,
+            one.offset,
+            one.end - one.start,
+            one.dtype,
+            rest_offset=one.rest_offset,
+            rest_dtype=one.rest_dtype,
+        )
         for one in found
     )
     dtype = found[0].dtype if found else facts.dtype

@@ -28,6 +28,7 @@ from bigft.checkpoint.safetensors_out import PlannedFile
 from bigft.checkpoint.strided import read_strided
 from bigft.errors import CheckpointError
 from bigft.files.torch_file import ITEM_BYTES
+from bigft.optim.reference import join
 
 BLOCK_BYTES = 8 << 20
 """One write. Big enough that a disk or a network file system streams."""
@@ -261,7 +262,7 @@ def _fill_joined(segment: Segment, piece: Slice, start: int, target: Raw, buffer
     """Fill from fp32 numbers that are kept in two halves; to bf16 the upper ones are the result."""
     assert piece.rest_offset is not None, "the numbers are whole"
     upper = Slice(piece.path, piece.offset, piece.numel, "bfloat16")
-    rest = Slice(piece.path, piece.rest_offset, piece.numel, "int16")
+    rest = Slice(piece.path, piece.rest_offset, piece.numel, piece.rest_dtype)
     _announce(upper, start, len(target))
     if segment.dtype == "bfloat16":
         _read(upper, start, target.view(np.uint8))
@@ -271,14 +272,12 @@ def _fill_joined(segment: Segment, piece: Slice, start: int, target: Raw, buffer
     is_all_finite = True
     for low in range(0, len(target), step):
         cut = target[low : low + step]
-        halves = buffers.source[: len(cut) * 4].reshape(2, -1)
-        _read(upper, start + low, halves[0])
-        _read(rest, start + low, halves[1])
-        bits = halves[0].view(np.uint16).astype(np.uint32) << np.uint32(16)
-        bits += halves[1].view(np.int16).astype(np.int32).view(np.uint32)
-        is_all_finite &= cast_into(
-            bits.view(np.float32), "float32", cut, segment.dtype, buffers.scratch
-        )
+        upper_raw = buffers.source[: len(cut) * 2]
+        rest_raw = buffers.source[len(cut) * 2 :][: len(cut) * ITEM_BYTES[rest.dtype]]
+        _read(upper, start + low, upper_raw)
+        _read(rest, start + low, rest_raw)
+        whole = join(upper_raw.view(np.uint16), rest_raw.view(CARRIERS[rest.dtype]))
+        is_all_finite &= cast_into(whole, "float32", cut, segment.dtype, buffers.scratch)
     return is_all_finite
 
 

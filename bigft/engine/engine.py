@@ -130,8 +130,8 @@ class Engine:
         total, parameters = 0, 0
         if isinstance(self.inner_optimizer, HostAdamW):
             for kept in self.inner_optimizer.flat_states:
-                total += sum(t.numel() * t.element_size() for t in kept.list_moments())
-                parameters += len(kept.weights)
+                total += kept.moment_bytes
+                parameters += kept.numel
         for parameter, state in self.inner_optimizer.state.items():
             tensors = [v for v in state.values() if torch.is_tensor(v) and v.numel() > 1]
             total += sum(t.numel() * t.element_size() for t in tensors)

@@ -50,6 +50,8 @@ class HostZeroStage3(DeepSpeedZeroOptimizer_Stage3):  # type: ignore[misc]
         return flat
 
     def _find_regions(self, number: int) -> Iterator[Region]:
+        group = self.optimizer.param_groups[self.sub_group_to_group_id[number]]
+        is_8bit = group["moment_bits"] == 8
         offset = 0
         for parameter in self.fp16_groups[number]:
             size = int(parameter.partition_numel())
@@ -57,7 +59,7 @@ class HostZeroStage3(DeepSpeedZeroOptimizer_Stage3):  # type: ignore[misc]
             numel = min(size, int(parameter.ds_numel) - start)
             if numel > 0:
                 name = self.param_names[parameter]
-                is_coded = len(parameter.ds_shape) > 1
+                is_coded = is_8bit and len(parameter.ds_shape) > 1
                 yield Region(name, start, numel, offset, is_coded)
             offset += size
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bigft.errors import ConfigError
+from bigft.errors import ConfigError, raise_together
 from bigft.optim.section import OptimSection
 
 
@@ -30,16 +30,16 @@ class OptimizerPlan:
 def plan_optimizer(section: OptimSection, ds: dict[str, Any]) -> OptimizerPlan:
     """Choose the implementation for a rule and an offload device.
 
-    `adamw` is DeepSpeed's CPU Adam where the states are offloaded and torch's fused AdamW
-    elsewhere. `adamw_8bit` is bitsandbytes' (block-wise 8-bit states, Dettmers et al.,
-    arXiv 2110.02861).
+    Under stage 3 with states in host memory both are `HostAdamW`. Elsewhere `adamw` is DeepSpeed's
+    CPU Adam where the states are offloaded and torch's fused AdamW where they are not, and
+    `adamw_8bit` is bitsandbytes' (block-wise 8-bit states, Dettmers et al., arXiv 2110.02861).
 
     Args:
         section: Rule and hyper-parameters.
         ds: Resolved DeepSpeed JSON.
 
     Raises:
-        ConfigError: The combination would train wrongly.
+        ConfigError: The combination would train wrongly, or a choice would have no effect.
     """
     offload = ds["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
     if "optimizer" in ds:
@@ -49,8 +49,11 @@ def plan_optimizer(section: OptimSection, ds: dict[str, Any]) -> OptimizerPlan:
         "betas": (section.adam_beta1, section.adam_beta2),
         "eps": section.adam_epsilon,
     }
+    if offload == "cpu" and _suits_host(ds):
+        return _plan_host(section, arguments)
+    _refuse_choices(section)
     if section.name == "adamw_8bit":
-        return _plan_8bit(arguments, offload, ds)
+        return _plan_8bit(arguments, offload)
     if offload in ("cpu", "nvme"):
         return OptimizerPlan(
             "DeepSpeedCPUAdam", "adamw", 8.0, lambda groups: _cpu_adam(groups, arguments)
@@ -68,16 +71,46 @@ def _plan_from_json(name: str, offload: str) -> OptimizerPlan:
     return OptimizerPlan(name, rule, 8.0 if adam else 0.0, None)
 
 
-def _plan_8bit(arguments: dict[str, Any], offload: str, ds: dict[str, Any]) -> OptimizerPlan:
+def _plan_host(section: OptimSection, arguments: dict[str, Any]) -> OptimizerPlan:
+    is_8bit = section.name == "adamw_8bit"
+    if section.fp32_embeddings and not is_8bit:
+        raise ConfigError(
+            "--optim.fp32_embeddings with --optim adamw: all moments are fp32 numbers there; leave"
+            " it out, or use --optim adamw_8bit"
+        )
+    arguments = {
+        **arguments,
+        "moment_bits": 8 if is_8bit else 32,
+        "rest_bits": section.master_bits - 16,
+    }
+    return OptimizerPlan(
+        "HostAdamW",
+        section.name,
+        2.03 if is_8bit else 8.0,
+        lambda groups: _host_adamw(groups, arguments),
+    )
+
+
+def _refuse_choices(section: OptimSection) -> None:
+    problems = [
+        f"--optim.{name} {value}: only the optimizer in host memory has this choice; leave it out,"
+        " or use --config ds_configs/zero3_offload.json"
+        for name, value, default in (
+            ("master_bits", section.master_bits, 32),
+            ("fp32_embeddings", section.fp32_embeddings, False),
+        )
+        if value != default
+    ]
+    if problems:
+        raise_together(ConfigError, problems)
+
+
+def _plan_8bit(arguments: dict[str, Any], offload: str) -> OptimizerPlan:
     if offload == "nvme":
         raise ConfigError(
             "--optim adamw_8bit with offload_optimizer.device=nvme: DeepSpeed's swapper turns the"
             " 8-bit states into fp32 numbers without a word and training diverges; use"
             " --optim adamw, or offload to host memory with ds_configs/zero3_offload.json"
-        )
-    if offload == "cpu" and _suits_host(ds):
-        return OptimizerPlan(
-            "HostAdamW", "adamw_8bit", 2.03, lambda groups: _host_adamw(groups, arguments)
         )
     if offload == "cpu":
         return OptimizerPlan(

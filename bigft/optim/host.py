@@ -2,9 +2,10 @@
 
 A weight is a bf16 number, which the model computes with, and 16 further bits that make it an fp32
 number: no second copy exists. Both moments are 8-bit codes in blocks of 256 elements of one
-parameter; those of norms and biases are fp32 numbers.
+parameter, or fp32 numbers, as those of norms and biases always are.
 
-Bytes per parameter: 2 (bf16) + 2 (remainder) + 2.03 (moments), beside 2 of a bf16 gradient.
+Bytes per parameter: 2 (bf16) + 2 (remainder, 1 by choice) + 2.03 (moments; 8 in fp32), beside 2 of
+a bf16 gradient.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -47,37 +48,88 @@ class Region:
 
 
 class FlatState:
-    """Everything that one flat vector keeps beside its weights and its gradient."""
+    """Everything that one flat vector keeps beside its weights and its gradient.
 
-    def __init__(self, weights: Tensor, regions: Sequence[Region]) -> None:
-        """Start with zeros.
+    All of it lies in one run of bytes, so that it can be moved as a whole: `attach` says where the
+    weights and these bytes are now.
+    """
+
+    def __init__(
+        self, dtype: torch.dtype, numel: int, regions: Sequence[Region], *, rest_bits: int = 16
+    ) -> None:
+        """Lay it out.
 
         Args:
-            weights: `(N,)`, bf16 or fp32, contiguous, in host memory; stays where it is.
+            dtype: Of the weights: bf16 or fp32.
+            numel: N, elements of the vector.
             regions: What lies in it; the rest is padding.
+            rest_bits: Of what makes a bf16 weight an fp32 number: 16 for all of it, 8 for a number
+                of 24 bits.
         """
-        self.weights = weights
+        self.dtype = dtype
+        self.numel = numel
         self.regions = tuple(regions)
         self.gradient: Tensor | None = None
         """`(N,)`, bf16 or fp32, in host memory; set before the first step."""
         self.step = 0
-        self.is_split = weights.dtype == torch.bfloat16
-        self.rest = torch.zeros(len(weights) if self.is_split else 0, dtype=torch.int16)
+        self.is_split = dtype == torch.bfloat16
+        self.rest_bits = rest_bits if self.is_split else 0
         coded = [region for region in regions if region.is_coded]
         plain = sum(region.numel for region in regions if not region.is_coded)
         blocks = sum(count_blocks(region.numel, region.phase) for region in coded)
-        numel = sum(region.numel for region in coded)
-        self._codes = (
-            torch.full((numel,), signed_code().zero, dtype=torch.uint8),
-            torch.full((numel,), unsigned_code().zero, dtype=torch.uint8),
-        )
-        self._scales = (torch.zeros(blocks), torch.zeros(blocks))
-        self._plain = (torch.zeros(plain), torch.zeros(plain))
+        codes = sum(region.numel for region in coded)
+        kept = [(torch.float32, blocks), (torch.float32, plain), (torch.uint8, codes)]
+        rest = torch.int8 if self.rest_bits == 8 else torch.int16
+        # Widest first, so that each is aligned.
+        self._pieces = [
+            *(piece for piece in kept[:2] for _ in range(2)),
+            (rest, numel if self.is_split else 0),
+            *(kept[2],) * 2,
+        ]
+        self.num_bytes = sum(dtype.itemsize * size for dtype, size in self._pieces)
+        """Of what is kept."""
+
+    def attach(self, weights: Tensor, kept: Tensor | None = None) -> None:
+        """Say where it is.
+
+        Args:
+            weights: `(N,)`, contiguous, in host memory.
+            kept: `(num_bytes,)`, uint8, contiguous; absent: made anew, all moments zero.
+        """
+        self.weights = weights
+        is_new = kept is None
+        kept = torch.zeros(self.num_bytes, dtype=torch.uint8) if kept is None else kept
+        self.kept = kept
+        views, offset = [], 0
+        for dtype, size in self._pieces:
+            end = offset + dtype.itemsize * size
+            views.append(kept[offset:end].view(dtype))
+            offset = end
+        self._scales, self._plain = views[0:2], views[2:4]
+        self.rest, self._codes = views[4], views[5:7]
+        if is_new:
+            self.reset()
         self._parts = self._lay_out()
+
+    def reset(self) -> None:
+        """Make all moments zero, and the weights what their bf16 numbers are."""
+        self.kept.zero_()
+        for codes, code in zip(self._codes, (signed_code(), unsigned_code()), strict=True):
+            codes.fill_(code.zero)
 
     def list_moments(self) -> list[Tensor]:
         """Return codes, scales and fp32 moments."""
         return [*self._codes, *self._scales, *self._plain]
+
+    @property
+    def moment_bytes(self) -> int:
+        """Size of the moments and their scales, wherever they are."""
+        rest, size = self._pieces[4]
+        return self.num_bytes - rest.itemsize * size
+
+    def weights_of(self, region: Region) -> Tensor:
+        """Return a view of a region's weights."""
+        return self.weights.detach()[region.place]
 
     def moments(self, number: int) -> Iterator[tuple[Region, Tensor, Tensor | None]]:
         """Go through the first (1) or second (2) moments.
@@ -110,7 +162,7 @@ class FlatState:
                 row["size"], row["phase"] = region.numel, region.phase
                 row["weights"] = self.weights.data_ptr() + region.offset * size
                 if self.is_split:
-                    row["rest"] = self.rest.data_ptr() + region.offset * 2
+                    row["rest"] = self.rest.data_ptr() + region.offset * self.rest.element_size()
                 row[f"moment{number}"] = values.data_ptr()
                 if scales is not None:
                     row[f"scale{number}"] = scales.data_ptr()
@@ -128,7 +180,7 @@ class FlatState:
         return load_native().step(
             self._parts,
             pack_groups([rates]),
-            weights="split_16" if self.is_split else "fp32",
+            weights=f"split_{self.rest_bits}" if self.is_split else "fp32",
             gradients=_GRADIENTS[gradient.dtype],
             scale=scale,
             threads=threads,
@@ -136,21 +188,38 @@ class FlatState:
 
 
 class HostAdamW(torch.optim.Optimizer):
-    """AdamW over flat vectors in host memory, moments in 8 bits.
+    """AdamW over flat vectors in host memory, moments in 8 bits or in fp32.
 
     `lay_out` says what lies in a vector before its first step. The weights' fp32 values exist only
     as their two halves: `join` and `split` of `bigft.optim.reference`.
     """
 
     def __init__(
-        self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        moment_bits: int = 8,
+        rest_bits: int = 16,
     ) -> None:
         """Take parameter groups with their `weight_decay`.
+
+        Args:
+            groups: `moment_bits` of a group takes precedence.
+            lr: Learning rate.
+            betas: Decay rates of the moments.
+            eps: Added to the root of the second moment.
+            moment_bits: 8 or 32; those of norms and biases are always fp32 numbers.
+            rest_bits: 16 or 8, kept of each bf16 weight beside it.
 
         Raises:
             LaunchError: The native step is not there and cannot be built.
         """
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0}
+        super().__init__(groups, {**defaults, "moment_bits": moment_bits})
+        self.rest_bits = rest_bits
         self.isa = load_native().isa
         self.scale = 1.0
         """Gradients are multiplied by it: unscales and clips."""
@@ -163,7 +232,9 @@ class HostAdamW(torch.optim.Optimizer):
 
     def lay_out(self, flat: Tensor, regions: Sequence[Region]) -> FlatState:
         """Say what lies in a flat vector; it has to live as long as this optimizer."""
-        found = self._flats[id(flat)] = FlatState(flat.data, regions)
+        found = FlatState(flat.dtype, flat.numel(), regions, rest_bits=self.rest_bits)
+        found.attach(flat.data)
+        self._flats[id(flat)] = found
         return found
 
     def find(self, flat: Tensor) -> FlatState:

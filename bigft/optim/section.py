@@ -33,6 +33,13 @@ class OptimSection(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this global L2 norm; 0 switches clipping off."""
 
+    master_bits: Annotated[int, Field(ge=24, le=32, multiple_of=8)] = 32
+    """24 or 32: bits of each weight that the optimizer in host memory keeps, the bf16 number of the
+    model among them. 24 saves a byte per parameter."""
+
+    fp32_embeddings: bool = False
+    """Whether `adamw_8bit` keeps the moments of embeddings as fp32 numbers."""
+
     lr_scheduler_type: Literal[
         "linear",
         "cosine",

@@ -23,7 +23,7 @@ def fill_json(draft: Draft, run: Run) -> None:
     _fill_precision(draft)
     _fill_zero(draft)
     _fill_offload(draft)
-    _fill_eight_bit(draft, run)
+    _fill_own_optimizer(draft, run)
     _fill_accumulation_type(draft, run)
     for path, value in (("steps_per_print", _NEVER), ("wall_clock_breakdown", False)):
         if draft.is_open(path):
@@ -111,8 +111,11 @@ def _fill_offload(draft: Draft) -> None:
     _fill_auto(draft, f"{_ZERO}.offload_optimizer.buffer_count", 4, "DeepSpeed's default")
 
 
-def _fill_eight_bit(draft: Draft, run: Run) -> None:
-    if run.optim.name != "adamw_8bit" or draft.has("optimizer"):
+def _fill_own_optimizer(draft: Draft, run: Run) -> None:
+    """Let DeepSpeed take an optimizer that is not its own."""
+    is_8bit = run.optim.name == "adamw_8bit"
+    device = draft.get(f"{_ZERO}.offload_optimizer.device")
+    if draft.has("optimizer") or not (is_8bit or device == "cpu"):
         return
     for path, value in (
         ("zero_allow_untested_optimizer", True),
@@ -120,14 +123,13 @@ def _fill_eight_bit(draft: Draft, run: Run) -> None:
     ):
         if draft.get(path) is (not value):
             draft.problems.append(
-                f"{path} = {str(not value).lower()} ({draft.where(path)}): --optim adamw_8bit "
-                f"needs {str(value).lower()}. Drop the line"
+                f"{path} = {str(not value).lower()} ({draft.where(path)}): --optim"
+                f" {run.optim.name} needs {str(value).lower()}. Drop the line"
             )
         else:
-            draft.fill(path, value, "needed by --optim adamw_8bit")
-    device = draft.get(f"{_ZERO}.offload_optimizer.device")
+            draft.fill(path, value, f"needed by --optim {run.optim.name}")
     size = draft.get(f"{_ZERO}.sub_group_size")
-    if device == "cpu" and (size is None or size > _SUB_GROUP_8BIT):
+    if is_8bit and device in ("cpu", "nvme") and (size is None or size > _SUB_GROUP_8BIT):
         draft.fill(f"{_ZERO}.sub_group_size", _SUB_GROUP_8BIT, "bounds the 8-bit step's memory")
         before = f"{size:,}" if size else "absent"
         draft.announced.append(

@@ -1,12 +1,13 @@
 """The optimizer in host memory, in whole runs: what it computes, and what it leaves behind."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from resume_runs import make_settings, read_full, read_rows
+from resume_runs import check_equal, copy_checkpoint, make_settings, read_full, read_rows
 from safetensors import safe_open
 
 from bigft.checkpoint.consolidate import consolidate
@@ -27,7 +28,9 @@ def trained(two_ranks, shared_folder, tmp_path) -> Any:
 def test_losses_are_those_with_separate_fp32_weights(trained, two_ranks, tmp_path):
     """Bit for bit: a bf16 weight and its 16 further bits are the fp32 weight."""
     settings, config, run, said = trained
-    assert "optimizer HostAdamW, 2.03 bytes of state per parameter" in said
+    found = re.search(r"optimizer HostAdamW \(adamw_8bit\), ([\d.]+) bytes of state", said)
+    assert found
+    assert float(found[1]) == pytest.approx(2.03, abs=0.1)
     other = tmp_path / "other"
     two_ranks.run("resume_runs:train_with_masters", settings, str(other), config)
     assert read_rows(run, 1) == read_rows(other, 1)
@@ -68,3 +71,38 @@ def test_it_learns_like_adamw(trained, two_ranks, tmp_path):
     for ours, theirs in pairs:
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
     assert pairs[-1][0]["loss"] < 0.95 * pairs[0][0]["loss"]
+
+
+def test_weights_of_24_bits_and_fp32_moments_go_on_exactly(two_ranks, shared_folder, tmp_path):
+    choices = {"optim.master_bits": 24, "optim.fp32_embeddings": "true"}
+    settings, config = make_settings(shared_folder, tmp_path, "zero3_offload", **BF16, **choices)
+    check_equal(two_ranks, settings, config, tmp_path, 3)
+    checkpoint = tmp_path / "whole/checkpoints/step_00000006"
+    with safe_open(checkpoint / "state/rank_00000.safetensors", framework="pt") as file:
+        kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+    assert {kind for key, kind in kinds.items() if key.startswith("rest/")} == {"I8"}
+    tables = [key for key in kinds if "embed_tokens" in key and "exp_avg" in key]
+    assert len(tables) == 2
+    masters = {k.removeprefix("master/"): v for k, v in read_full(checkpoint).items()}
+    (path,) = consolidate(checkpoint, tmp_path / "out", dtype="float32").path.glob("*.safetensors")
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            assert torch.equal(file.get_tensor(name).reshape(-1), masters[name])
+    # With all 32 bits it goes on from there, too, from the same losses.
+    other = tmp_path / "wider"
+    copy_checkpoint(tmp_path / "whole", other, 3)
+    two_ranks.run("resume_runs:train", {**settings, "optim.master_bits": 32}, str(other), config)
+    pairs = zip(read_rows(other, 4), read_rows(tmp_path / "whole", 4), strict=True)
+    for wider, narrow in pairs:
+        assert wider["loss"] == pytest.approx(narrow["loss"], rel=1e-3)
+
+
+def test_adamw_with_fp32_moments_is_the_same_step(two_ranks, shared_folder, tmp_path):
+    """Bit for bit that of separate fp32 weights, too."""
+    changes = {**BF16, "optim": "adamw"}
+    settings, config = make_settings(shared_folder, tmp_path, "zero3_offload", **changes)
+    one, other = tmp_path / "one", tmp_path / "other"
+    said = two_ranks.run("resume_runs:train", settings, str(one), config)[0]
+    assert "optimizer HostAdamW (adamw), 8 bytes of state per parameter" in said
+    two_ranks.run("resume_runs:train_with_masters", settings, str(other), config)
+    assert read_rows(one, 1) == read_rows(other, 1)

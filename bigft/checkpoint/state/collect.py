@@ -18,7 +18,8 @@ WEIGHT = "weight"
 """Parameters that are not trained, in their own format."""
 BUFFER = "buffer"
 UPPER, REST = "upper", "rest"
-"""An fp32 weight in two: a bf16 number, and the 16 bits that are missing in it (int16)."""
+"""An fp32 weight in two: a bf16 number, and the bits that are missing in it (int16; int8 where a
+weight of 24 bits is kept)."""
 CODES, SCALES, PLAIN = ("state1", "state2"), ("scale1", "scale2"), ("exp_avg", "exp_avg_sq")
 """First and second moments: 8-bit codes with the scales of their blocks of 256 elements, which are
 counted from the parameter's first one; or fp32 numbers."""
@@ -93,7 +94,7 @@ def collect_state(
 
 def _collect_host(kept: FlatState) -> Iterator[Entry]:
     for region in kept.regions:
-        weights = kept.weights.detach()[region.place]
+        weights = kept.weights_of(region)
         if kept.is_split:
             yield Entry(UPPER, region.parameter, region.start, weights)
             yield Entry(REST, region.parameter, region.start, kept.rest[region.place])

@@ -47,20 +47,20 @@ def fill_host(reader: StateReader, kept: FlatState) -> int:
 
 
 def _fill_weights(reader: StateReader, kept: FlatState, region: Region) -> None:
-    weights = kept.weights.detach()[region.place]
+    weights = kept.weights_of(region)
     name, start = region.parameter, region.start
     if not kept.is_split:
         reader.fill(MASTER, name, start, weights)
         return
     rest = kept.rest[region.place]
-    if reader.has(UPPER, name):
+    if reader.has(UPPER, name) and reader.find_rest_dtype(name) == rest.dtype:
         reader.fill(UPPER, name, start, weights)
         reader.fill(REST, name, start, rest)
         return
     for low in range(0, region.numel, _CHUNK):
         whole = torch.empty(min(_CHUNK, region.numel - low))
         reader.fill(MASTER, name, start + low, whole)
-        upper, lower = split(whole.numpy())
+        upper, lower = split(whole.numpy(), kept.rest_bits)
         weights[low : low + _CHUNK].view(torch.int16).copy_(torch.from_numpy(upper.view(np.int16)))
         rest[low : low + _CHUNK].copy_(torch.from_numpy(lower))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -26,6 +27,7 @@ from bigft.checkpoint.state.collect import (
 from bigft.checkpoint.state.write import FORMAT, file_name
 from bigft.errors import CheckpointError
 from bigft.optim.code8 import BLOCK, signed_code, unsigned_code
+from bigft.optim.reference import join
 
 # Elements read at once: what a fill holds beside its target.
 _CHUNK = 4 << 20
@@ -123,6 +125,12 @@ class StateReader:
         """Whether there is anything of this kind for this parameter."""
         return f"{kind}/{name}" in self._pieces
 
+    def find_rest_dtype(self, name: str) -> torch.dtype:
+        """Return the format of what is missing in a parameter's bf16 weights: int16 or int8."""
+        piece = self._pieces[f"{REST}/{name}"][0]
+        kind = self._files[piece.rank].get_slice(f"{REST}/{name}").get_dtype()
+        return torch.int8 if kind == "I8" else torch.int16
+
     def list_pieces(self, kind: str, name: str) -> list[Piece]:
         """Return the pieces of a parameter, in order."""
         return list(self._pieces.get(f"{kind}/{name}", ()))
@@ -183,11 +191,11 @@ class StateReader:
         for low in range(0, out.numel(), _CHUNK):
             part = out[low : low + _CHUNK]
             upper = torch.empty(part.numel(), dtype=torch.bfloat16)
-            rest = torch.empty(part.numel(), dtype=torch.int16)
+            rest = torch.empty(part.numel(), dtype=self.find_rest_dtype(name))
             self.fill(UPPER, name, start + low, upper)
             self.fill(REST, name, start + low, rest)
-            bits = (upper.view(torch.int16).to(torch.int32) << 16) + rest
-            part.copy_(bits.view(torch.float32))
+            halves = upper.view(torch.int16).numpy().view(np.uint16), rest.numpy()
+            part.copy_(torch.from_numpy(join(*halves)))
 
     def read_whole(self, rank: int, kind: str, number: int) -> Tensor | None:
         """Read what belongs to flat vector `number` of a rank as a whole, if there is any."""

@@ -45,7 +45,9 @@ def build_run_engine(
     engine = build_engine(
         module,
         ds=ds,
-        groups=build_groups(module, run.optim.weight_decay),
+        groups=build_groups(
+            module, run.optim.weight_decay, fp32_embeddings=run.optim.fp32_embeddings
+        ),
         build_optimizer=optimizer.build,
         build_scheduler=None
         if "scheduler" in ds
@@ -53,9 +55,11 @@ def build_run_engine(
         expected_optimizer=optimizer.class_name,
     )
     engine.guard_swap(swap_guard)
+    # Laid out, or known only after the first step.
+    found = engine.measure_state_bytes_per_parameter() or optimizer.state_bytes_per_parameter
     console.say(
-        f"optimizer {optimizer.class_name},"
-        f" {optimizer.state_bytes_per_parameter:g} bytes of state per parameter"
+        f"optimizer {optimizer.class_name} ({optimizer.rule}), {found:.3g} bytes of state per"
+        " parameter"
     )
     return engine
 

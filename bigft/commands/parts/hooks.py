@@ -13,6 +13,7 @@ from bigft.monitor.events import Events
 from bigft.monitor.meters import count_flops_per_token, find_peak_flops
 from bigft.monitor.sinks import Sinks
 from bigft.optim.build import OptimizerPlan
+from bigft.optim.host import HostAdamW
 from bigft.run.settings import Run
 from bigft.tasks.task import Task
 from bigft.trainer.evaluating import Evaluator
@@ -113,6 +114,8 @@ class StateBytes:
         if self._measured or report.result.skipped:
             return
         self._measured = True
+        if isinstance(self._engine.inner_optimizer, HostAdamW):
+            return  # Laid out from the start, and said then.
         found = self._engine.measure_state_bytes_per_parameter()
         planned = self._plan.state_bytes_per_parameter
         if planned and abs(found - planned) > 0.1 * planned:

@@ -23,7 +23,7 @@ def _ds(device: str | None = None, **changes: Any) -> dict[str, Any]:
     [
         ("adamw", None, "AdamW", 8.0),
         ("adamw", "none", "AdamW", 8.0),
-        ("adamw", "cpu", "DeepSpeedCPUAdam", 8.0),
+        ("adamw", "zero 2, cpu", "DeepSpeedCPUAdam", 8.0),
         ("adamw", "nvme", "DeepSpeedCPUAdam", 8.0),
         ("adamw_8bit", None, "HostAdamW8bit", 2.03),
         ("adamw_8bit", "zero 2, cpu", "HostAdamW8bit", 2.03),
@@ -79,8 +79,27 @@ def test_stage_3_in_host_memory_has_a_step_of_its_own(changes, class_name):
         place[key] = value
     plan = plan_optimizer(OptimSection(name="adamw_8bit"), ds)
     assert plan.class_name == class_name
+    of_fp32 = plan_optimizer(OptimSection(), ds).class_name
+    assert (of_fp32 == "HostAdamW") == (class_name == "HostAdamW")
     assert ("slower" in plan.note) == (class_name == "HostAdamW8bit")
     assert plan_optimizer(OptimSection(name="adamw_8bit"), _ds()).note == ""
+
+
+@pytest.mark.parametrize(("name", "bits"), [("adamw", 32), ("adamw_8bit", 8)])
+def test_the_choices_of_the_step_in_host_memory_reach_it(name, bits):
+    section = OptimSection(name=name, learning_rate=0.25, master_bits=24)
+    optimizer: Any = plan_optimizer(section, _ds("cpu")).build([{"params": [torch.ones(1)]}])
+    assert (optimizer.param_groups[0]["moment_bits"], optimizer.rest_bits) == (bits, 8)
+
+
+def test_choices_without_effect_are_refused_all_at_once():
+    section = OptimSection(name="adamw_8bit", master_bits=24, fp32_embeddings=True)
+    with pytest.raises(ConfigError, match="2 problems") as caught:
+        plan_optimizer(section, _ds())
+    assert "master_bits" in str(caught.value)
+    assert "fp32_embeddings" in str(caught.value)
+    with pytest.raises(ConfigError, match="all moments are fp32"):
+        plan_optimizer(OptimSection(fp32_embeddings=True), _ds("cpu"))
 
 
 @pytest.mark.parametrize(
