@@ -71,7 +71,8 @@ class HostZeroStage3(DeepSpeedZeroOptimizer_Stage3):  # type: ignore[misc]
         offset = 0
         for flat in self.fp32_partitioned_groups_flat:
             gradient = self.grad_partitions_flat_buffer.narrow(0, offset, flat.numel())
-            self.optimizer.find(flat).gradient = gradient
+            for state in self.optimizer.find(flat):
+                state.gradient = gradient
             offset += flat.numel()
 
     def _offload_grad_partition_at_boundary(self, param: Any, grad_buffer: Tensor, *_: Any) -> None:

@@ -8,7 +8,8 @@ Bytes per parameter: 2 (bf16) + 2 (remainder, 1 by choice) + 2.03 (moments; 8 in
 a bf16 gradient.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,144 +48,127 @@ class Region:
         return slice(self.offset, self.offset + self.numel)
 
 
-class FlatState:
-    """Everything that one flat vector keeps beside its weights and its gradient.
+@dataclass(frozen=True)
+class Kept:
+    """Views of everything that there is of one region, but for its gradient."""
 
-    All of it lies in one run of bytes, so that it can be moved as a whole: `attach` says where the
-    weights and these bytes are now.
+    region: Region
+    weights: Tensor
+    """`(n,)`, bf16 or fp32."""
+    rest: Tensor
+    """`(n,)`, int16 or int8; `(0,)` of fp32 weights."""
+    moments: tuple[Tensor, Tensor]
+    """`(n,)` each: codes, uint8, or fp32 numbers."""
+    scales: tuple[Tensor, Tensor] | None
+    """`(blocks,)` each, fp32; None where moments are fp32 numbers."""
+
+
+class FlatState:
+    """Everything that is kept of regions of a flat vector beside their weights and gradients.
+
+    All of it lies in one run of bytes, so that it can be moved as a whole: `attach` says where
+    these and the weights are now.
     """
 
     def __init__(
-        self, dtype: torch.dtype, numel: int, regions: Sequence[Region], *, rest_bits: int = 16
+        self, dtype: torch.dtype, regions: Sequence[Region], *, rest_bits: int = 16
     ) -> None:
         """Lay it out.
 
         Args:
             dtype: Of the weights: bf16 or fp32.
-            numel: N, elements of the vector.
-            regions: What lies in it; the rest is padding.
+            regions: What it is kept of.
             rest_bits: Of what makes a bf16 weight an fp32 number: 16 for all of it, 8 for a number
                 of 24 bits.
         """
         self.dtype = dtype
-        self.numel = numel
         self.regions = tuple(regions)
+        self.numel = sum(region.numel for region in regions)
         self.gradient: Tensor | None = None
-        """`(N,)`, bf16 or fp32, in host memory; set before the first step."""
+        """The whole vector's, bf16 or fp32, in host memory; set before the first step."""
         self.step = 0
+        self.rows: list[Kept] = []
+        """Where everything is, region by region; empty while it is nowhere in memory."""
         self.is_split = dtype == torch.bfloat16
         self.rest_bits = rest_bits if self.is_split else 0
-        coded = [region for region in regions if region.is_coded]
-        plain = sum(region.numel for region in regions if not region.is_coded)
-        blocks = sum(count_blocks(region.numel, region.phase) for region in coded)
-        codes = sum(region.numel for region in coded)
-        kept = [(torch.float32, blocks), (torch.float32, plain), (torch.uint8, codes)]
-        rest = torch.int8 if self.rest_bits == 8 else torch.int16
-        # Widest first, so that each is aligned.
-        self._pieces = [
-            *(piece for piece in kept[:2] for _ in range(2)),
-            (rest, numel if self.is_split else 0),
-            *(kept[2],) * 2,
-        ]
-        self.num_bytes = sum(dtype.itemsize * size for dtype, size in self._pieces)
-        """Of what is kept."""
+        self.num_bytes, self._places = self._lay_out()
 
-    def attach(self, weights: Tensor, kept: Tensor | None = None) -> None:
+    def _lay_out(self) -> tuple[int, list[list[tuple[int, int, torch.dtype]]]]:
+        """Give every piece of every region its place, widest first, so that each is aligned."""
+        rest = {0: torch.float32, 8: torch.int8, 16: torch.int16}[self.rest_bits]
+        wanted = []
+        for row, region in enumerate(self.regions):
+            blocks = count_blocks(region.numel, region.phase) if region.is_coded else 0
+            moments = torch.uint8 if region.is_coded else torch.float32
+            wanted += [(row, n, blocks, torch.float32) for n in (0, 1)]
+            wanted += [(row, n, region.numel, moments) for n in (2, 3)]
+            wanted.append((row, 4, region.numel if self.is_split else 0, rest))
+        wanted.sort(key=lambda piece: -piece[3].itemsize)
+        offset, places = 0, [[(0, 0, torch.uint8)] * 5 for _ in self.regions]
+        for row, piece, numel, dtype in wanted:
+            end = offset + numel * dtype.itemsize
+            places[row][piece] = offset, end, dtype
+            offset = end
+        return offset, places
+
+    def attach(self, weights: Sequence[Tensor], kept: Tensor) -> None:
         """Say where it is.
 
         Args:
-            weights: `(N,)`, contiguous, in host memory.
-            kept: `(num_bytes,)`, uint8, contiguous; absent: made anew, all moments zero.
+            weights: Of each region, `(n,)`, contiguous, in host memory.
+            kept: `(num_bytes,)`, uint8, contiguous.
         """
-        self.weights = weights
-        is_new = kept is None
-        kept = torch.zeros(self.num_bytes, dtype=torch.uint8) if kept is None else kept
         self.kept = kept
-        views, offset = [], 0
-        for dtype, size in self._pieces:
-            end = offset + dtype.itemsize * size
-            views.append(kept[offset:end].view(dtype))
-            offset = end
-        self._scales, self._plain = views[0:2], views[2:4]
-        self.rest, self._codes = views[4], views[5:7]
-        if is_new:
-            self.reset()
-        self._parts = self._lay_out()
+        self.rows = []
+        for region, own, places in zip(self.regions, weights, self._places, strict=True):
+            views = [kept[start:end].view(dtype) for start, end, dtype in places]
+            scales = (views[0], views[1]) if region.is_coded else None
+            self.rows.append(Kept(region, own.detach(), views[4], (views[2], views[3]), scales))
+
+    def detach(self) -> None:
+        """Let go of the memory."""
+        self.rows = []
+        self.kept = torch.empty(0, dtype=torch.uint8)
 
     def reset(self) -> None:
         """Make all moments zero, and the weights what their bf16 numbers are."""
         self.kept.zero_()
-        for codes, code in zip(self._codes, (signed_code(), unsigned_code()), strict=True):
-            codes.fill_(code.zero)
-
-    def list_moments(self) -> list[Tensor]:
-        """Return codes, scales and fp32 moments."""
-        return [*self._codes, *self._scales, *self._plain]
+        for row in self.rows:
+            if row.scales is not None:
+                for codes, code in zip(row.moments, (signed_code(), unsigned_code()), strict=True):
+                    codes.fill_(code.zero)
 
     @property
     def moment_bytes(self) -> int:
         """Size of the moments and their scales, wherever they are."""
-        rest, size = self._pieces[4]
-        return self.num_bytes - rest.itemsize * size
-
-    def weights_of(self, region: Region) -> Tensor:
-        """Return a view of a region's weights."""
-        return self.weights.detach()[region.place]
-
-    def moments(self, number: int) -> Iterator[tuple[Region, Tensor, Tensor | None]]:
-        """Go through the first (1) or second (2) moments.
-
-        Args:
-            number: 1 or 2.
-
-        Yields:
-            Each region with a view of its codes, `(n,)` uint8, and one of its blocks' scales; or
-            with a view of its fp32 numbers, and None.
-        """
-        code_at = block_at = plain_at = 0
-        for region in self.regions:
-            if region.is_coded:
-                blocks = count_blocks(region.numel, region.phase)
-                codes = self._codes[number - 1][code_at : code_at + region.numel]
-                yield region, codes, self._scales[number - 1][block_at : block_at + blocks]
-                code_at += region.numel
-                block_at += blocks
-            else:
-                yield region, self._plain[number - 1][plain_at : plain_at + region.numel], None
-                plain_at += region.numel
-
-    def _lay_out(self) -> Any:
-        """Describe the regions to the native step; addresses stay valid as long as this lives."""
-        parts = np.zeros(len(self.regions), PART)
-        size = self.weights.element_size()
-        for number in (1, 2):
-            for row, (region, values, scales) in zip(parts, self.moments(number), strict=True):
-                row["size"], row["phase"] = region.numel, region.phase
-                row["weights"] = self.weights.data_ptr() + region.offset * size
-                if self.is_split:
-                    row["rest"] = self.rest.data_ptr() + region.offset * self.rest.element_size()
-                row[f"moment{number}"] = values.data_ptr()
-                if scales is not None:
-                    row[f"scale{number}"] = scales.data_ptr()
-        number_blocks(parts)
-        return parts
+        return self.num_bytes - self.numel * self.rest_bits // 8
 
     def update(self, rates: Rates, scale: float, threads: int) -> int:
         """Take one step; returns how many gradients were not finite."""
         gradient = self.gradient
         assert gradient is not None, "the vector has been laid out without a gradient"
-        size = gradient.element_size()
-        self._parts["gradients"] = [
-            gradient.data_ptr() + region.offset * size for region in self.regions
-        ]
         return load_native().step(
-            self._parts,
+            self._describe(gradient),
             pack_groups([rates]),
             weights=f"split_{self.rest_bits}" if self.is_split else "fp32",
             gradients=_GRADIENTS[gradient.dtype],
             scale=scale,
             threads=threads,
         )
+
+    def _describe(self, gradient: Tensor) -> Any:
+        """Describe the regions to the native step."""
+        parts = np.zeros(len(self.rows), PART)
+        for part, row in zip(parts, self.rows, strict=True):
+            part["size"], part["phase"] = row.region.numel, row.region.phase
+            part["weights"], part["rest"] = row.weights.data_ptr(), row.rest.data_ptr()
+            part["gradients"] = gradient[row.region.place].data_ptr()
+            for number in (1, 2):
+                part[f"moment{number}"] = row.moments[number - 1].data_ptr()
+                if row.scales is not None:
+                    part[f"scale{number}"] = row.scales[number - 1].data_ptr()
+        number_blocks(parts)
+        return parts
 
 
 class HostAdamW(torch.optim.Optimizer):
@@ -223,37 +207,48 @@ class HostAdamW(torch.optim.Optimizer):
         self.isa = load_native().isa
         self.scale = 1.0
         """Gradients are multiplied by it: unscales and clips."""
-        self._flats: dict[int, FlatState] = {}
+        self.opened: Callable[[FlatState], AbstractContextManager[None]] = lambda _: nullcontext()
+        """What is kept is in memory inside; another one where it lives elsewhere."""
+        self._states: dict[int, list[FlatState]] = {}
 
     @property
     def flat_states(self) -> list[FlatState]:
         """What is kept of all vectors, in the order in which they were laid out."""
-        return list(self._flats.values())
+        return [state for states in self._states.values() for state in states]
 
     def lay_out(self, flat: Tensor, regions: Sequence[Region]) -> FlatState:
-        """Say what lies in a flat vector; it has to live as long as this optimizer."""
-        found = FlatState(flat.dtype, flat.numel(), regions, rest_bits=self.rest_bits)
-        found.attach(flat.data)
-        self._flats[id(flat)] = found
-        return found
+        """Say what lies in a flat vector in host memory; it has to live as long as this."""
+        state = FlatState(flat.dtype, regions, rest_bits=self.rest_bits)
+        weights = [flat.data[region.place] for region in regions]
+        state.attach(weights, torch.zeros(state.num_bytes, dtype=torch.uint8))
+        state.reset()
+        self._states[id(flat)] = [state]
+        return state
 
-    def find(self, flat: Tensor) -> FlatState:
+    def lay_out_elsewhere(self, flat: Tensor, states: Sequence[FlatState]) -> None:
+        """Say what is kept of a flat vector, piece by piece, that only `opened` has in memory."""
+        self._states[id(flat)] = list(states)
+
+    def find(self, flat: Tensor) -> list[FlatState]:
         """Return what is kept of a vector."""
-        return self._flats[id(flat)]
+        return self._states[id(flat)]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update all vectors that the groups hold now, from their gradients."""
         assert closure is None, "ZeRO has the gradients already"
         for group in self.param_groups:
-            for flat in group["params"]:
-                state = self.find(flat)
-                state.step += 1
-                rates = Rates(
-                    float(group["lr"]),
-                    (float(group["betas"][0]), float(group["betas"][1])),
-                    float(group["eps"]),
-                    float(group["weight_decay"]),
-                    state.step,
-                )
-                state.update(rates, self.scale, torch.get_num_threads())
+            for state in (state for flat in group["params"] for state in self.find(flat)):
+                with self.opened(state):
+                    self._update(state, group)
+
+    def _update(self, state: FlatState, group: dict[str, Any]) -> None:
+        state.step += 1
+        rates = Rates(
+            float(group["lr"]),
+            (float(group["betas"][0]), float(group["betas"][1])),
+            float(group["eps"]),
+            float(group["weight_decay"]),
+            state.step,
+        )
+        state.update(rates, self.scale, torch.get_num_threads())

@@ -130,7 +130,7 @@ def measure_tensors(engine: Any) -> dict[str, int]:
                 total += storage.nbytes()
         return total
 
-    inner = outer.optimizer
+    inner, rest = outer.optimizer, 0
     found = {
         "weights": count(flat for flat in outer.fp16_partitioned_groups_flat if flat is not None),
         "gradients": count([outer.grad_partitions_flat_buffer]),
@@ -140,12 +140,14 @@ def measure_tensors(engine: Any) -> dict[str, int]:
         ),
     }
     if isinstance(inner, HostAdamW):
-        found["masters"] += count(kept.rest for kept in inner.flat_states)
-        moments = [t for kept in inner.flat_states for t in kept.list_moments()]
+        # What is kept lies in one run of bytes per vector.
+        rest = sum(kept.num_bytes - kept.moment_bytes for kept in inner.flat_states)
+        moments = [kept.kept for kept in inner.flat_states]
     else:
         states = list(inner.state.values())
         moments = [v for state in states for v in state.values() if torch.is_tensor(v)]
-    return {**found, "moments": count(moments)}
+    found["masters"] += rest
+    return {**found, "moments": count(moments) - rest}
 
 
 def run(way: str, options: argparse.Namespace, parent: Path) -> dict[str, Any]:

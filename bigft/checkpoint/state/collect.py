@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bigft.checkpoint.state.fragments import Flat, cut_evenly
 from bigft.checkpoint.state.partition import Partition
 from bigft.optim.code8 import BLOCK
-from bigft.optim.host import FlatState, HostAdamW
+from bigft.optim.host import FlatState, HostAdamW, Kept
 
 MASTER = "master"
 """fp32 weights that the optimizer updates."""
@@ -34,13 +34,23 @@ class Entry:
     """Of the parameter or buffer; `@3` for what belongs to flat vector 3 as a whole."""
     start: int
     """Its first element in the flattened parameter."""
-    tensor: Tensor
-    """`(n,)`, on any device; a view, where possible."""
+    parts: tuple[Tensor, ...]
+    """`(n,)` each, one after the other, of one format, on any device; views, where possible."""
 
     @property
     def key(self) -> str:
         """The tensor's name in the file."""
         return f"{self.kind}/{self.name}"
+
+    @property
+    def numel(self) -> int:
+        """Elements of all parts."""
+        return sum(part.numel() for part in self.parts)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all parts."""
+        return self.numel * self.parts[0].element_size()
 
 
 @dataclass(frozen=True)
@@ -56,11 +66,14 @@ class RankState:
     @property
     def num_bytes(self) -> int:
         """Size of the tensors."""
-        return sum(e.tensor.numel() * e.tensor.element_size() for e in self.entries)
+        return sum(entry.num_bytes for entry in self.entries)
 
     def copied(self) -> "RankState":
         """Return the same in host memory of its own, which training no longer changes."""
-        entries = [replace(e, tensor=e.tensor.to("cpu", copy=True)) for e in self.entries]
+        entries = [
+            replace(e, parts=tuple(part.to("cpu", copy=True) for part in e.parts))
+            for e in self.entries
+        ]
         return replace(self, entries=entries)
 
 
@@ -82,9 +95,10 @@ def collect_state(
     scalars = []
     for number, flat in enumerate(partition.flats):
         if isinstance(inner, HostAdamW):
-            kept = inner.find(flat.tensor)
-            entries += _collect_host(kept)
-            scalars.append({"step": float(kept.step)} if kept.step else {})
+            states = inner.find(flat.tensor)
+            entries += _collect_host(states)
+            step = max((kept.step for kept in states), default=0)
+            scalars.append({"step": float(step)} if step else {})
             continue
         state = inner.state.get(flat.tensor, {})
         entries += _collect_flat(flat, number, state)
@@ -92,23 +106,30 @@ def collect_state(
     return RankState(entries, [flat.describe() for flat in partition.flats], scalars)
 
 
-def _collect_host(kept: FlatState) -> Iterator[Entry]:
-    for region in kept.regions:
-        weights = kept.weights_of(region)
-        if kept.is_split:
-            yield Entry(UPPER, region.parameter, region.start, weights)
-            yield Entry(REST, region.parameter, region.start, kept.rest[region.place])
+def _collect_host(states: list[FlatState]) -> Iterator[Entry]:
+    """Name what is kept; a parameter that lies in several pieces is one again."""
+    found: dict[tuple[str, str], Entry] = {}
+    for row, step in ((row, kept.step) for kept in states for row in kept.rows):
+        for kind, start, tensor in _list_kept(row, has_moments=step > 0):
+            key = kind, row.region.parameter
+            before = found.get(key, Entry(kind, row.region.parameter, start, ()))
+            found[key] = replace(before, parts=(*before.parts, tensor))
+    yield from found.values()
+
+
+def _list_kept(row: Kept, *, has_moments: bool) -> Iterator[tuple[str, int, Tensor]]:
+    start = row.region.start
+    if len(row.rest):
+        yield UPPER, start, row.weights
+        yield REST, start, row.rest
+    else:
+        yield MASTER, start, row.weights
+    for number in (0, 1) if has_moments else ():
+        if row.scales is None:
+            yield PLAIN[number], start, row.moments[number]
         else:
-            yield Entry(MASTER, region.parameter, region.start, weights)
-    if not kept.step:
-        return
-    for number in (0, 1):
-        for region, values, scales in kept.moments(number + 1):
-            if scales is None:
-                yield Entry(PLAIN[number], region.parameter, region.start, values)
-                continue
-            yield Entry(CODES[number], region.parameter, region.start, values)
-            yield Entry(SCALES[number], region.parameter, region.start // BLOCK, scales)
+            yield CODES[number], start, row.moments[number]
+            yield SCALES[number], start // BLOCK, row.scales[number]
 
 
 def _collect_flat(flat: Flat, number: int, state: dict[str, Any]) -> Iterator[Entry]:
@@ -119,11 +140,11 @@ def _collect_flat(flat: Flat, number: int, state: dict[str, Any]) -> Iterator[En
                 tensors[kind] = value
             else:
                 # Scales and code tables of 8-bit states belong to blocks of the whole vector.
-                yield Entry(kind, f"@{number}", 0, value.detach().reshape(-1))
+                yield Entry(kind, f"@{number}", 0, (value.detach().reshape(-1),))
     for kind, tensor in tensors.items():
         row = tensor.detach().reshape(-1)
         for fragment in flat.fragments:
-            yield Entry(kind, fragment.parameter, fragment.start, row[fragment.place])
+            yield Entry(kind, fragment.parameter, fragment.start, (row[fragment.place],))
 
 
 def _collect_scalars(state: dict[str, Any]) -> dict[str, float]:
@@ -146,12 +167,12 @@ def _collect_untrained(module: nn.Module, rank: int) -> Iterator[Entry]:
             mine = torch.distributed.get_rank(group=held.ds_process_group)
             piece = cut_evenly(name, int(held.ds_numel), size, mine, 0)
             if piece:
-                yield Entry(WEIGHT, name, piece.start, held.ds_tensor.data[: piece.numel])
+                yield Entry(WEIGHT, name, piece.start, (held.ds_tensor.data[: piece.numel],))
         elif rank == 0:
-            yield Entry(WEIGHT, name, 0, parameter.data.reshape(-1))
+            yield Entry(WEIGHT, name, 0, (parameter.data.reshape(-1),))
     if rank == 0:
         for name, buffer in find_buffers(module).items():
-            yield Entry(BUFFER, name, 0, buffer.detach().reshape(-1))
+            yield Entry(BUFFER, name, 0, (buffer.detach().reshape(-1),))
 
 
 def find_buffers(module: nn.Module) -> dict[str, Tensor]:

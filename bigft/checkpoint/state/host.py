@@ -7,7 +7,7 @@ from torch import Tensor
 from bigft.checkpoint.state.collect import CODES, MASTER, PLAIN, REST, UPPER
 from bigft.checkpoint.state.read import Piece, StateReader
 from bigft.optim.code8 import BLOCK, signed_code, unsigned_code
-from bigft.optim.host import FlatState, Region
+from bigft.optim.host import FlatState, Kept, Region
 from bigft.optim.reference import quantise, split
 
 _CHUNK = 4 << 20
@@ -32,35 +32,35 @@ def fill_host(reader: StateReader, kept: FlatState) -> int:
 
     Memory: 64 MiB beside the state.
     """
-    for region in kept.regions:
-        _fill_weights(reader, kept, region)
+    for row in kept.rows:
+        _fill_weights(reader, row, kept.rest_bits)
     kept.step = reader.find_step()
     if kept.step == 0:
         return 0
-    for number in (0, 1):
-        for region, values, scales in kept.moments(number + 1):
-            if scales is None:
-                reader.fill(PLAIN[number], region.parameter, region.start, values)
+    for row in kept.rows:
+        for number in (0, 1):
+            if row.scales is None:
+                name, start = row.region.parameter, row.region.start
+                reader.fill(PLAIN[number], name, start, row.moments[number])
             else:
-                _fill_codes(reader, number, region, values, scales)
+                _fill_codes(reader, number, row.region, row.moments[number], row.scales[number])
     return kept.step
 
 
-def _fill_weights(reader: StateReader, kept: FlatState, region: Region) -> None:
-    weights = kept.weights_of(region)
-    name, start = region.parameter, region.start
-    if not kept.is_split:
+def _fill_weights(reader: StateReader, row: Kept, rest_bits: int) -> None:
+    weights, rest = row.weights, row.rest
+    name, start = row.region.parameter, row.region.start
+    if not rest_bits:
         reader.fill(MASTER, name, start, weights)
         return
-    rest = kept.rest[region.place]
     if reader.has(UPPER, name) and reader.find_rest_dtype(name) == rest.dtype:
         reader.fill(UPPER, name, start, weights)
         reader.fill(REST, name, start, rest)
         return
-    for low in range(0, region.numel, _CHUNK):
-        whole = torch.empty(min(_CHUNK, region.numel - low))
+    for low in range(0, row.region.numel, _CHUNK):
+        whole = torch.empty(min(_CHUNK, row.region.numel - low))
         reader.fill(MASTER, name, start + low, whole)
-        upper, lower = split(whole.numpy(), kept.rest_bits)
+        upper, lower = split(whole.numpy(), rest_bits)
         weights[low : low + _CHUNK].view(torch.int16).copy_(torch.from_numpy(upper.view(np.int16)))
         rest[low : low + _CHUNK].copy_(torch.from_numpy(lower))
 

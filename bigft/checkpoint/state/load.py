@@ -39,7 +39,7 @@ def load_state(engine: Any, checkpoint: Path) -> None:
         for number, flat in enumerate(partition.flats):
             if isinstance(inner, HostAdamW):
                 with partition.writable(number):
-                    steps = fill_host(reader, inner.find(flat.tensor))
+                    steps = _fill_states(reader, inner, flat)
                 continue
             with partition.writable(number) as target:
                 _fill_flat(reader, MASTER, flat, target)
@@ -48,6 +48,14 @@ def load_state(engine: Any, checkpoint: Path) -> None:
         partition.finish()
         _restore_untrained(engine.module, reader, rank)
     restore_numbers(engine, inner, index.engine, steps)
+
+
+def _fill_states(reader: StateReader, inner: HostAdamW, flat: Flat) -> int:
+    steps = 0
+    for state in inner.find(flat.tensor):
+        with inner.opened(state):
+            steps = fill_host(reader, state)
+    return steps
 
 
 def _is_same(reader: StateReader, index: Index, rank: int, number: int, flat: Flat) -> bool:

@@ -53,7 +53,7 @@ def write_state(state: RankState, sink: Sink) -> None:
     header += b" " * (-len(header) % 8)
     sink.write(memoryview(len(header).to_bytes(8, "little") + header))
     for entry in state.entries:
-        for piece in _cut(entry.tensor):
+        for piece in (piece for part in entry.parts for piece in _cut(part)):
             sink.write(piece.view(torch.uint8).numpy().data)
 
 
@@ -73,10 +73,10 @@ def _build_header(state: RankState) -> dict[str, object]:
     }
     offset = 0
     for entry in state.entries:
-        end = offset + entry.tensor.numel() * entry.tensor.element_size()
+        end = offset + entry.num_bytes
         header[entry.key] = {
             "dtype": _name_dtype(entry),
-            "shape": [entry.tensor.numel()],
+            "shape": [entry.numel],
             "data_offsets": [offset, end],
         }
         offset = end
@@ -84,7 +84,7 @@ def _build_header(state: RankState) -> dict[str, object]:
 
 
 def _name_dtype(entry: Entry) -> str:
-    return _DTYPES[entry.tensor.dtype]
+    return _DTYPES[entry.parts[0].dtype]
 
 
 def _cut(tensor: Tensor) -> Iterator[Tensor]:

@@ -36,7 +36,7 @@ def build(dtype: torch.dtype, **changes: Any) -> tuple[HostAdamW, torch.Tensor]:
 def test_steps_are_those_of_the_reference(dtype, bits):
     optimizer, flat = build(dtype, rest_bits=bits)
     optimizer.scale = 0.5
-    state = optimizer.find(flat)
+    (state,) = optimizer.find(flat)
     padding = flat.clone()
     expected = [flat[region.place].float().numpy() for region in REGIONS]
     moments = [
@@ -58,24 +58,25 @@ def test_steps_are_those_of_the_reference(dtype, bits):
             if dtype == torch.bfloat16:
                 # Between steps a weight is no more than what is kept of it.
                 weights[:] = join(*split(weights, bits))
-    for region, weights in zip(REGIONS, expected, strict=True):
-        found = flat[region.place]
+    for row, weights in zip(state.rows, expected, strict=True):
+        found = flat[row.region.place]
         if dtype == torch.float32:
             assert np.array_equal(found.numpy(), weights)
             continue
         upper, rest = split(weights, bits)
         assert np.array_equal(found.view(torch.uint16).numpy(), upper)
-        assert np.array_equal(state.rest[region.place].numpy(), rest)
+        assert np.array_equal(row.rest.numpy(), rest)
         assert np.array_equal(join(upper, rest), weights)
     for number, code, scale, plain in (
         (1, signed_code(), "first_scale", 0),
         (2, unsigned_code(), "second_scale", 1),
     ):
-        for kept, (region, values, scales) in zip(moments, state.moments(number), strict=True):
-            if region.is_coded:
+        for kept, row in zip(moments, state.rows, strict=True):
+            values = row.moments[number - 1]
+            if row.scales is not None:
                 name = scale.removesuffix("_scale")
                 assert np.array_equal(values.numpy(), getattr(kept, name))
-                assert np.array_equal(scales.numpy(), getattr(kept, scale))
+                assert np.array_equal(row.scales[number - 1].numpy(), getattr(kept, scale))
                 assert values.numpy().max() <= len(code.values) - 1
             else:
                 assert np.array_equal(values.numpy(), kept[plain])
@@ -85,18 +86,18 @@ def test_steps_are_those_of_the_reference(dtype, bits):
 
 def test_bytes_per_parameter():
     optimizer, flat = build(torch.bfloat16)
-    state = optimizer.find(flat)
-    sizes = [t.numel() * t.element_size() for t in state.list_moments()]
+    (state,) = optimizer.find(flat)
     coded = 900 + 2048
     blocks = 4 + 8  # 900 elements from the 44th of a block on touch four.
-    assert sum(sizes) == 2 * coded + 2 * 4 * blocks + 2 * 4 * 64
-    assert state.rest.dtype == torch.int16
+    assert state.moment_bytes == 2 * coded + 2 * 4 * blocks + 2 * 4 * 64
+    assert state.num_bytes == state.moment_bytes + 2 * (coded + 64)
+    assert state.kept.numel() == state.num_bytes
 
 
 def test_a_schedule_drives_the_rate():
     optimizer, flat = build(torch.float32)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step else 1.0)
-    optimizer.find(flat).gradient.fill_(1.0)
+    optimizer.find(flat)[0].gradient.fill_(1.0)
     optimizer.step()
     schedule.step()
     after = flat.clone()
