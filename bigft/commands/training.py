@@ -81,10 +81,9 @@ def train(
     # --- Model, optimizer, engine ---
     with errors_shared(), local_rank_zero_first(world):
         facts = replace(facts, weight_files=fetch_weights(run.model, facts))
-    with swap_folder(resolved, folder, facts, tokenizer, task, world, guards.before_leaving) as (
-        ds,
-        swap_guard,
-    ):
+    with swap_folder(
+        resolved, optimizer, folder, facts, tokenizer, task, world, guards.before_leaving
+    ) as (ds, swap_guard):
         zero = Zero(ds)
         with errors_shared():
             model = load_model(

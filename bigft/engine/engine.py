@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigft.engine.host_swap import HostSwap
 from bigft.engine.nonfinite import guard, scale_loss
 from bigft.engine.swap_verify import SwapGuard
 from bigft.optim.host import HostAdamW
@@ -64,10 +65,18 @@ class Engine:
         """Whether optimizer states live in NVMe swap files."""
         return bool(self.deepspeed.zero_nvme_offload_optimizer())
 
+    @property
+    def host_swap(self) -> HostSwap | None:
+        """The files of an optimizer in host memory that is kept on NVMe."""
+        swap: HostSwap | None = getattr(self.deepspeed.optimizer, "swap", None)
+        return swap
+
     def guard_swap(self, swap_guard: SwapGuard | None) -> None:
         """Let the swap files be checked after each step, and before they are saved."""
         self.swap_guard = swap_guard
         self.deepspeed.optimizer.bigft_swap_guard = swap_guard
+        if self.host_swap is not None:
+            self.host_swap.guard = swap_guard
 
     def set_training(self, training: bool) -> None:
         """Switch dropout and the like."""

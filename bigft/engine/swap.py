@@ -19,8 +19,7 @@ _PREFIX = "bigft-swap-"
 _OWNER = "owner"
 _OFFLOADS = ("offload_param", "offload_optimizer")
 
-# fp32 master + two fp32 moments + fp32 gradient, as DeepSpeed swaps them; bf16 or fp16 weights.
-_OPTIMIZER_BYTES = 16
+# bf16 or fp16 weights.
 _PARAMETER_BYTES = 2
 
 
@@ -48,18 +47,21 @@ def with_private_swap(ds: dict[str, Any], run_name: str) -> dict[str, Any]:
     return moved
 
 
-def plan_swap_bytes(ds: dict[str, Any], num_parameters: int, host_share: float) -> int:
+def plan_swap_bytes(
+    ds: dict[str, Any], optimizer_bytes: float, num_parameters: int, host_share: float
+) -> int:
     """Bytes that the swap files of one host will take.
 
     Args:
         ds: Resolved DeepSpeed JSON.
+        optimizer_bytes: Per parameter, of an optimizer on NVMe.
         num_parameters: Of the whole model.
         host_share: Part of all ranks that run on this host, 0 to 1.
     """
     zero = ds["zero_optimization"]
-    per_parameter = 0
+    per_parameter = 0.0
     if zero.get("offload_optimizer", {}).get("device") == "nvme":
-        per_parameter += _OPTIMIZER_BYTES
+        per_parameter += optimizer_bytes
     if zero.get("offload_param", {}).get("device") == "nvme":
         per_parameter += _PARAMETER_BYTES
     return int(per_parameter * num_parameters * host_share)

@@ -41,6 +41,9 @@ _LINES = _BLOCK // 64
 _GROUP = 64
 """Blocks whose hashes are added up: 8 bytes are kept per 256 KiB."""
 
+GROUP_BYTES = _BLOCK * _GROUP
+"""What is compared as one."""
+
 _RESERVE = "reserve.swp"
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -48,15 +51,20 @@ _MIX = np.array([2 * n + 1 for n in range(_WORDS)], np.uint64) * _GOLDEN
 """Odd, so that a change of one word always changes the sum."""
 
 
-def compute_fingerprint(data: npt.NDArray[np.uint8]) -> Fingerprint:
-    """Compute hashes of samples of a buffer: one per 256 KiB, and one of what is left over."""
+def compute_fingerprint(data: npt.NDArray[np.uint8], first: int = 0) -> Fingerprint:
+    """Compute hashes of samples of a buffer: one per 256 KiB, and one of what is left over.
+
+    Args:
+        data: `(N,)`.
+        first: 4 KiB blocks of the file that lie before it.
+    """
     count = len(data) // _BLOCK
     blocks = data[: count * _BLOCK].view(np.uint64).reshape(count, _LINES, _WORDS)
-    lines = blocks[np.arange(count), _choose_lines(count)]
+    lines = blocks[np.arange(count), _choose_lines(first, count)]
     hashes = (lines * _MIX).sum(axis=1, dtype=np.uint64)
     # Blocks in another order must not add up to the same.
     hashes = (hashes ^ (hashes >> np.uint64(29))) * (
-        np.arange(count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+        np.arange(first, first + count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     )
     groups = np.add.reduceat(hashes, np.arange(0, count, _GROUP)) if count else hashes
     tail = zlib.crc32(data[max(count * _BLOCK - 64, 0) :].tobytes())
@@ -64,10 +72,9 @@ def compute_fingerprint(data: npt.NDArray[np.uint8]) -> Fingerprint:
 
 
 @lru_cache(maxsize=16)
-def _choose_lines(count: int) -> npt.NDArray[np.int64]:
+def _choose_lines(first: int, count: int) -> npt.NDArray[np.int64]:
     """Choose a line of each block: not the same, or a column of a matrix would be all it sees."""
-    lines = (np.arange(count, dtype=np.uint64) * _GOLDEN) >> np.uint64(58)
-    lines[:1] = 0
+    lines = (np.arange(first, first + count, dtype=np.uint64) * _GOLDEN) >> np.uint64(58)
     return lines.astype(np.int64)
 
 
@@ -196,6 +203,25 @@ class SwapGuard:
         if path not in self._written:
             self._make(path, len(data))
         self._written[path] = (len(data), compute_fingerprint(data))
+
+    def wrote_range(self, path: str, position: int, data: npt.NDArray[np.uint8]) -> None:
+        """Note what is about to be written in place, by others than the handles.
+
+        Args:
+            path: A file that was written through them.
+            position: A multiple of `GROUP_BYTES`.
+            data: `(N,)`: whole groups, or all up to the file's end.
+        """
+        if path not in self._written:
+            return
+        size, before = self._written[path]
+        found = compute_fingerprint(data, position // _BLOCK)
+        at, is_end = position // GROUP_BYTES, position + len(data) == size
+        assert is_end or len(data) % GROUP_BYTES == 0
+        after = before.copy()
+        count = len(found) if is_end else len(found) - 1
+        after[at : at + count] = found[:count]
+        self._written[path] = size, after
 
     def fail(self, text: str) -> None:
         """Note what went wrong; the run ends at the next `check`."""

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from bigft.errors import ConfigError, raise_together
+from bigft.errors import ConfigError
+from bigft.optim.place import suits_host
 from bigft.optim.section import OptimSection
 
 
@@ -23,6 +24,8 @@ class OptimizerPlan:
     """Moments and their scales; master weights are ZeRO's and not counted."""
     build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None
     """None: the DeepSpeed JSON has an optimizer block and DeepSpeed builds it."""
+    swap_bytes_per_parameter: float = 16.0
+    """What is on NVMe, if anything is: DeepSpeed swaps fp32 weights, gradients and moments."""
     note: str = ""
     """What the user should know about this choice."""
 
@@ -39,7 +42,7 @@ def plan_optimizer(section: OptimSection, ds: dict[str, Any]) -> OptimizerPlan:
         ds: Resolved DeepSpeed JSON.
 
     Raises:
-        ConfigError: The combination would train wrongly, or a choice would have no effect.
+        ConfigError: The combination would train wrongly.
     """
     offload = ds["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
     if "optimizer" in ds:
@@ -49,9 +52,8 @@ def plan_optimizer(section: OptimSection, ds: dict[str, Any]) -> OptimizerPlan:
         "betas": (section.adam_beta1, section.adam_beta2),
         "eps": section.adam_epsilon,
     }
-    if offload == "cpu" and _suits_host(ds):
-        return _plan_host(section, arguments)
-    _refuse_choices(section)
+    if suits_host(ds):
+        return _plan_host(section, arguments, ds)
     if section.name == "adamw_8bit":
         return _plan_8bit(arguments, offload)
     if offload in ("cpu", "nvme"):
@@ -71,46 +73,32 @@ def _plan_from_json(name: str, offload: str) -> OptimizerPlan:
     return OptimizerPlan(name, rule, 8.0 if adam else 0.0, None)
 
 
-def _plan_host(section: OptimSection, arguments: dict[str, Any]) -> OptimizerPlan:
+def _plan_host(
+    section: OptimSection, arguments: dict[str, Any], ds: dict[str, Any]
+) -> OptimizerPlan:
     is_8bit = section.name == "adamw_8bit"
-    if section.fp32_embeddings and not is_8bit:
-        raise ConfigError(
-            "--optim.fp32_embeddings with --optim adamw: all moments are fp32 numbers there; leave"
-            " it out, or use --optim adamw_8bit"
-        )
     arguments = {
         **arguments,
         "moment_bits": 8 if is_8bit else 32,
         "rest_bits": section.master_bits - 16,
     }
+    moments = 2.03 if is_8bit else 8.0
+    is_split = ds.get("bf16", {}).get("enabled")
     return OptimizerPlan(
         "HostAdamW",
         section.name,
-        2.03 if is_8bit else 8.0,
+        moments,
         lambda groups: _host_adamw(groups, arguments),
+        swap_bytes_per_parameter=moments + (section.master_bits / 8 - 2 if is_split else 0),
     )
-
-
-def _refuse_choices(section: OptimSection) -> None:
-    problems = [
-        f"--optim.{name} {value}: only the optimizer in host memory has this choice; leave it out,"
-        " or use --config ds_configs/zero3_offload.json"
-        for name, value, default in (
-            ("master_bits", section.master_bits, 32),
-            ("fp32_embeddings", section.fp32_embeddings, False),
-        )
-        if value != default
-    ]
-    if problems:
-        raise_together(ConfigError, problems)
 
 
 def _plan_8bit(arguments: dict[str, Any], offload: str) -> OptimizerPlan:
     if offload == "nvme":
         raise ConfigError(
-            "--optim adamw_8bit with offload_optimizer.device=nvme: DeepSpeed's swapper turns the"
-            " 8-bit states into fp32 numbers without a word and training diverges; use"
-            " --optim adamw, or offload to host memory with ds_configs/zero3_offload.json"
+            "--optim adamw_8bit with offload_optimizer.device=nvme needs stage 3, bf16 or fp32, and"
+            " no ratio below 1: elsewhere DeepSpeed's swapper turns the 8-bit states into fp32"
+            " numbers without a word and training diverges; use --config ds_configs/zero3_nvme.json"
         )
     if offload == "cpu":
         return OptimizerPlan(
@@ -123,17 +111,6 @@ def _plan_8bit(arguments: dict[str, Any], offload: str) -> OptimizerPlan:
         )
     return OptimizerPlan(
         "HostAdamW8bit", "adamw_8bit", 2.03, lambda groups: _host_8bit(groups, arguments)
-    )
-
-
-def _suits_host(ds: dict[str, Any]) -> bool:
-    """Whether bf16 or fp32 weights of stage 3 are all stepped in host memory."""
-    zero = ds["zero_optimization"]
-    return (
-        zero.get("stage") == 3
-        and not ds.get("fp16", {}).get("enabled")
-        and zero.get("offload_param", {}).get("device") != "nvme"
-        and zero["offload_optimizer"].get("ratio", 1.0) == 1.0
     )
 
 

@@ -115,7 +115,7 @@ def _fill_own_optimizer(draft: Draft, run: Run) -> None:
     """Let DeepSpeed take an optimizer that is not its own."""
     is_8bit = run.optim.name == "adamw_8bit"
     device = draft.get(f"{_ZERO}.offload_optimizer.device")
-    if draft.has("optimizer") or not (is_8bit or device == "cpu"):
+    if draft.has("optimizer") or not (is_8bit or device in ("cpu", "nvme")):
         return
     for path, value in (
         ("zero_allow_untested_optimizer", True),

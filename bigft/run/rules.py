@@ -17,6 +17,7 @@ from bigft.data.section import DataSection
 from bigft.data.sources.spec import split_spec, split_weight
 from bigft.data.tokens.templates import TEMPLATES
 from bigft.errors import DataError
+from bigft.optim.place import suits_host
 from bigft.run.draft import Draft
 from bigft.run.settings import Run
 from bigft.units import parse_bytes
@@ -89,14 +90,34 @@ def check_data(draft: Draft, run: Run) -> Iterator[Finding]:
 
 
 def refuse_eight_bit_on_nvme(draft: Draft, run: Run) -> Iterator[Finding]:
-    """DeepSpeed's swapper turns 8-bit states into fp32 numbers; training diverges silently."""
-    device = draft.get(f"{_ZERO}.offload_optimizer.device")
-    if run.optim.name == "adamw_8bit" and not draft.has("optimizer") and device == "nvme":
+    """Of fp16 models only DeepSpeed swaps: 8-bit states as fp32 numbers; training diverges."""
+    path = f"{_ZERO}.offload_optimizer.device"
+    is_8bit = run.optim.name == "adamw_8bit" and not draft.has("optimizer")
+    if is_8bit and draft.get(path) == "nvme" and not suits_host(draft.ds):
         yield Finding(
-            f"--optim adamw_8bit with {_ZERO}.offload_optimizer.device = nvme "
-            f"({draft.where(f'{_ZERO}.offload_optimizer.device')}): DeepSpeed's swapper silently "
-            "turns the 8-bit states into fp32 and training diverges. Use --optim adamw, or "
-            f"--ds.{_ZERO}.offload_optimizer.device=cpu"
+            f"--optim adamw_8bit with {path} = nvme ({draft.where(path)}) needs bf16 or fp32, and"
+            f" no {_ZERO}.offload_optimizer.ratio: DeepSpeed's own swapper, used otherwise, turns"
+            " the 8-bit states into fp32 without a word, and training diverges. Use"
+            f" --ds.fp16.enabled=false --ds.bf16.enabled=true, or --ds.{path}=cpu"
+        )
+
+
+def check_host_choices(draft: Draft, run: Run) -> Iterator[Finding]:
+    """What only the optimizer in host memory can do is not ignored elsewhere."""
+    is_host = suits_host(draft.ds) and not draft.has("optimizer")
+    for name, value, default in (
+        ("master_bits", run.optim.master_bits, 32),
+        ("fp32_embeddings", run.optim.fp32_embeddings, False),
+    ):
+        if value != default and not is_host:
+            yield Finding(
+                f"--optim.{name} {value}: only bigft's optimizer in host memory has this choice."
+                " Leave it out, or use --config ds_configs/zero3_offload.json"
+            )
+    if run.optim.fp32_embeddings and run.optim.name == "adamw":
+        yield Finding(
+            "--optim.fp32_embeddings with --optim adamw: all its moments are fp32 numbers. Leave"
+            " it out, or use --optim adamw_8bit"
         )
 
 
@@ -244,6 +265,7 @@ RULES: tuple[Rule, ...] = (
     refuse_nvme_below_stage_three,
     refuse_two_precisions,
     refuse_eight_bit_on_nvme,
+    check_host_choices,
     check_data,
     check_streaming,
     check_swap_buffers,

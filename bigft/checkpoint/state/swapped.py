@@ -28,6 +28,10 @@ def mapped_swap_files(outer: Any) -> Iterator[None]:
     Raises:
         CheckpointError: A swap file is shorter than its tensor, or does not hold what was written.
     """
+    if getattr(outer, "swap", None) is not None:
+        with _mapped_pieces(outer.swap):
+            yield
+        return
     if not outer.swap_optimizer:
         yield
         return
@@ -48,6 +52,14 @@ def mapped_swap_files(outer: Any) -> Iterator[None]:
     finally:
         for context, _ in contexts:
             context.release_memory()
+
+
+@contextlib.contextmanager
+def _mapped_pieces(swap: Any) -> Iterator[None]:
+    if wrong := swap.find_damage():
+        raise CheckpointError(f"{wrong}, so this state cannot be saved; older checkpoints are safe")
+    with swap.mapped():
+        yield
 
 
 def _map_file(path: Path, numel: int) -> Tensor:

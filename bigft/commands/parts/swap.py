@@ -12,6 +12,7 @@ from bigft.distributed.collectives import (
 from bigft.distributed.world import World
 from bigft.engine import swap
 from bigft.engine.engine import Engine
+from bigft.engine.host_swap import HostSwap
 from bigft.engine.swap_verify import SwapGuard
 from bigft.errors import PlanError
 from bigft.models.facts import ModelFacts
@@ -19,11 +20,13 @@ from bigft.models.load import plan_parameters
 from bigft.optim.build import OptimizerPlan
 from bigft.run.resolve import Resolved
 from bigft.tasks.task import Task
+from bigft.units import format_bytes
 
 
 @contextlib.contextmanager
 def swap_folder(
     resolved: Resolved,
+    optimizer: OptimizerPlan,
     folder: Path,
     facts: ModelFacts,
     tokenizer: Any,
@@ -40,7 +43,7 @@ def swap_folder(
     try:
         with errors_shared():
             if first_here:
-                _open_swap(resolved, private, facts, tokenizer, task, world)
+                _open_swap(resolved, optimizer, private, facts, tokenizer, task, world)
                 before_leaving(lambda: swap.close_swap(private))
         guard = SwapGuard()
         with guard.installed():
@@ -63,12 +66,26 @@ def reserve_swap(engine: Engine, optimizer: OptimizerPlan) -> None:
         return
     engine.swap_guard.check(PlanError)
     with errors_shared():
+        if engine.host_swap is not None:
+            _reserve_pieces(engine.host_swap)
         num_states = round(optimizer.state_bytes_per_parameter / 4)
         engine.swap_guard.reserve(engine.deepspeed, num_states)
 
 
+def _reserve_pieces(files: HostSwap) -> None:
+    try:
+        files.reserve()
+    except OSError as error:
+        raise PlanError(
+            f"{files.folder}: {format_bytes(files.num_bytes)} are needed for the optimizer's swap"
+            f" files, and cannot be had ({error.strerror}); free some space, name a larger disk"
+            " with nvme_path, or offload to host memory with ds_configs/zero3_offload.json"
+        ) from error
+
+
 def _open_swap(
     resolved: Resolved,
+    optimizer: OptimizerPlan,
     private: dict[str, Any],
     facts: ModelFacts,
     tokenizer: Any,
@@ -77,6 +94,8 @@ def _open_swap(
 ) -> None:
     swap.remove_orphans(resolved.ds)
     count = plan_parameters(resolved.run.model, facts, task.auto_class(), len(tokenizer))
-    needed = swap.plan_swap_bytes(resolved.ds, count, world.local_size / world.size)
+    needed = swap.plan_swap_bytes(
+        resolved.ds, optimizer.swap_bytes_per_parameter, count, world.local_size / world.size
+    )
     swap.open_swap(private, needed, count)
     swap.sign_swap(private)

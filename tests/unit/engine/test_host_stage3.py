@@ -9,6 +9,8 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
 SUPPORTED = "0.19.8"
 OVERRIDDEN = {
+    "_configure_offloading": "8baac8d3087d",
+    "_post_step": "d993f8fa66f0",
     "_create_fp32_partitions": "2d22754c23f5",
     "initialize_optimizer_states": "e7929e874835",
     "_setup_for_real_optimizer": "501df2275cc2",
@@ -18,6 +20,8 @@ OVERRIDDEN = {
     "_reassign_or_swap_out_partitioned_parameters": "af7b449bee87",
 }
 RELIED_ON = {
+    "_create_param_groups_fp16_flat_cpu_memory": "fb59af0fe1f2",
+    "_move_to_flat_buffer": "5404cb8c285d",
     "step": "c751b3209f83",
     "partition_grads": "93119b25314e",
     "_prepare_sub_group": "1427262f0819",

@@ -52,9 +52,9 @@ def test_only_parts_on_nvme_get_a_folder(tmp_path):
 
 
 def test_space_is_that_of_states_and_weights_on_this_host(tmp_path):
-    assert plan_swap_bytes(_ds(None, tmp_path), 1000, 1.0) == 16_000
-    assert plan_swap_bytes(_ds(tmp_path, tmp_path), 1000, 0.5) == 9_000
-    assert plan_swap_bytes(_ds(None, None), 1000, 1.0) == 0
+    assert plan_swap_bytes(_ds(None, tmp_path), 16, 1000, 1.0) == 16_000
+    assert plan_swap_bytes(_ds(tmp_path, tmp_path), 4.03, 1000, 0.5) == 3_015
+    assert plan_swap_bytes(_ds(None, None), 16, 1000, 1.0) == 0
 
 
 def test_too_little_space_is_refused_and_leaves_nothing(tmp_path):

@@ -22,7 +22,16 @@ ERRORS = {
         "--ds.bf16.enabled=true --ds.fp16.enabled=true",
         "both true",
     ),
-    "refuse_eight_bit_on_nvme": ("zero3_nvme", "--optim adamw_8bit", "diverges"),
+    "refuse_eight_bit_on_nvme": (
+        "zero3_nvme",
+        "--optim adamw_8bit --ds.bf16.enabled=false --ds.fp16.enabled=true",
+        "diverges",
+    ),
+    "check_host_choices": (
+        "zero3",
+        "--optim adamw_8bit --optim.master_bits 24",
+        "only bigft's optimizer in host memory",
+    ),
     "check_streaming": (
         "zero3",
         "--data.loading.streaming true --eval_data x",
