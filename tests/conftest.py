@@ -48,3 +48,12 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model(folder / "tied", tie_word_embeddings=True, seed=1)
     make_messages(folder / "chat.jsonl")
     return folder
+
+
+@pytest.fixture(scope="session")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose larger matrices are swapped to NVMe also in bf16: 1 MiB for each of 2 ranks."""
+    from making import make_model
+
+    folder = tmp_path_factory.mktemp("wide") / "model"
+    return make_model(folder, hidden_size=512, intermediate_size=2048, num_hidden_layers=1)

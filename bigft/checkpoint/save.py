@@ -5,13 +5,17 @@ memory first, which is all that training waits for; the commit follows while it 
 """
 
 import contextlib
+import os
+import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bigft.checkpoint.agree import Board
 from bigft.checkpoint.commit import write_checkpoint
@@ -26,6 +30,9 @@ from bigft.distributed.collectives import broadcast_object
 from bigft.errors import CheckpointError
 
 ASSETS = "hf"
+
+_SPARE = 256 << 20
+"""Bytes that a checkpoint leaves free."""
 
 WriteAssets = Callable[[Path], None]
 
@@ -69,12 +76,14 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._result: Path | BaseException | None = None
 
-    def save(self, step: int, facts: dict[str, Any]) -> Path:
+    def save(self, step: int, facts: dict[str, Any], *, is_last: bool = False) -> Path:
         """Write and commit a checkpoint.
 
         Args:
             step: Optimizer steps done.
             facts: Kept in the manifest; plain values.
+            is_last: Whether the engine is not needed afterwards: where there is no room for the
+                checkpoint beside the swap files, it takes theirs.
 
         Returns:
             The committed folder `step_XXXXXXXX`.
@@ -88,7 +97,18 @@ class Checkpoints:
         """
         self.wait()
         with self._collected() as (state, index):
-            return self._commit(step, facts, state, index)
+            release = self._find_release(state) if is_last else None
+            return self._commit(step, facts, replace(state, release=release), index)
+
+    def _find_release(self, state: RankState) -> Callable[[Tensor], None] | None:
+        swap = getattr(self._engine.optimizer, "swap", None)
+        run = self._folder.parent  # The folder itself may not be there yet.
+        if swap is None or swap.folder.stat().st_dev != run.stat().st_dev:
+            return None
+        here = int(os.environ.get("LOCAL_SIZE", self._world_size))
+        has_room = shutil.disk_usage(run).free > here * state.num_bytes + _SPARE
+        release: Callable[[Tensor], None] = swap.release
+        return None if has_room else release
 
     def begin(self, step: int, facts: dict[str, Any]) -> None:
         """Copy the state, and write and commit it in the background; `wait` says how it went.

@@ -124,8 +124,9 @@ def train(
             console.say(f"resumed from {resumed.name}, {left} steps to go")
 
         # --- Train ---
+        reserve_swap(engine, optimizer)
         with errors_shared():
-            check_space(run, optimizer, model, folder, console)
+            check_space(run, optimizer, model, engine, total_steps, folder, console)
         saver = RunCheckpoints(
             run, engine, model, tokenizer, folder / "checkpoints", bound, resumed
         )
@@ -139,7 +140,6 @@ def train(
                 is_rank_zero=world.is_rank_zero,
                 tell=console.say,
             )
-        reserve_swap(engine, optimizer)
         rendezvous = Rendezvous(guards.signals, world.device)
         with opened as sinks, out_of_memory_explained(run), guards.signals.awaited():
             hooks = build_hooks(

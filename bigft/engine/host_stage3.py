@@ -92,7 +92,7 @@ class HostZeroStage3(DeepSpeedZeroOptimizer_Stage3):  # type: ignore[misc]
             weights: Tensor = held.data[at : at + part.numel]
             return weights
         swapper = parameter.nvme_swapper
-        size = held.element_size()
+        size = self.dtype.itemsize  # Of the file: what is swapped out has a stand-in of fp16.
         end = at + part.numel
         if end == region.numel:
             end = int(swapper._io_aligned_numel(held.ds_numel))

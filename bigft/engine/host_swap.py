@@ -12,7 +12,7 @@ import ctypes
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -233,14 +233,18 @@ class HostSwap:
         """Read everything once and say what is wrong with the first damaged file."""
         self.drain()
         for piece in self._pieces.values():
-            slot = self._take_slot()
-            kept, _ = self._lay_out(piece, slot)
+            self._begin_reading(piece)
+            slot, piece.slot = piece.slot, None
+            assert slot is not None
+            piece.state.detach()
             try:
-                for future in self.io.read(piece.path, 0, kept) if piece.exists else ():
+                for future in piece.reads:
                     future.result()
             except OSError as error:
                 return f"{error.filename}: {error.strerror}"
             finally:
+                wait(piece.reads)
+                piece.reads.clear()
                 self._free.append(slot)
         return None
 
@@ -289,5 +293,7 @@ def _punch_hole(path: Path, position: int, size: int) -> None:
     try:
         # Where the file system cannot, the space comes back when the run ends.
         libc.fallocate(descriptor, _PUNCH_HOLE, ctypes.c_int64(position), ctypes.c_int64(size))
+        # ext4 gives blocks to others only once it is on disk that they are free.
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)

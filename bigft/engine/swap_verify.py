@@ -89,19 +89,30 @@ class SwapGuard:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Wrap every handle for asynchronous I/O that DeepSpeed makes inside the block."""
-        from deepspeed.ops.op_builder import AsyncIOBuilder
+        """Wrap every handle for asynchronous I/O that DeepSpeed makes inside the block.
 
-        load = AsyncIOBuilder.load
+        And let it read no parameter twice at once: where one comes twice in what its prefetcher
+        looks ahead, as the last layer's do under activation checkpointing, 0.19.8 asks for both
+        and fails ("already assigned swap buffer").
+        """
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+        from deepspeed.runtime.swap_tensor.partitioned_param_swapper import (
+            AsyncPartitionedParameterSwapper as Swapper,
+        )
+
+        load, swap_in = AsyncIOBuilder.load, Swapper.swap_in
 
         def load_wrapped(builder: Any, *args: Any, **kwargs: Any) -> Any:
             return _Operator(load(builder, *args, **kwargs), self)
 
-        AsyncIOBuilder.load = load_wrapped
+        def swap_in_once(swapper: Any, params: list[Any], *args: Any, **named: Any) -> None:
+            swap_in(swapper, list({p.ds_id: p for p in params}.values()), *args, **named)
+
+        AsyncIOBuilder.load, Swapper.swap_in = load_wrapped, swap_in_once
         try:
             yield
         finally:
-            AsyncIOBuilder.load = load
+            AsyncIOBuilder.load, Swapper.swap_in = load, swap_in
 
     def reserve(self, engine: Any, num_states: int) -> None:
         """Take the disk space of the files that the first step will make.

@@ -121,6 +121,7 @@ class FlatState:
         self.kept = kept
         self.rows = []
         for region, own, places in zip(self.regions, weights, self._places, strict=True):
+            assert own.numel() == region.numel, "the native step goes by the region"
             views = [kept[start:end].view(dtype) for start, end, dtype in places]
             scales = (views[0], views[1]) if region.is_coded else None
             self.rows.append(Kept(region, own.detach(), views[4], (views[2], views[3]), scales))

@@ -12,7 +12,7 @@ from bigft.trainer.state import State
 _MAX_FAILED_IN_A_ROW = 3
 """A disk that was full for a moment is no reason to lose a run; one that stays full is."""
 
-Save = Callable[[State], Path | None]
+Save = Callable[[State, bool], Path | None]
 Tell = Callable[[str], None]
 
 
@@ -32,7 +32,8 @@ class Saver:
 
         Args:
             save: Writes and commits one checkpoint and returns its folder, or None when it goes on
-                in the background; fails with a `CheckpointError`, and then on all ranks alike.
+                in the background; fails with a `CheckpointError`, and then on all ranks alike. Is
+                told whether it is the last one.
             wait: Returns, or fails, when what went on is done; None when nothing did.
             save_steps: Steps between checkpoints; 0 saves only at the end.
             rendezvous: Knows of requests to stop.
@@ -65,7 +66,7 @@ class Saver:
         self._collect(is_last)
         self._begun = state.step
         try:
-            committed = self._save(state)
+            committed = self._save(state, is_last)
             if is_last:
                 committed = self._wait() or committed
         except CheckpointError as error:

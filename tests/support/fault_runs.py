@@ -156,7 +156,7 @@ def look(engine: Any) -> dict[str, Any]:
         for state in engine.inner_optimizer.state.values()
         for key, value in state.items()
         if key == "step"
-    }
+    } | {float(kept.step) for kept in getattr(engine.inner_optimizer, "flat_states", [])}
     return {
         "digest": digest.hexdigest(),
         "finite": finite,
@@ -181,6 +181,16 @@ def _tensors(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{key}/{index}", value.data
     for path, numel in _swapped(outer):
         yield f"swap/{path.name}", torch.from_file(str(path), size=numel)
+    with contextlib.nullcontext() if engine.host_swap is None else engine.host_swap.mapped():
+        yield from _kept(engine.inner_optimizer)
+
+
+def _kept(inner: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    for row in (row for kept in getattr(inner, "flat_states", []) for row in kept.rows):
+        name = f"{row.region.parameter}/{row.region.start}"
+        yield f"weight/{name}", row.weights
+        for number, tensor in enumerate([row.rest, *row.moments, *(row.scales or ())]):
+            yield f"kept/{name}/{number}", tensor
 
 
 _MASTERS = (
@@ -208,7 +218,7 @@ def damage_swap(
     """A run one of whose swap files is damaged after a step; class, text and code of its error."""
     import runs
 
-    with _watched(lambda engine: _Damage(engine, how, rank, step)):
+    with _fp16_allowed(settings), _watched(lambda engine: _Damage(engine, how, rank, step)):
         return runs.try_train(settings, folder, config)
 
 
@@ -223,13 +233,18 @@ class _Damage(Spy):
     def stepped(self, state: Any, report: Any) -> None:
         if not self._is_here:
             return
-        files = [path for path, _ in _swapped(self._engine.deepspeed.optimizer)]
-        # The first moment: it changes everywhere in every step.
-        (path,) = [path for path in files if "exp_avg-" in path.name][:1]
+        path = self._choose()
         if state.step == self._step - 1:
             self._before = path.read_bytes()
         if state.step == self._step:
             getattr(self, f"_{self._how}")(path)
+
+    def _choose(self) -> Path:
+        """Choose a file that changes everywhere in every step."""
+        if self._engine.host_swap is not None:
+            return Path(min(self._engine.host_swap.folder.iterdir()))
+        files = [path for path, _ in _swapped(self._engine.deepspeed.optimizer)]
+        return next(path for path in files if "exp_avg-" in path.name)
 
     def _lose_a_write(self, path: Path) -> None:
         """Put back the third quarter of a MiB of the step before: that write never arrived."""

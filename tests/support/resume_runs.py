@@ -203,3 +203,42 @@ def train_with_masters(settings: dict[str, Any], folder: str, config: str) -> st
         patch.object(HostZeroStage3, name, write_back),
     ):
         return train(settings, folder, config)
+
+
+def train_in_little_space(
+    settings: dict[str, Any], folder: str, config: str
+) -> tuple[str, int, int]:
+    """Train on a disk without room for a checkpoint beside the swap files.
+
+    Returns:
+        What was said, and the blocks of this rank's swap files before and after the save.
+    """
+    from unittest.mock import patch
+
+    import torch
+
+    from bigft.checkpoint import save
+
+    tmp = Path(folder).parent
+    blocks = []
+    write = save.write_state
+
+    def count() -> int:
+        mine = next((tmp / "nvme").glob(f"*/bigft_states/rank{torch.distributed.get_rank()}"))
+        return sum(path.stat().st_blocks for path in mine.iterdir())
+
+    def write_counted(state: Any, file: Any) -> None:
+        blocks.append(count())
+        write(state, file)
+        blocks.append(count())
+
+    def measure(path: Any) -> Any:
+        free = 1 << 40 if "nvme" in str(path) else 4096
+        return shutil._ntuple_diskusage(1 << 41, (1 << 41) - free, free)
+
+    with (
+        patch.object(shutil, "disk_usage", measure),
+        patch.object(save, "write_state", write_counted),
+    ):
+        said = train(settings, folder, config)
+    return said, blocks[0], blocks[-1]

@@ -1,6 +1,6 @@
 """What one rank has to save: named fragments, and the few numbers that are no fragments."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,6 +62,8 @@ class RankState:
     """The layout of the optimizer's vectors, as `Flat.describe` gives it."""
     scalars: list[dict[str, float]] = field(default_factory=list)
     """Per vector: states that are single numbers, such as the optimizer's own step."""
+    release: Callable[[Tensor], None] | None = None
+    """Gives the disk space of a part back once it is written; the state is gone afterwards."""
 
     @property
     def num_bytes(self) -> int:

@@ -53,8 +53,11 @@ def write_state(state: RankState, sink: Sink) -> None:
     header += b" " * (-len(header) % 8)
     sink.write(memoryview(len(header).to_bytes(8, "little") + header))
     for entry in state.entries:
-        for piece in (piece for part in entry.parts for piece in _cut(part)):
-            sink.write(piece.view(torch.uint8).numpy().data)
+        for part in entry.parts:
+            for piece in _cut(part):
+                sink.write(piece.view(torch.uint8).numpy().data)
+            if state.release is not None:
+                state.release(part)
 
 
 def measure_file(state: RankState) -> int:

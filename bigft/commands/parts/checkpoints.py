@@ -12,6 +12,7 @@ from bigft.config.deepspeed import leaves
 from bigft.data.build import Data
 from bigft.distributed.world import World
 from bigft.engine.engine import Engine
+from bigft.engine.host_swap import HostSwap
 from bigft.errors import PlanError
 from bigft.log import Console
 from bigft.models.load import LoadedModel, count_parameters
@@ -97,8 +98,12 @@ class RunCheckpoints:
         self._in_background = in_background and not engine.is_swapped
         self.newest = resumed
 
-    def save(self, state: State) -> Path | None:
+    def save(self, state: State, is_last: bool) -> Path | None:
         """Write and commit a checkpoint, or begin to. Collective: every rank.
+
+        Args:
+            state: Where the run is.
+            is_last: Whether training ends here, so that swap files may be used up for want of room.
 
         Returns:
             The committed folder; None in the background.
@@ -113,7 +118,7 @@ class RunCheckpoints:
             self.wait()
             self._writer.begin(state.step, facts)
             return None
-        self.newest = self._writer.save(state.step, facts)
+        self.newest = self._writer.save(state.step, facts, is_last=is_last)
         return self.newest
 
     def wait(self) -> Path | None:
@@ -140,15 +145,23 @@ class RunCheckpoints:
 
 
 def check_space(
-    run: Run, optimizer: OptimizerPlan, model: LoadedModel, folder: Path, console: Console
+    run: Run,
+    optimizer: OptimizerPlan,
+    model: LoadedModel,
+    engine: Engine,
+    total_steps: int,
+    folder: Path,
+    console: Console,
 ) -> None:
     """Say how large a checkpoint will be, and refuse a run that has no room for one.
 
     Raises:
-        PlanError: Less space is free than one checkpoint takes.
+        PlanError: Less space is free than one checkpoint takes, and it cannot be made of the swap
+            files.
     """
     # fp32 master weights and the optimizer's states; config and tokenizer are small.
-    size = int(count_parameters(model.module) * (4 + optimizer.state_bytes_per_parameter))
+    of_weight = run.optim.master_bits / 8
+    size = int(count_parameters(model.module) * (of_weight + optimizer.state_bytes_per_parameter))
     free = shutil.disk_usage(folder).free
     existing = len(find_candidates(folder / "checkpoints"))
     # While the next one is written, all that are kept are there.
@@ -158,6 +171,15 @@ def check_space(
         f" {format_bytes(free)} free in {folder}"
     )
     advice = "free some space, name an --output_dir on a larger disk"
+    if free < size and _is_beside(engine.host_swap, folder):
+        if 0 < run.checkpoint.save_steps < total_steps:
+            raise PlanError(
+                f"--output_dir {folder}: {format_bytes(free)} free beside the swap files, a"
+                f" checkpoint takes about {format_bytes(size)}; {advice}, or use --save_steps 0:"
+                " the last checkpoint is made of the swap files"
+            )
+        console.say("note: no room beside the swap files: the last checkpoint uses them up")
+        return
     if free < size:
         raise PlanError(
             f"--output_dir {folder}: {format_bytes(free)} free, a checkpoint takes about"
@@ -168,3 +190,7 @@ def check_space(
             f"warning: {run.checkpoint.keep_last} checkpoints and one being written will need"
             f" {format_bytes(needed)} more; {advice}, or lower --checkpoint.keep_last"
         )
+
+
+def _is_beside(swap: HostSwap | None, folder: Path) -> bool:
+    return swap is not None and swap.folder.stat().st_dev == folder.stat().st_dev

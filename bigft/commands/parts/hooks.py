@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import torch
+
 from bigft.commands.parts.checkpoints import RunCheckpoints
 from bigft.data.build import Data
+from bigft.distributed.collectives import gather_rows
 from bigft.distributed.world import World
 from bigft.engine.engine import Engine
+from bigft.engine.host_swap import HostSwap
 from bigft.log import Console
 from bigft.models.facts import ModelFacts
 from bigft.models.load import LoadedModel, count_parameters
@@ -23,6 +27,7 @@ from bigft.trainer.rendezvous import Rendezvous
 from bigft.trainer.reporting import Rate, Reporter
 from bigft.trainer.saving import Saver
 from bigft.trainer.state import State
+from bigft.units import format_bytes
 
 
 def build_hooks(
@@ -69,6 +74,9 @@ def build_hooks(
             expects_overflow=bool(engine.deepspeed.fp16_enabled()),
         ),
     ]
+    if engine.host_swap is not None:
+        parameters = count_parameters(model.module)
+        hooks.append(DiskWear(engine.host_swap, parameters, world.device, console))
     if data.evaluation is not None:
         hooks.append(
             Evaluator(
@@ -94,6 +102,9 @@ def build_hooks(
         )
     )
     return hooks
+
+
+_COUNTED_STEP = 2
 
 
 class StateBytes:
@@ -123,6 +134,43 @@ class StateBytes:
                 f"warning: the optimizer keeps {found:.2f} bytes of state per parameter,"
                 f" {planned:g} were expected"
             )
+
+    def finished(self, state: State) -> None:
+        """Do nothing."""
+
+
+class DiskWear:
+    """A hook that says once how much a step moves to and from NVMe."""
+
+    def __init__(
+        self, swap: HostSwap, parameters: int, device: torch.device, console: Console
+    ) -> None:
+        """Take the files of this rank, and how many parameters all ranks have."""
+        self._swap = swap
+        self._device = device
+        self._parameters = parameters
+        self._console = console
+        self._steps = 0
+        self._before = (0, 0)
+
+    def started(self, state: State, total_steps: int) -> None:
+        """Do nothing: the first step makes the files, and reads less than the others."""
+
+    def stepped(self, state: State, report: Any) -> None:
+        """Count the second step that was not skipped. Collective: every rank."""
+        if report.result.skipped or self._steps == _COUNTED_STEP:
+            return
+        self._steps += 1
+        now = self._swap.io.bytes_read, self._swap.io.bytes_written
+        if self._steps == _COUNTED_STEP:
+            mine = [float(after - old) for after, old in zip(now, self._before, strict=True)]
+            read, written = gather_rows(mine, self._device).sum(0).tolist()
+            wear, load = (
+                f"{format_bytes(int(moved))} ({moved / self._parameters:.2f} bytes per parameter)"
+                for moved in (written, read)
+            )
+            self._console.say(f"NVMe, each optimizer step: {wear} written, {load} read")
+        self._before = now
 
     def finished(self, state: State) -> None:
         """Do nothing."""

@@ -107,7 +107,7 @@ class _Disk:
         self._broken = broken or set()
         self._file = tmp_path / "events.jsonl"
 
-    def save(self, state: State) -> Path:
+    def save(self, state: State, is_last: bool) -> Path:
         if state.step in self._broken:
             raise CheckpointError("No space left on device")
         self.saved.append(state.step)
@@ -145,13 +145,13 @@ class _SlowDisk(_Disk):
 
     _running: State | None = None
 
-    def save(self, state: State) -> None:
+    def save(self, state: State, is_last: bool) -> None:
         assert self._running is None
         self._running = state
 
     def wait(self) -> Path | None:
         state, self._running = self._running, None
-        return super().save(state) if state is not None else None
+        return super().save(state, is_last=False) if state is not None else None
 
 
 def test_failed_saves_in_the_background_are_counted(tmp_path):
@@ -173,8 +173,8 @@ def test_a_save_is_not_left_out_because_the_one_before_it_failed(tmp_path):
 
 def test_a_stop_is_saved_also_when_the_save_before_it_failed(tmp_path):
     class Stopped(_SlowDisk):
-        def save(self, state: State) -> None:
-            super().save(state)
+        def save(self, state: State, is_last: bool) -> None:
+            super().save(state, is_last)
             self.signals.request("SIGTERM")
 
     disk = Stopped(tmp_path, {1})
