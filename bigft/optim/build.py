@@ -33,9 +33,9 @@ class OptimizerPlan:
 def plan_optimizer(section: OptimSection, ds: dict[str, Any]) -> OptimizerPlan:
     """Choose the implementation for a rule and an offload device.
 
-    Under stage 3 with states in host memory both are `HostAdamW`. Elsewhere `adamw` is DeepSpeed's
-    CPU Adam where the states are offloaded and torch's fused AdamW where they are not, and
-    `adamw_8bit` is bitsandbytes' (block-wise 8-bit states, Dettmers et al., arXiv 2110.02861).
+    With states in host memory both are `HostAdamW`, but for fp16 models. Elsewhere `adamw` is
+    DeepSpeed's CPU Adam where the states are offloaded and torch's fused AdamW where they are not,
+    and `adamw_8bit` is bitsandbytes' (block-wise 8-bit states, Dettmers et al., arXiv 2110.02861).
 
     Args:
         section: Rule and hyper-parameters.

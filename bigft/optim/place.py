@@ -4,13 +4,17 @@ from typing import Any
 
 
 def suits_host(ds: dict[str, Any]) -> bool:
-    """Whether bf16 or fp32 weights of stage 3 are all stepped in host memory, by `HostAdamW`."""
+    """Whether all bf16 or fp32 weights are stepped in host memory, by `HostAdamW`."""
     zero = ds.get("zero_optimization", {})
     offload = zero.get("offload_optimizer", {})
-    device = offload.get("device")
+    stage, device = zero.get("stage"), offload.get("device")
+    is_on_nvme = stage == 3 and device == "nvme"
     return (
-        zero.get("stage") == 3
-        and (device == "nvme" or (device == "cpu" and not _keeps_weights_on_nvme(zero)))
+        (
+            is_on_nvme
+            or (stage in (1, 2, 3) and device == "cpu" and not _keeps_weights_on_nvme(zero))
+        )
+        and not ds.get("bf16", {}).get("bf16_master_weights_and_grads")
         and not ds.get("fp16", {}).get("enabled")
         and offload.get("ratio", 1.0) == 1.0
     )

@@ -1,9 +1,10 @@
-"""Host memory of ZeRO-3 with everything offloaded: DeepSpeed's AdamW, bitsandbytes 8-bit, bigft's.
+"""Host memory with everything offloaded: DeepSpeed's AdamW, bitsandbytes 8-bit, bigft's.
 
-    python tests/benchmarks/host_memory.py [--size 500m] [--ranks 2] [--steps 2]
+    python tests/benchmarks/host_memory.py [--size 500m] [--ranks 2] [--steps 2] [--stage 3]
 
-Each way is a fresh run of the launcher over the same random model in bf16 on the CPU: partitioned
-when it is built, optimizer and parameters offloaded to host memory, `--steps` steps of 128 tokens.
+Each way is a fresh run of the launcher over the same random model in bf16 on the CPU: under stage 3
+partitioned when it is built, optimizer and parameters offloaded to host memory; under stages 1 and
+2 the optimizer offloaded, and weights whole on every rank. `--steps` steps of 128 tokens.
 Counted is what all ranks have more than after their imports: resident after the last step, and at
 the peak (of each rank, start-up included), from /proc. Shared pages count once per rank. Beside it
 the bytes per parameter that the tensors themselves account for.
@@ -44,6 +45,7 @@ def work(options: argparse.Namespace) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from bigft.engine.host_memory import fix_malloc_limits
+    from bigft.engine.host_stage2 import host_stage2
     from bigft.engine.host_stage3 import host_stage3
     from bigft.optim.host import HostAdamW
 
@@ -56,13 +58,13 @@ def work(options: argparse.Namespace) -> None:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {
-            "stage": 3,
+            "stage": options.stage,
             "sub_group_size": 100_000_000,
             "reduce_bucket_size": 10_000_000,
             "stage3_prefetch_bucket_size": 10_000_000,
             "stage3_param_persistence_threshold": 10_000,
             "offload_optimizer": {"device": "cpu"},
-            "offload_param": {"device": "cpu"},
+            **({"offload_param": {"device": "cpu"}} if options.stage == 3 else {}),
         },
     }
     config = LlamaConfig(
@@ -73,11 +75,15 @@ def work(options: argparse.Namespace) -> None:
         **SIZES[options.size],
     )
     torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
     before = read_memory()["VmRSS"]
-    with deepspeed.zero.Init(config_dict_or_path=ds, dtype=torch.bfloat16):
+    with deepspeed.zero.Init(
+        config_dict_or_path=ds, dtype=torch.bfloat16, enabled=options.stage == 3
+    ):
         model = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
     model.gradient_checkpointing_enable()
-    numel = sum(p.ds_numel for p in model.parameters())
+    numel = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     fix_malloc_limits(numel)
     makers = {
         "stock adamw": lambda p: DeepSpeedCPUAdam(p, lr=1e-4),
@@ -86,7 +92,7 @@ def work(options: argparse.Namespace) -> None:
             [{"params": list(p)}], lr=1e-4, betas=(0.9, 0.999), eps=1e-8
         ),
     }
-    with host_stage3():
+    with host_stage2(), host_stage3():
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=makers[options.way](model.parameters()), config=ds
         )
@@ -131,13 +137,17 @@ def measure_tensors(engine: Any) -> dict[str, int]:
         return total
 
     inner, rest = outer.optimizer, 0
+    if hasattr(outer, "fp16_partitioned_groups_flat"):
+        weights, masters = outer.fp16_partitioned_groups_flat, outer.fp32_partitioned_groups_flat
+        gradients = [outer.grad_partitions_flat_buffer]
+    else:
+        weights, masters = outer.bit16_groups_flat, outer.single_partition_of_fp32_groups
+        gradients = getattr(outer, "_gradients", [])
     found = {
-        "weights": count(flat for flat in outer.fp16_partitioned_groups_flat if flat is not None),
-        "gradients": count([outer.grad_partitions_flat_buffer]),
-        "masters": count(flat.data for flat in outer.fp32_partitioned_groups_flat),
-        "fp32 gradients": count(
-            flat.grad for flat in outer.fp32_partitioned_groups_flat if flat.grad is not None
-        ),
+        "weights": count(flat for flat in weights if flat is not None),
+        "gradients": count(gradients),
+        "masters": count(flat.data for flat in masters),
+        "fp32 gradients": count(flat.grad for flat in masters if flat.grad is not None),
     }
     if isinstance(inner, HostAdamW):
         # What is kept lies in one run of bytes per vector.
@@ -154,7 +164,7 @@ def run(way: str, options: argparse.Namespace, parent: Path) -> dict[str, Any]:
     result = parent / "result.json"
     command = [
         "deepspeed", "--num_gpus", options.ranks, __file__, "--way", way, "--result", result,
-        "--size", options.size, "--steps", options.steps,
+        "--size", options.size, "--steps", options.steps, "--stage", options.stage,
     ]  # fmt: skip
     environment = {
         **os.environ,
@@ -181,6 +191,7 @@ def main() -> None:
     parser.add_argument("--size", default="500m", choices=SIZES)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--stage", type=int, default=3, choices=[1, 2, 3])
     for name in ("--way", "--result", "--local_rank"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()

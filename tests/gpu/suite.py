@@ -347,6 +347,7 @@ ROWS: dict[str, Action] = {
     "packing flex_attention": packing("flex_attention"),
     "zero3 eager": training("zero3", size="small", model__attention="eager"),
     "zero3 offload 8-bit": training("zero3_offload", size="small", optim="adamw_8bit"),
+    "zero2 offload 8-bit": training("zero2_offload", size="small", optim="adamw_8bit"),
     "launcher": launcher,
     "zero3 save and export": save_large,
 }  # fmt: skip

@@ -120,6 +120,10 @@ def train_a_step(settings: dict[str, Any], folder: str, config: str, rank: int) 
     return "went through"
 
 
+OF_STOCK = ("moments", "beta_powers")
+"""Parts that only DeepSpeed's own optimizer restores."""
+
+
 def train_without(settings: dict[str, Any], folder: str, config: str, dropped: str) -> str:
     """Resume, but leave one part of the state out: a control that has to be noticed."""
     from unittest.mock import patch
@@ -134,14 +138,24 @@ def train_without(settings: dict[str, Any], folder: str, config: str, dropped: s
         state.cursor = Cursor()
         return state
 
-    original = State.from_dict
+    def fill_weights(reader: Any, kept: Any) -> int:
+        steps = fill_host(reader, kept)
+        for row in kept.rows:
+            for moments in row.moments:
+                moments.zero_()
+        return steps
+
+    original, fill_host = State.from_dict, load.fill_host
     patches = {
+        "host_moments": patch.object(load, "fill_host", fill_weights),
         "moments": patch.object(load, "_restore_states", lambda *_: 2),
         "schedule": patch.object(numbers, "_restore_schedule", lambda *_: None),
         "cursor": patch.object(State, "from_dict", keep_state),
         "beta_powers": patch.object(numbers, "_replay_steps", lambda *_: None),
     }
     with patches[dropped]:
+        if dropped in OF_STOCK:
+            return train_with_stock(settings, folder, config)
         return train(settings, folder, config)
 
 
@@ -184,21 +198,41 @@ def train_with_masters(settings: dict[str, Any], folder: str, config: str) -> st
     import numpy as np
     import torch
 
+    from bigft.engine.host_stage2 import HostZeroStage2
     from bigft.engine.host_stage3 import HostZeroStage3
     from bigft.optim.reference import split
 
     def make_master(self: Any, weights: Any) -> Any:
+        if isinstance(weights, int):
+            weights = find_own(self, weights)
         master = weights.data.float()
         master.requires_grad = True
         return master
 
-    def write_back(self: Any, number: int) -> None:
-        upper, _ = split(self.fp32_partitioned_groups_flat[number].detach().numpy())
-        low = self.fp16_partitioned_groups_flat[number].data
-        low.view(torch.int16).copy_(torch.from_numpy(upper.view(np.int16)))
+    def round_into(low: Any, master: Any) -> None:
+        upper, _ = split(master.detach().numpy())
+        low.data.view(torch.int16).copy_(torch.from_numpy(upper.view(np.int16)))
 
+    def write_back(self: Any, number: int) -> None:
+        master = self.fp32_partitioned_groups_flat[number]
+        round_into(self.fp16_partitioned_groups_flat[number], master)
+
+    def find_own(self: Any, number: int) -> Any:
+        return self.parallel_partitioned_bit16_groups[number][torch.distributed.get_rank()]
+
+    def step(self: Any, closure: Any = None) -> None:
+        # What it has gathered is rounded otherwise.
+        step_and_round(self)
+        for number, master in enumerate(self.single_partition_of_fp32_groups):
+            round_into(find_own(self, number), master)
+            parts = self.parallel_partitioned_bit16_groups[number]
+            torch.distributed.all_gather(parts, find_own(self, number).clone())
+
+    step_and_round = HostZeroStage2.step
     name = "_reassign_or_swap_out_partitioned_parameters"
     with (
+        patch.object(HostZeroStage2, "_make_flat", make_master),
+        patch.object(HostZeroStage2, "step", step),
         patch.object(HostZeroStage3, "_make_flat", make_master),
         patch.object(HostZeroStage3, name, write_back),
     ):
@@ -242,3 +276,13 @@ def train_in_little_space(
     ):
         said = train(settings, folder, config)
     return said, blocks[0], blocks[-1]
+
+
+def train_with_stock(settings: dict[str, Any], folder: str, config: str) -> str:
+    """Train with DeepSpeed's own optimizer in host memory."""
+    from unittest.mock import patch
+
+    from bigft.optim import build
+
+    with patch.object(build, "suits_host", lambda _: False):
+        return train(settings, folder, config)

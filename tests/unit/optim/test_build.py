@@ -13,8 +13,9 @@ from bigft.optim.section import OptimSection
 def _ds(device: str | None = None, **changes: Any) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": 3}
     if device is not None:
-        zero["stage"] = 2 if device.startswith("zero 2") else 3
-        zero["offload_optimizer"] = {"device": device.removeprefix("zero 2, ")}
+        zero["offload_optimizer"] = {"device": device.removeprefix("fp16, ")}
+        if device.startswith("fp16"):
+            changes["fp16"] = {"enabled": True}
     return {"zero_optimization": zero, **changes}
 
 
@@ -23,9 +24,9 @@ def _ds(device: str | None = None, **changes: Any) -> dict[str, Any]:
     [
         ("adamw", None, "AdamW", 8.0),
         ("adamw", "none", "AdamW", 8.0),
-        ("adamw", "zero 2, cpu", "DeepSpeedCPUAdam", 8.0),
+        ("adamw", "fp16, cpu", "DeepSpeedCPUAdam", 8.0),
         ("adamw_8bit", None, "HostAdamW8bit", 2.03),
-        ("adamw_8bit", "zero 2, cpu", "HostAdamW8bit", 2.03),
+        ("adamw_8bit", "fp16, cpu", "HostAdamW8bit", 2.03),
     ],
 )
 def test_the_planned_class_is_the_built_one(name, device, class_name, state_bytes):
@@ -78,10 +79,13 @@ def test_what_lies_on_nvme_is_counted(name, bits, expected):
         ({"fp16": {"enabled": True}}, "HostAdamW8bit"),
         ({"offload_param": {"device": "cpu"}}, "HostAdamW"),
         ({"offload_param": {"device": "nvme"}}, "HostAdamW8bit"),
-        ({"stage": 2}, "HostAdamW8bit"),
+        ({"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}, "HostAdamW8bit"),
+        ({"stage": 2}, "HostAdamW"),
+        ({"stage": 1, "bf16": {"enabled": True}}, "HostAdamW"),
+        ({"stage": 2, "fp16": {"enabled": True}}, "HostAdamW8bit"),
     ],
 )
-def test_stage_3_in_host_memory_has_a_step_of_its_own(changes, class_name):
+def test_what_is_stepped_in_host_memory_has_a_step_of_its_own(changes, class_name):
     ds = _ds("cpu")
     for key, value in changes.items():
         place = ds if key in ("bf16", "fp16") else ds["zero_optimization"]
