@@ -97,18 +97,22 @@ class Checkpoints:
         """
         self.wait()
         with self._collected() as (state, index):
-            release = self._find_release(state) if is_last else None
+            release = self._find_release(state, is_last=is_last)
             return self._commit(step, facts, replace(state, release=release), index)
 
-    def _find_release(self, state: RankState) -> Callable[[Tensor], None] | None:
-        swap = getattr(self._engine.optimizer, "swap", None)
-        run = self._folder.parent  # The folder itself may not be there yet.
-        if swap is None or swap.folder.stat().st_dev != run.stat().st_dev:
+    def _find_release(self, state: RankState, *, is_last: bool) -> Callable[[Tensor], None] | None:
+        """What to do with mapped swap files once they are written: to save memory, and disk."""
+        swap: Any = getattr(self._engine.optimizer, "swap", None)
+        if swap is None:
             return None
+        run = self._folder.parent  # The folder itself may not be there yet.
         here = int(os.environ.get("LOCAL_SIZE", self._world_size))
         has_room = shutil.disk_usage(run).free > here * state.num_bytes + _SPARE
-        release: Callable[[Tensor], None] = swap.release
-        return None if has_room else release
+        is_beside = swap.folder.stat().st_dev == run.stat().st_dev
+        chosen: Callable[[Tensor], None] = (
+            swap.release if is_last and is_beside and not has_room else swap.forget
+        )
+        return chosen
 
     def begin(self, step: int, facts: dict[str, Any]) -> None:
         """Copy the state, and write and commit it in the background; `wait` says how it went.

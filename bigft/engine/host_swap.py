@@ -14,13 +14,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bigft.engine.direct_io import Bytes, DirectIO, allocate, round_up
+from bigft.engine.direct_io import ALIGNMENT, Bytes, DirectIO, allocate, round_up
 from bigft.engine.swap_verify import GROUP_BYTES, SwapGuard
 from bigft.errors import TrainingError
 from bigft.optim.code8 import BLOCK
@@ -31,6 +32,7 @@ PIECE = 1 << 24
 
 _SLOTS = 3
 _PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, too
+_DONTNEED = 4
 
 
 @dataclass(frozen=True)
@@ -271,13 +273,28 @@ class HostSwap:
             for piece in self._pieces.values():
                 piece.state.detach()
 
+    def forget(self, part: Tensor) -> None:
+        """Take the pages of a mapped tensor out of memory, once it has been read."""
+        if self._find_file(part) is not None:
+            # Of a page that another tensor shares, nothing is lost: it is read again.
+            _libc().madvise(
+                ctypes.c_void_p(part.data_ptr() // ALIGNMENT * ALIGNMENT),
+                ctypes.c_size_t(round_up(part.numel() * part.element_size())),
+                _DONTNEED,
+            )
+
     def release(self, part: Tensor) -> None:
-        """Give the disk space of a mapped tensor back, once it has been saved elsewhere."""
+        """Give the disk space of a mapped tensor back as well, once it has been saved elsewhere."""
+        self.forget(part)
+        if (found := self._find_file(part)) is not None:
+            _punch_hole(*found, part.numel() * part.element_size())
+
+    def _find_file(self, part: Tensor) -> tuple[Path, int] | None:
         start, size = part.data_ptr(), part.numel() * part.element_size()
         for first, end, path, position in self._mappings:
             if first <= start and start + size <= end:
-                _punch_hole(path, position + start - first, size)
-                return
+                return path, position + start - first
+        return None
 
     def _map(self, path: Path, position: int, size: int) -> Tensor:
         # Private and writable, which torch wants; nobody writes.
@@ -287,12 +304,16 @@ class HostSwap:
         return torch.from_numpy(mapping)
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 def _punch_hole(path: Path, position: int, size: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         # Where the file system cannot, the space comes back when the run ends.
-        libc.fallocate(descriptor, _PUNCH_HOLE, ctypes.c_int64(position), ctypes.c_int64(size))
+        _libc().fallocate(descriptor, _PUNCH_HOLE, ctypes.c_int64(position), ctypes.c_int64(size))
         # ext4 gives blocks to others only once it is on disk that they are free.
         os.fsync(descriptor)
     finally:

@@ -63,7 +63,7 @@ class RankState:
     scalars: list[dict[str, float]] = field(default_factory=list)
     """Per vector: states that are single numbers, such as the optimizer's own step."""
     release: Callable[[Tensor], None] | None = None
-    """Gives the disk space of a part back once it is written; the state is gone afterwards."""
+    """Called with each part once it is written."""
 
     @property
     def num_bytes(self) -> int:
