@@ -180,14 +180,15 @@ def compare(text: str, options: argparse.Namespace) -> list[float]:
         name: {step: statistics.fmean(run.losses[step] for run in runs) for step in runs[0].losses}
         for name, runs in found.items()
     }
-    say_curves(f"{text}, mean of {options.seeds} seeds", means)
+    if options.seeds > 1:
+        say_curves(f"{text}, mean of {options.seeds} seeds", means)
 
     first, *others = found.values()
     ends = [run.end for run in first]
+    spread = percent(max(ends), min(ends))
     print(
-        f"loss before training {first[0].losses[0]:.4f}; {first[0].tokens[-1]:,} tokens;"
-        f" the ends of {options.optimizers[0]} alone lie within"
-        f" {percent(max(ends), min(ends)):.3f}% from seed to seed"
+        f"loss before training {first[0].losses[0]:.4f} (seed 1); {first[0].tokens[-1]:,} tokens"
+        + (f"; {options.optimizers[0]} alone: {spread:.3f}% between seeds" if len(ends) > 1 else "")
     )
     differences = []
     for name, runs in found.items():
