@@ -91,13 +91,12 @@ class HostZeroStage3(DeepSpeedZeroOptimizer_Stage3):  # type: ignore[misc]
             # Too small for a file.
             weights: Tensor = held.data[at : at + part.numel]
             return weights
-        swapper = parameter.nvme_swapper
+        path = Path(parameter.nvme_swapper.get_path(parameter, must_exist=True))
         size = self.dtype.itemsize  # Of the file: what is swapped out has a stand-in of fp16.
-        end = at + part.numel
-        if end == region.numel:
-            end = int(swapper._io_aligned_numel(held.ds_numel))
-        path = Path(swapper.get_path(parameter, must_exist=True))
-        return FileRange(path, at * size, (end - at) * size)
+        end = (at + part.numel) * size
+        if at + part.numel == region.numel:
+            end = path.stat().st_size
+        return FileRange(path, at * size, end - at * size)
 
     def _make_flat(self, weights: Tensor) -> Tensor:
         """The weights themselves where they are in host memory, else a copy of them there."""
