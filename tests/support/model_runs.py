@@ -18,6 +18,17 @@ def make_pretrained(folder: Path, config: Any, *, seed: int = 0) -> Path:
     return folder
 
 
+def try_train_without_fp16(settings: dict[str, Any], folder: str, config: str) -> Any:
+    """A run that must fail, on an accelerator that does not compute in fp16; some CPUs do."""
+    from unittest.mock import patch
+
+    import runs
+    from deepspeed.accelerator import get_accelerator
+
+    with patch.object(get_accelerator(), "is_fp16_supported", lambda: False):
+        return runs.try_train(settings, folder, config)
+
+
 def load(settings: dict[str, Any], folder: str, config: str) -> dict[str, Any]:
     """Load the model of a run as training does; tell each parameter's facts and values."""
     import runs
