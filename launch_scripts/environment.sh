@@ -41,32 +41,53 @@ _stop() {
     exit 1
 }
 
-# A C++ compiler (DeepSpeed builds its host operators), libaio (NVMe offload), venv, and strace for
-# the tests of killed saves: from the system's packages where that can be done without asking, else
-# with a word on what to install.
+# From the system's packages where that can be done without asking, else with a word on what to
+# install.
 _need_packages() {
-    local missing=() apt=()
-    command -v "${CXX:-c++}" >/dev/null || { missing+=("a C++ compiler"); apt+=(g++); }
+    local missing needed helpful packages package text
+    _find_missing "$@"
+    [ ${#missing[@]} -eq 0 ] && return
+    packages=("${needed[@]}" "${helpful[@]}")
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "Installing ${packages[*]}" >&2
+        if apt-get update -q >/dev/null; then
+            # One by one: what a distribution does not have must not keep out the others.
+            for package in "${packages[@]}"; do
+                DEBIAN_FRONTEND=noninteractive apt-get install -y -q "$package" >/dev/null || true
+            done
+        fi
+        _find_missing "$@"
+        [ ${#missing[@]} -eq 0 ] && return
+    fi
+    packages=("${needed[@]}" "${helpful[@]}")
+    text=$(printf '%s, ' "${missing[@]}")
+    echo "bigft: missing: ${text%, }; on Debian or Ubuntu: sudo apt-get install ${packages[*]}" >&2
+    # Without libaio everything but NVMe offload works; without a tool of the tests some are skipped.
+    [ ${#needed[@]} -eq 0 ] || exit 1
+}
+
+# Fills `missing` with words, `needed` and `helpful` with packages.
+_find_missing() {
+    missing=() needed=() helpful=()
+    # DeepSpeed builds its host operators.
+    command -v "${CXX:-c++}" >/dev/null || { missing+=("a C++ compiler"); needed+=(g++); }
     echo '#include <libaio.h>' | "${CXX:-c++}" -E -x c++ - >/dev/null 2>&1 ||
-        { missing+=("libaio (for NVMe offload)"); apt+=(libaio-dev); }
-    "$1" -c 'import venv, ensurepip' 2>/dev/null || { missing+=("Python's venv"); apt+=(python3-venv); }
+        { missing+=("libaio (for NVMe offload)"); helpful+=(libaio-dev); }
+    "$1" -c 'import venv, ensurepip' 2>/dev/null || { missing+=("Python's venv"); needed+=(python3-venv); }
     local headers
     headers=$("$1" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
-    [ -f "$headers/Python.h" ] || { missing+=("Python's headers"); apt+=(python3-dev); }
-    [ "$2" != test ] || command -v strace >/dev/null ||
-        { missing+=("strace (for tests of killed saves)"); apt+=(strace); }
-    [ ${#missing[@]} -eq 0 ] && return
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "Installing ${apt[*]}" >&2
-        apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive \
-            apt-get install -y -q "${apt[@]}" >/dev/null && return
-    fi
-    local text
-    text=$(printf '%s, ' "${missing[@]}")
-    echo "bigft: missing: ${text%, }; on Debian or Ubuntu: sudo apt-get install ${apt[*]}" >&2
-    # Without libaio everything but NVMe offload works; without strace some tests are skipped.
-    local package
-    for package in "${apt[@]}"; do
-        [ "$package" = libaio-dev ] || [ "$package" = strace ] || exit 1
-    done
+    [ -f "$headers/Python.h" ] || { missing+=("Python's headers"); needed+=(python3-dev); }
+    [ "$2" != test ] || _find_missing_test_tools
+}
+
+_find_missing_test_tools() {
+    command -v strace >/dev/null || { missing+=("strace (for tests of killed saves)"); helpful+=(strace); }
+    # Only root can mount what it makes.
+    [ "$(id -u)" != 0 ] || command -v mkfs.ext4 >/dev/null ||
+        { missing+=("mkfs.ext4 (for the test of a full disk)"); helpful+=(e2fsprogs); }
+    # 116 MB to fetch, ten seconds to install; elsewhere the step for ARM is tested as it is.
+    [ "$(uname -m)" != x86_64 ] ||
+        { command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64-static; } >/dev/null ||
+        { missing+=("a compiler and an emulator of ARM (for the test of its optimizer step)")
+            helpful+=(g++-aarch64-linux-gnu qemu-user-static); }
 }

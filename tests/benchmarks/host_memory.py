@@ -12,15 +12,13 @@ the bytes per parameter that the tensors themselves account for.
 
 import argparse
 import json
-import os
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from launching import launch
+
 WAYS = ("stock adamw", "stock 8-bit", "bigft adamw_8bit")
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4},
@@ -161,27 +159,8 @@ def measure_tensors(engine: Any) -> dict[str, int]:
 
 
 def run(way: str, options: argparse.Namespace, parent: Path) -> dict[str, Any]:
-    result = parent / "result.json"
-    command = [
-        "deepspeed", "--num_gpus", options.ranks, __file__, "--way", way, "--result", result,
-        "--size", options.size, "--steps", options.steps, "--stage", options.stage,
-    ]  # fmt: skip
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "DS_ACCELERATOR": "cpu",
-        "LOCAL_SIZE": str(options.ranks),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [str(word) for word in command], env=environment, capture_output=True, text=True
-    )
-    if done.returncode or not result.is_file():
-        raise SystemExit(f"{way} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-    found: dict[str, Any] = json.loads(result.read_text())
-    result.unlink()
-    return found
+    command = [__file__, "--size", options.size, "--steps", options.steps, "--stage", options.stage]
+    return launch(way, options.ranks, command, parent)
 
 
 def main() -> None:

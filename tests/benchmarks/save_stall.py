@@ -16,14 +16,14 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from launching import ROOT, launch
+from versus_hf_trainer import SIZES
+
 WAYS = ("stock", "foreground", "background")
 STEPS_BETWEEN = 4
 
@@ -47,9 +47,6 @@ def work(options: argparse.Namespace) -> None:
     import deepspeed
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    sys.path.insert(0, str(ROOT / "tests/benchmarks"))
-    from versus_hf_trainer import SIZES
 
     deepspeed.init_distributed()
     torch.manual_seed(0)
@@ -113,30 +110,14 @@ def measure(engine: Any, entries: int, folder: Path, way: str, saves: int) -> li
 
 
 def run(way: str, options: argparse.Namespace, parent: Path) -> dict[str, Any]:
-    folder, result = parent / way, parent / "result.json"
+    folder = parent / way
     folder.mkdir()
     command = [
-        "deepspeed", "--num_gpus", options.ranks, __file__, "--way", way, "--folder", folder,
-        "--result", result, "--size", options.size, "--config", options.config,
+        __file__, "--folder", folder, "--size", options.size, "--config", options.config,
         "--saves", options.saves,
     ]  # fmt: skip
-    tools = str(Path(sys.executable).parent)
-    environment = {
-        **os.environ,
-        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "DS_ACCELERATOR": "cpu",
-        "LOCAL_SIZE": str(options.ranks),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [str(word) for word in command], env=environment, capture_output=True, text=True
-    )
-    if done.returncode or not result.is_file():
-        raise SystemExit(f"{way} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    found = launch(way, options.ranks, command, parent)
     shutil.rmtree(folder)
-    found: dict[str, Any] = json.loads(result.read_text())
-    result.unlink()
     return found
 
 
@@ -144,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", default="35m")
+    parser.add_argument("--size", default="35m", choices=[size for size in SIZES if SIZES[size]])
     parser.add_argument("--config", default="zero3")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--saves", type=int, default=5, help="that count, per run")

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bigft.config.request import Request
+from bigft.run.record import record
 from bigft.run.reference import render_reference
+from bigft.run.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -44,11 +47,16 @@ def _train_commands() -> list[str]:
     return sorted(set(commands))
 
 
+def _record_run(folder: Path, model: Path, data: Path) -> None:
+    """Write `resolved/` as a run with these leaves it."""
+    config = str(ROOT / "ds_configs/zero3.json")
+    request = Request("train", settings={"model": str(model), "data": str(data)}, config=config)
+    record(resolve(request, {"WORLD_SIZE": "1"}), {}, folder)
+
+
 @pytest.mark.parametrize("command", _train_commands())
 def test_commands_of_the_pages_resolve(command: str, tmp_path: Path) -> None:
     """Every training command that the pages show is accepted, on a model made here."""
-    if "resolved/" in command:
-        pytest.skip("needs the run folder it names; tests/integration repeats a run for real")
     (tmp_path / "config.json").write_text(
         '{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32,'
         ' "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,'
@@ -56,6 +64,7 @@ def test_commands_of_the_pages_resolve(command: str, tmp_path: Path) -> None:
     )
     (tmp_path / "mine.jsonl").write_text('{"text": "x"}\n')
     (tmp_path / "sft.yaml").write_text("learning_rate: 1e-5\n")
+    _record_run(tmp_path / "a", tmp_path, tmp_path / "mine.jsonl")
     words = command.split()
     words = words[
         next(n for n, w in enumerate(words) if w == "train" or w.endswith("run.py")) + 1 :
@@ -64,6 +73,7 @@ def test_commands_of_the_pages_resolve(command: str, tmp_path: Path) -> None:
     words = [str(known.get(word, word)) for word in words]
     words = [w.replace("mine.jsonl", str(tmp_path / "mine.jsonl")) for w in words]
     words = [w.replace("sft.yaml", str(tmp_path / "sft.yaml")) for w in words]
+    words = [w.replace("runs/a/", f"{tmp_path}/a/") for w in words]
     if "--data" in words and words[words.index("--data") + 1] == str(tmp_path):
         words[words.index("--data") + 1] = str(tmp_path / "mine.jsonl")
     words = [word for word in words if word != "--dry_run"]

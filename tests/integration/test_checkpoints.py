@@ -1,6 +1,5 @@
 """Saving, rotating and resuming on two real ranks, also when something goes wrong."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,32 +9,16 @@ import pytest
 import torch
 from making import make_messages
 from safetensors.torch import load_file
+from small_runs import ds_config, read_steps, small_settings
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.distributed
 
-ZERO3 = str(ROOT / "ds_configs/zero3.json")
-OFFLOAD = str(ROOT / "ds_configs/zero3_offload.json")
+ZERO3 = ds_config("zero3")
+OFFLOAD = ds_config("zero3_offload")
 
 
 def _settings(shared: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "model": shared / "model",
-        "data": shared / "chat.jsonl",
-        "max_length": 64,
-        "learning_rate": 1e-3,
-        "data.loading.cache_dir": shared / "cache",
-        "data.eval_fraction": 0.1,
-        "per_device_train_batch_size": 2,
-        "max_steps": 4,
-        "ds.bf16.enabled": "false",
-        **changes,
-    }
-
-
-def _read_rows(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "loss" in row]
+    return small_settings(shared, **{"ds.bf16.enabled": "false", **changes})
 
 
 def _names(folder: Path) -> list[str]:
@@ -118,7 +101,7 @@ def test_background_saves_hold_the_state_of_their_step(
 ):
     from resume_runs import digest_state
 
-    ds = str(ROOT / f"ds_configs/{config}.json")
+    ds = ds_config(config)
     settings = _settings(shared_folder, save_steps=1, max_steps=3)
     settings["checkpoint.keep_last"] = 9
     if config == "zero3_nvme":
@@ -176,7 +159,7 @@ def test_resume_of_a_finished_run_only_exports(two_ranks, shared_folder, tmp_pat
 def test_resume_from_a_path_into_a_new_folder(two_ranks, shared_folder, tmp_path, finished):
     settings = _settings(shared_folder, resume=finished / "checkpoints/step_00000002")
     two_ranks.run("runs:train", settings, str(tmp_path / "run"), ZERO3)
-    rows, whole = _read_rows(tmp_path / "run"), _read_rows(finished)
+    rows, whole = read_steps(tmp_path / "run"), read_steps(finished)
     assert [row["step"] for row in rows] == [3, 4]
     for name in ("loss", "learning_rate", "grad_norm"):
         found, wanted = ([row[name] for row in each[-2:]] for each in (rows, whole))
@@ -211,13 +194,13 @@ def test_new_start_in_an_old_folder_is_what_counts(two_ranks, shared_folder, tmp
 
 @pytest.mark.parametrize("config", ["zero3", "zero3_offload", "zero2"])
 def test_8bit_states_survive_a_resume(two_ranks, shared_folder, tmp_path, config):
-    ds = str(ROOT / f"ds_configs/{config}.json")
+    ds = ds_config(config)
     settings = _settings(shared_folder, optim="adamw_8bit", save_steps=2)
     two_ranks.run("runs:train", settings, str(tmp_path / "whole"), ds)
     settings |= {"resume": tmp_path / "whole/checkpoints/step_00000002"}
     said = two_ranks.run("runs:train", settings, str(tmp_path / "half"), ds)[0]["said"]
     assert "were expected" not in said
-    whole, half = _read_rows(tmp_path / "whole"), _read_rows(tmp_path / "half")
+    whole, half = read_steps(tmp_path / "whole"), read_steps(tmp_path / "half")
     assert [row["step"] for row in half] == [3, 4]
     np.testing.assert_allclose(
         [row["loss"] for row in half], [row["loss"] for row in whole[2:]], rtol=1e-6
@@ -236,11 +219,11 @@ def test_run_that_blows_up_stops_with_finite_weights(two_ranks, shared_folder, t
         shared_folder, learning_rate=1e30, save_steps=1, max_steps=20, **{"ds.gradient_clipping": 0}
     )
     settings["trainer.max_skipped_in_a_row"] = 3
-    ds = str(ROOT / f"ds_configs/{config}.json")
+    ds = ds_config(config)
     for kind, text, code in two_ranks.run("runs:try_train", settings, str(tmp_path / "run"), ds):
         assert (kind, code) == ("TrainingError", 7)
         assert "3 times in a row" in text
-    rows = _read_rows(tmp_path / "run")
+    rows = read_steps(tmp_path / "run")
     assert rows[-1]["skipped_steps"] == 3
     assert rows[-1]["grad_norm"] is None
     assert len(rows) < 20

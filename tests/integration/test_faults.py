@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,38 +12,25 @@ from statistics import median
 from typing import Any
 
 import pytest
+from small_runs import ds_config, read_metrics, read_steps, small_settings
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.distributed
 
 
-def _config(name: str) -> str:
-    return str(ROOT / f"ds_configs/{name}.json")
-
-
 def _settings(shared: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "model": shared / "model",
-        "data": shared / "chat.jsonl",
-        "max_length": 64,
-        "learning_rate": 1e-3,
-        "data.loading.cache_dir": shared / "cache",
-        "data.eval_fraction": 0.1,
-        "evaluation.eval_on_start": "false",
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 2,
-        "max_steps": 4,
-        **changes,
-    }
+    return small_settings(
+        shared,
+        **{
+            "evaluation.eval_on_start": "false",
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 2,
+            **changes,
+        },
+    )
 
 
 def _read_events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log/events.jsonl").read_text().splitlines()]
-
-
-def _read_rows(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "loss" in row]
 
 
 # Numbers that are not finite.
@@ -90,7 +78,7 @@ def test_nothing_that_is_not_finite_reaches_the_state(
         5: ("loss", 1, math.inf),
     }
     folder = tmp_path / "run"
-    arguments = (settings, str(folder), _config(config), plan)
+    arguments = (settings, str(folder), ds_config(config), plan)
     for result in two_ranks.run("fault_runs:poison", *arguments):
         steps = result["steps"]
         assert [step["skipped"] for step in steps[1:]] == [False, True, False, True, True, False]
@@ -107,7 +95,7 @@ def test_nothing_that_is_not_finite_reaches_the_state(
             assert steps[number]["digest"] != steps[number - 1]["digest"]
         # The schedule did not move on either.
         assert steps[3]["lr"] == steps[2]["lr"]
-    rows = _read_rows(folder)
+    rows = read_steps(folder)
     assert [row["skipped_steps"] for row in rows] == [0, 1, 1, 2, 3, 3]
     assert [row["loss"] is None for row in rows] == [False, True, False, True, True, False]
     # Of the loss we know which rank and micro-batch it was, of a gradient only the step.
@@ -130,7 +118,7 @@ def test_nothing_that_is_not_finite_reaches_the_state(
 def test_switches_that_turn_the_check_off_do_not(two_ranks, shared_folder, tmp_path, switch):
     settings = _settings(shared_folder, **{switch: "false", "ds.gradient_clipping": 0})
     plan = {2: ("gradient", 0, math.nan)}
-    arguments = (settings, str(tmp_path / "run"), _config("zero2"), plan)
+    arguments = (settings, str(tmp_path / "run"), ds_config("zero2"), plan)
     for result in two_ranks.run("fault_runs:poison", *arguments):
         steps = result["steps"]
         assert [step["skipped"] for step in steps[1:]] == [False, True, False, False]
@@ -142,7 +130,7 @@ def test_a_spike_is_named_and_its_past_survives_a_resume(two_ranks, shared_folde
     settings = _settings(shared_folder, max_steps=90, save_steps=80, gradient_accumulation_steps=1)
     settings["learning_rate"] = 1e-5
     folder = tmp_path / "run"
-    arguments = (str(folder), _config("zero1"), {70: ("scaled_loss", 0, 300.0)})
+    arguments = (str(folder), ds_config("zero1"), {70: ("scaled_loss", 0, 300.0)})
     two_ranks.run("fault_runs:poison", settings, *arguments)
     # The gradient is 300 times as large; the loss that the ranks report is not.
     (event,) = [event for event in _read_events(folder) if event["event"] == "spike"]
@@ -155,7 +143,7 @@ def test_a_spike_is_named_and_its_past_survives_a_resume(two_ranks, shared_folde
     counts = past["supervised_tokens"]
     assert len(counts) == 80
     usual = [i for i, n in enumerate(counts) if i == 0 or n >= 0.5 * median(counts[:i])]
-    norms = [row["grad_norm"] for row in _read_rows(folder)[:80]]
+    norms = [row["grad_norm"] for row in read_steps(folder)[:80]]
     assert past["grad_norm"] == [norms[i] for i in usual]
     assert 70 < len(usual) < 80
 
@@ -196,7 +184,7 @@ def test_a_swap_file_that_lost_something_ends_the_run_before_the_next_save(
     changes = {**DTYPES[dtype], **(CALM_FP16 if dtype == "fp16" else {})}
     settings = _nvme(wide_model, shared_folder, tmp_path / "nvme", max_steps=5, **changes)
     folder = tmp_path / "run"
-    arguments = (settings, str(folder), _config("zero3_nvme"), how, rank, 2)
+    arguments = (settings, str(folder), ds_config("zero3_nvme"), how, rank, 2)
     failed = two_ranks.run("fault_runs:damage_swap", *arguments)
     assert failed[0] == failed[1]
     kind, text, code = failed[0]
@@ -212,29 +200,37 @@ def test_a_swap_file_that_lost_something_ends_the_run_before_the_next_save(
     assert not list((tmp_path / "nvme").iterdir())
 
 
+def _may_mount() -> bool:
+    """Whether this process has CAP_SYS_ADMIN, and there are loop devices."""
+    status = Path("/proc/self/status").read_text()
+    rights = int(re.search(r"CapEff:\s*(\w+)", status)[1], 16)
+    return bool(rights >> 21 & 1) and Path("/dev/loop-control").exists()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """An ext4 of 96 MB, mounted through a loop device."""
-    if os.geteuid() != 0 or shutil.which("mkfs.ext4") is None:
-        pytest.skip("needs root and mkfs.ext4")
     image, mounted = tmp_path / "disk.img", tmp_path / "disk"
     mounted.mkdir()
     image.touch()
     os.truncate(image, 96 << 20)
     subprocess.run(["mkfs.ext4", "-q", "-m0", str(image)], check=True)
-    if subprocess.run(["mount", "-o", "loop", str(image), str(mounted)]).returncode:
-        pytest.skip("no loop devices here")
+    subprocess.run(["mount", "-o", "loop", str(image), str(mounted)], check=True)
     yield mounted
     subprocess.run(["umount", "-l", str(mounted)], check=True)
 
 
+@pytest.mark.skipif(
+    not _may_mount() or shutil.which("mkfs.ext4") is None,
+    reason="a disk of its own needs root, loop devices and mkfs.ext4 (e2fsprogs)",
+)
 def test_a_disk_that_fills_up_is_found_before_the_first_step(
     two_ranks, shared_folder, wide_model, small_disk, tmp_path
 ):
     """There is room when the run looks; somebody else takes it while the model is loaded."""
     settings = _nvme(wide_model, shared_folder, small_disk)
     taken = small_disk / "others"
-    arguments = (settings, str(tmp_path / "run"), _config("zero3_nvme"))
+    arguments = (settings, str(tmp_path / "run"), ds_config("zero3_nvme"))
     failed = two_ranks.run("fault_runs:fill_disk", *arguments, str(taken))
     for kind, text, code in failed:
         assert (kind, code) == ("PlanError", 4), text
@@ -244,7 +240,7 @@ def test_a_disk_that_fills_up_is_found_before_the_first_step(
     taken.unlink()
     # With the space back the same command trains, and its swap files leave nothing behind.
     two_ranks.run("runs:train", *arguments)
-    assert len(_read_rows(tmp_path / "run")) == 4
+    assert len(read_steps(tmp_path / "run")) == 4
     assert [path.name for path in small_disk.iterdir()] == ["lost+found"]
 
 
@@ -254,12 +250,12 @@ def test_a_disk_that_fills_up_is_found_before_the_first_step(
 def test_training_goes_on_after_a_failed_save(two_ranks, shared_folder, tmp_path):
     settings = _settings(shared_folder, save_steps=1)
     folder = tmp_path / "run"
-    arguments = (settings, str(folder), _config("zero3"))
+    arguments = (settings, str(folder), ds_config("zero3"))
     said = two_ranks.run("fault_runs:fail_saves", *arguments, [1, 2])[0]["said"]
     assert said.count("Training goes on") == 2
     assert "warning: step 2 is not saved" in said
     assert "No space left on device" in said
-    assert [row["step"] for row in _read_rows(folder)] == [1, 2, 3, 4]
+    assert [row["step"] for row in read_steps(folder)] == [1, 2, 3, 4]
     assert [event["event"] for event in _read_events(folder)] == ["save_failed"] * 2
     names = sorted(path.name for path in (folder / "checkpoints").glob("[!.]*"))
     assert names == ["latest", "step_00000003", "step_00000004"]
@@ -276,8 +272,8 @@ def test_a_request_in_an_evaluation_stops_it_and_the_next_run_makes_up_for_it(
     settings |= {"packing": "none", "data.eval_fraction": 0.4}
     settings["evaluation.per_device_eval_batch_size"] = 1
     whole, folder = tmp_path / "whole", tmp_path / "run"
-    two_ranks.run("runs:train", settings, str(whole), _config("zero3"))
-    arguments = (settings, str(folder), _config("zero3"))
+    two_ranks.run("runs:train", settings, str(whole), ds_config("zero3"))
+    arguments = (settings, str(folder), ds_config("zero3"))
     stopped = two_ranks.run("fault_runs:stop_in_evaluation", *arguments, rank, 2)
     kinds, texts, scored = zip(*stopped, strict=True)
     assert kinds == ("StoppedError",) * 2
@@ -287,8 +283,7 @@ def test_a_request_in_an_evaluation_stops_it_and_the_next_run_makes_up_for_it(
     two_ranks.run("runs:train", *arguments)
 
     def read(run: Path) -> list[Any]:
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         names = ("step", "loss", "grad_norm", "eval_loss")
-        return [{name: row[name] for name in names if name in row} for row in rows]
+        return [{name: row[name] for name in names if name in row} for row in read_metrics(run)]
 
     assert read(folder) == read(whole)

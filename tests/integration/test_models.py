@@ -11,36 +11,33 @@ import torch
 from making import VOCAB, llama_config, make_model, make_tokenizer
 from model_runs import make_pretrained
 from safetensors.torch import load_file, save_file
+from small_runs import ds_config, read_losses, small_settings
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.distributed
 
-ZERO3 = str(ROOT / "ds_configs/zero3.json")
+ZERO3 = ds_config("zero3")
 FP32 = {"ds.bf16.enabled": "false"}
 # Every parameter is partitioned for real: the default keeps small ones whole on each rank.
 SMALL_STAY_NOT = {"ds.zero_optimization.stage3_param_persistence_threshold": 0}
 
 
 def _settings(shared: Path, model: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "model": model,
-        "data": shared / "chat.jsonl",
-        "max_length": 64,
-        "learning_rate": 1e-3,
-        "data.loading.cache_dir": shared / "cache",
-        "data.eval_fraction": 0.1,
-        "max_steps": 3,
-        "per_device_train_batch_size": 2,
-        **changes,
-    }
-
-
-def _read_losses(folder: Path) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
+    return small_settings(shared, **{"model": model, "max_steps": 3, **changes})
 
 
 # --- Families ---
+
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+}
 
 
 def _gpt2() -> Any:
@@ -60,37 +57,18 @@ def _gpt2() -> Any:
 def _qwen3() -> Any:
     from transformers import Qwen3Config
 
-    return Qwen3Config(
-        hidden_size=48,
-        intermediate_size=100,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        vocab_size=VOCAB,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
+    return Qwen3Config(**SHAPE, intermediate_size=100, head_dim=16, tie_word_embeddings=False)
 
 
 def _gemma3() -> Any:
     from transformers import Gemma3TextConfig
 
     return Gemma3TextConfig(
-        hidden_size=48,
+        **SHAPE,
         intermediate_size=100,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         head_dim=16,
-        vocab_size=VOCAB,
-        max_position_embeddings=256,
         sliding_window=16,
         layer_types=["sliding_attention", "full_attention"],
-        bos_token_id=None,
-        eos_token_id=0,
         pad_token_id=0,
     )
 
@@ -98,19 +76,7 @@ def _gemma3() -> Any:
 def _mixtral() -> Any:
     from transformers import MixtralConfig
 
-    return MixtralConfig(
-        hidden_size=48,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCAB,
-        max_position_embeddings=256,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
+    return MixtralConfig(**SHAPE, intermediate_size=40, num_local_experts=4, num_experts_per_tok=2)
 
 
 FAMILIES = {"gpt2": _gpt2, "qwen3": _qwen3, "gemma3": _gemma3, "mixtral": _mixtral}
@@ -124,7 +90,7 @@ def test_family_trains_and_its_export_equals_the_engine(two_ranks, shared_folder
     settings = _settings(shared_folder, model, **FP32, **SMALL_STAY_NOT)
     run = str(tmp_path / "run")
     two_ranks.run("runs:train", settings, run, ZERO3)
-    losses = _read_losses(tmp_path / "run")
+    losses = read_losses(tmp_path / "run")
     assert losses[-1] < losses[0]
     engine = two_ranks.run("runs_check:engine_logits", settings, run, ZERO3)[0]
     # Loading checks that no key is missing or unexpected.
@@ -275,9 +241,7 @@ def test_random_weights_follow_the_models_own_rule(two_ranks, shared_folder, tmp
     settings = _settings(shared_folder, folder, **FP32)
     if config == "zero3":
         settings |= SMALL_STAY_NOT
-    one, two = two_ranks.run(
-        "model_runs:load", settings, str(tmp_path / "run"), str(ROOT / f"ds_configs/{config}.json")
-    )
+    one, two = two_ranks.run("model_runs:load", settings, str(tmp_path / "run"), ds_config(config))
     for name, value in one["values"].items():
         np.testing.assert_array_equal(value, two["values"][name])
         if "norm" in name:
@@ -298,7 +262,7 @@ def test_model_from_scratch_brings_no_tokenizer(two_ranks, shared_folder, tmp_pa
     settings = _settings(shared_folder, source, **FP32)
     results = two_ranks.run("runs:train", settings, str(tmp_path / "run"), ZERO3, timeout=400)
     assert "random" in results[0]["said"]
-    losses = _read_losses(tmp_path / "run")
+    losses = read_losses(tmp_path / "run")
     assert losses[-1] < losses[0]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run/model")
@@ -328,7 +292,7 @@ def test_recomputing_activations_changes_no_loss(two_ranks, shared_folder, tmp_p
             shared_folder, model, activation_checkpointing=mode, **FP32, **SMALL_STAY_NOT
         )
         two_ranks.run("runs:train", settings, str(tmp_path / mode), ZERO3)
-        losses[mode] = _read_losses(tmp_path / mode)
+        losses[mode] = read_losses(tmp_path / mode)
     assert losses["none"][-1] < losses["none"][0]
     np.testing.assert_allclose(losses["full"], losses["none"], rtol=1e-6)
     np.testing.assert_allclose(losses["full_cpu_offload"], losses["none"], rtol=1e-6)
@@ -338,15 +302,12 @@ def test_recomputing_activations_changes_no_loss(two_ranks, shared_folder, tmp_p
 
 
 def test_fp16_is_refused_where_it_cannot_be_computed(two_ranks, shared_folder, tmp_path):
-    from deepspeed.accelerator import get_accelerator
-
-    if get_accelerator().is_fp16_supported():
-        pytest.skip("this CPU computes in fp16")
     settings = _settings(shared_folder, shared_folder / "model") | {
         "ds.bf16.enabled": "false",
         "ds.fp16.enabled": "true",
     }
-    kind, text, code = two_ranks.run("runs:try_train", settings, str(tmp_path / "run"), ZERO3)[0]
+    arguments = (settings, str(tmp_path / "run"), ZERO3)
+    kind, text, code = two_ranks.run("model_runs:try_train_without_fp16", *arguments)[0]
     assert (kind, code) == ("ConfigError", 2)
     assert "--ds.bf16.enabled=true" in text
 

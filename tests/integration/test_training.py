@@ -2,40 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_runs import ds_config, read_losses, read_metrics, read_steps, small_settings
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.distributed
-
-
-def _settings(shared: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "model": shared / "model",
-        "data": shared / "chat.jsonl",
-        "max_length": 64,
-        "learning_rate": 1e-3,
-        "data.loading.cache_dir": shared / "cache",
-        "data.eval_fraction": 0.1,
-        "per_device_train_batch_size": 2,
-        "max_steps": 4,
-        **changes,
-    }
-
-
-def _config(name: str) -> str:
-    return str(ROOT / "ds_configs" / f"{name}.json")
-
-
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def read_losses(folder: Path) -> list[float]:
-    return [row["loss"] for row in read_rows(folder) if "loss" in row]
 
 
 FP32 = {"ds.bf16.enabled": "false"}
@@ -43,8 +16,8 @@ FP32 = {"ds.bf16.enabled": "false"}
 
 def test_gradients_do_not_depend_on_ranks_or_accumulation(one_rank, two_ranks, shared_folder):
     """Oracle: one rank with a batch of 8 = two ranks with 4 = one rank accumulating 4 x 2."""
-    base = _settings(shared_folder, **FP32)
-    function, config = "runs:gradients", _config("zero3")
+    base = small_settings(shared_folder, **FP32)
+    function, config = "runs:gradients", ds_config("zero3")
     whole = dict(
         one_rank.run(function, {**base, "per_device_train_batch_size": 8}, "x", config, 4)[0]
     )
@@ -137,8 +110,8 @@ def reference(shared_folder) -> list[float]:
 
 @pytest.mark.parametrize("config", ["zero3_offload", "zero2", "zero3_nvme"])
 def test_thirty_steps_equal_plain_torch(two_ranks, shared_folder, tmp_path, reference, config):
-    settings = _settings(shared_folder, max_steps=30, **FP32)
-    two_ranks.run("runs:train", settings, str(tmp_path / "run"), _config(config))
+    settings = small_settings(shared_folder, max_steps=30, **FP32)
+    two_ranks.run("runs:train", settings, str(tmp_path / "run"), ds_config(config))
     losses = read_losses(tmp_path / "run")
     assert len(losses) == 30
     assert losses[29] < 0.85 * losses[0], "nothing was learned: the comparison would be empty"
@@ -152,24 +125,24 @@ def test_thirty_steps_equal_plain_torch(two_ranks, shared_folder, tmp_path, refe
 )
 def test_resume_goes_on_where_the_run_stopped(two_ranks, shared_folder, tmp_path, config):
     """Train 6 = train 3, stop, resume 3: the same losses, the same weights."""
-    settings = _settings(shared_folder, max_steps=6, save_steps=3, **FP32)
+    settings = small_settings(shared_folder, max_steps=6, save_steps=3, **FP32)
     whole = tmp_path / "whole"
-    two_ranks.run("runs:train", settings, str(whole), _config(config))
+    two_ranks.run("runs:train", settings, str(whole), ds_config(config))
     halved = tmp_path / "halved"
     first = {**settings, "resume": "never"}
-    two_ranks.run("runs:train", first, str(halved), _config(config))
+    two_ranks.run("runs:train", first, str(halved), ds_config(config))
     # As if the run had been killed after step 3.
     import shutil
 
     shutil.rmtree(halved / "checkpoints/step_00000006")
     shutil.rmtree(halved / "model")
     (halved / "metrics.jsonl").unlink()
-    said = two_ranks.run("runs:train", settings, str(halved), _config(config))[0]["said"]
+    said = two_ranks.run("runs:train", settings, str(halved), ds_config(config))[0]["said"]
     assert "resumed from step_00000003" in said
-    rows = [row for row in read_rows(halved) if "loss" in row]
+    rows = read_steps(halved)
     assert [row["step"] for row in rows] == [4, 5, 6]
     np.testing.assert_allclose(read_losses(halved), read_losses(whole)[3:], rtol=2e-6)
-    assert rows[-1]["tokens"] == read_rows(whole)[-2]["tokens"]
+    assert rows[-1]["tokens"] == read_metrics(whole)[-2]["tokens"]
 
 
 def test_a_streamed_run_goes_on_and_keeps_each_rejected_row_once(
@@ -179,19 +152,19 @@ def test_a_streamed_run_goes_on_and_keeps_each_rejected_row_once(
     lines = [*good[:3], '{"text": 5}', *good[3:20], "not json", *good[20:]]
     (tmp_path / "chat.jsonl").write_text("".join(line + "\n" for line in lines))
     changes = {"data.loading.streaming": "true", "data.on_bad_row": "skip", "packing": "none"}
-    settings = _settings(shared_folder, data=tmp_path / "chat.jsonl", **FP32, **changes)
+    settings = small_settings(shared_folder, data=tmp_path / "chat.jsonl", **FP32, **changes)
     settings["data.eval_fraction"] = 0
     whole, halved = tmp_path / "whole", tmp_path / "halved"
-    two_ranks.run("runs:train", {**settings, "max_steps": 9}, str(whole), _config("zero3"))
-    two_ranks.run("runs:train", {**settings, "max_steps": 4}, str(halved), _config("zero3"))
+    two_ranks.run("runs:train", {**settings, "max_steps": 9}, str(whole), ds_config("zero3"))
+    two_ranks.run("runs:train", {**settings, "max_steps": 4}, str(halved), ds_config("zero3"))
     # The second run begins within the window of the first, and goes on into the next epoch.
-    two_ranks.run("runs:train", {**settings, "max_steps": 9}, str(halved), _config("zero3"))
+    two_ranks.run("runs:train", {**settings, "max_steps": 9}, str(halved), ds_config("zero3"))
     for folder in (whole, halved):
         kept = (folder / "rejected.jsonl").read_text().splitlines()
         places = [json.loads(line)["origin"].rpartition(":")[2] for line in kept]
         assert places == ["4", "22"]
-    assert [row["tokens"] for row in read_rows(halved)] == [
-        row["tokens"] for row in read_rows(whole)
+    assert [row["tokens"] for row in read_metrics(halved)] == [
+        row["tokens"] for row in read_metrics(whole)
     ]
 
 
@@ -203,10 +176,10 @@ def test_export_gives_the_same_evaluation_in_plain_transformers(
     import runs_check
     from transformers import AutoTokenizer
 
-    settings = _settings(shared_folder, model=shared_folder / folder)
-    two_ranks.run("runs:train", settings, str(tmp_path / "run"), _config("zero3"))
+    settings = small_settings(shared_folder, model=shared_folder / folder)
+    two_ranks.run("runs:train", settings, str(tmp_path / "run"), ds_config("zero3"))
     logits = two_ranks.run(
-        "runs_check:engine_logits", settings, str(tmp_path / "run"), _config("zero3")
+        "runs_check:engine_logits", settings, str(tmp_path / "run"), ds_config("zero3")
     )
     plain = runs_check.plain_logits(tmp_path / "run/model")
     assert plain.dtype == torch.bfloat16
@@ -221,19 +194,20 @@ def test_nvme_run_leaves_no_swap_files_behind(two_ranks, shared_folder, tmp_path
     (nvme / "zero_stage_3").mkdir()
     (nvme / "zero_stage_3/of_another_job").write_text("precious")
     path = "ds.zero_optimization.offload_{}.nvme_path"
-    settings = _settings(shared_folder, max_steps=2) | {
+    settings = small_settings(shared_folder, max_steps=2) | {
         path.format(part): nvme for part in ("param", "optimizer")
     }
     settings["checkpoint.write"] = "background"
-    said = two_ranks.run("runs:train", settings, str(tmp_path / "run"), _config("zero3_nvme"))[0]
+    said = two_ranks.run("runs:train", settings, str(tmp_path / "run"), ds_config("zero3_nvme"))[0]
     assert "note: states on NVMe are saved in the foreground" in said["said"]
     assert (nvme / "zero_stage_3/of_another_job").read_text() == "precious"
     assert [path.name for path in nvme.iterdir()] == ["zero_stage_3"]
 
 
 def test_8bit_states_really_run_under_host_offload(two_ranks, shared_folder, tmp_path):
-    settings = _settings(shared_folder, optim="adamw_8bit", max_steps=8)
-    said = two_ranks.run("runs:train", settings, str(tmp_path / "run"), _config("zero3_offload"))[0]
+    settings = small_settings(shared_folder, optim="adamw_8bit", max_steps=8)
+    arguments = (settings, str(tmp_path / "run"), ds_config("zero3_offload"))
+    said = two_ranks.run("runs:train", *arguments)[0]
     assert "optimizer HostAdamW (adamw_8bit), 2." in said["said"]
     assert "slower" not in said["said"]
     assert "were expected" not in said["said"], "the measured state bytes differ from the plan"
@@ -242,8 +216,8 @@ def test_8bit_states_really_run_under_host_offload(two_ranks, shared_folder, tmp
 
 
 def test_a_repeat_from_resolved_gives_the_same_losses(two_ranks, shared_folder, tmp_path):
-    settings = _settings(shared_folder, **FP32)
-    two_ranks.run("runs:train", settings, str(tmp_path / "a"), _config("zero3"))
+    settings = small_settings(shared_folder, **FP32)
+    two_ranks.run("runs:train", settings, str(tmp_path / "a"), ds_config("zero3"))
     resolved = tmp_path / "a/resolved"
     two_ranks.run(
         "runs:train",
@@ -255,9 +229,9 @@ def test_a_repeat_from_resolved_gives_the_same_losses(two_ranks, shared_folder, 
 
 
 def test_metrics_have_the_keys_of_the_contract(two_ranks, shared_folder, tmp_path):
-    settings = _settings(shared_folder, eval_steps=2)
-    two_ranks.run("runs:train", settings, str(tmp_path / "run"), _config("zero3"))
-    rows = read_rows(tmp_path / "run")
+    settings = small_settings(shared_folder, eval_steps=2)
+    two_ranks.run("runs:train", settings, str(tmp_path / "run"), ds_config("zero3"))
+    rows = read_metrics(tmp_path / "run")
     wanted = (
         "step epoch loss learning_rate grad_norm tokens tokens_per_second step_seconds data_seconds"
         " forward_seconds backward_seconds optimizer_seconds mfu host_rss_bytes device_peak_bytes"

@@ -1,29 +1,36 @@
 """Runs that are disturbed while they save."""
 
+import contextlib
 import resource
+from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 
-def fail_in_assets(settings: dict[str, Any], folder: str, config: str, step: int) -> Any:
-    """A run whose rank 0 finds the disk full when it writes the tokenizer of this step."""
-    import runs
+@contextlib.contextmanager
+def full_disk_at(steps: list[int]) -> Iterator[None]:
+    """Let rank 0 find the disk full when it writes the tokenizer of these steps."""
+    from bigft.commands.parts.checkpoints import RunCheckpoints
 
-    from bigft.commands.parts.checkpoints import RunCheckpoints as Checkpoints
-
-    write = Checkpoints._write_assets
+    write = RunCheckpoints._write_assets
 
     def fail(self: Any, target: Any) -> None:
-        if f"step_{step:08d}" in str(target):
+        if any(f"step_{step:08d}" in str(target) for step in steps):
             raise OSError(28, "No space left on device")
         write(self, target)
 
-    Checkpoints._write_assets = fail
-    try:
+    with patch.object(RunCheckpoints, "_write_assets", fail):
+        yield
+
+
+def fail_in_assets(settings: dict[str, Any], folder: str, config: str, step: int) -> Any:
+    """A run that must fail: the disk is full at the save of this step."""
+    import runs
+
+    with full_disk_at([step]):
         return runs.try_train(settings, folder, config)
-    finally:
-        Checkpoints._write_assets = write
 
 
 def fail_in_state(settings: dict[str, Any], folder: str, config: str, rank: int) -> Any:

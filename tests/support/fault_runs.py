@@ -331,18 +331,7 @@ def stop_in_evaluation(
 def fail_saves(settings: dict[str, Any], folder: str, config: str, steps: list[int]) -> Any:
     """A run whose rank 0 finds the disk full at some of its saves."""
     import runs
+    from checkpoint_runs import full_disk_at
 
-    from bigft.commands.parts.checkpoints import RunCheckpoints
-
-    write = RunCheckpoints._write_assets
-
-    def fail(self: Any, target: Any) -> None:
-        if any(f"step_{step:08d}" in str(target) for step in steps):
-            raise OSError(28, "No space left on device")
-        write(self, target)
-
-    RunCheckpoints._write_assets = fail
-    try:
+    with full_disk_at(steps):
         return runs.train(settings, folder, config)
-    finally:
-        RunCheckpoints._write_assets = write

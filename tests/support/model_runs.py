@@ -18,17 +18,26 @@ def make_pretrained(folder: Path, config: Any, *, seed: int = 0) -> Path:
     return folder
 
 
+def try_train_without_fp16(settings: dict[str, Any], folder: str, config: str) -> Any:
+    """A run that must fail, on an accelerator that does not compute in fp16; some CPUs do."""
+    from unittest.mock import patch
+
+    import runs
+    from deepspeed.accelerator import get_accelerator
+
+    with patch.object(get_accelerator(), "is_fp16_supported", lambda: False):
+        return runs.try_train(settings, folder, config)
+
+
 def load(settings: dict[str, Any], folder: str, config: str) -> dict[str, Any]:
     """Load the model of a run as training does; tell each parameter's facts and values."""
     import runs
 
-    from bigft.commands.parts.engine import training_dtype
     from bigft.engine.communication import open_communication
     from bigft.engine.zero import Zero
     from bigft.models.facts import read_facts
-    from bigft.models.load import count_parameters, load_model
+    from bigft.models.load import count_parameters
     from bigft.models.tokenizer import load_tokenizer
-    from bigft.tasks.task import build_task
 
     resolved = runs._resolve(settings, folder, config)
     world = runs._world()
@@ -36,16 +45,7 @@ def load(settings: dict[str, Any], folder: str, config: str) -> dict[str, Any]:
     facts = read_facts(resolved.run.model)
     zero = Zero(resolved.ds)
     tokenizer = load_tokenizer(resolved.run.model, facts, lambda: None)
-    model = load_model(
-        resolved.run.model,
-        facts,
-        zero,
-        auto_class=build_task("causal_lm").auto_class(),
-        tokenizer=tokenizer,
-        dtype=training_dtype(resolved.ds),
-        device=world.device,
-        seed=0,
-    )
+    model = runs.load_run_model(resolved, world, zero, tokenizer)
     module: Any = model.module
     values, whole = {}, []
     for name, parameter in module.named_parameters():

@@ -9,6 +9,13 @@ from bigft.optim.code8 import BLOCK
 from bigft.optim.native.binding import PART, Native, number_blocks, pack_groups
 from bigft.optim.reference import Moments, Rates, join, split, step_8bit, step_fp32
 
+BITS = {"fp32": 0, "split_16": 16, "split_8": 8}
+RATES = [Rates(1e-3, (0.9, 0.999), 1e-8, 0.01, 1), Rates(3e-4, (0.8, 0.95), 1e-6, 0.0, 1)]
+
+
+def rates_of(step: int) -> list[Rates]:
+    return [replace(rates, step=step) for rates in RATES]
+
 
 def to_bf16(values: Any) -> Any:
     return ((values.view(np.uint32) + np.uint32(0x8000)) >> 16).astype(np.uint16)
@@ -78,7 +85,7 @@ def step_native(
 ) -> tuple[int, list[Any]]:
     """Step with the library, in place; returns the number of dropped gradients and bf16 copies."""
     parts = np.zeros(len(pieces), PART)
-    bits = {"split_16": 16, "split_8": 8}.get(kind)
+    bits = BITS[kind]
     alive, copies, split_weights = [], [], []
     for row, piece in zip(parts, pieces, strict=True):
         row["size"], row["group"] = len(piece.weights), piece.group
@@ -108,6 +115,33 @@ def step_native(
     for piece, (upper, rest) in zip(pieces, split_weights, strict=False):
         piece.weights[:] = join(upper, rest)
     return dropped, copies
+
+
+def compare(native: Native, seed: int, kind: str, gradients: str, isa: str, steps: int = 4) -> None:
+    """Take the same steps over random parts with the library and with the reference."""
+    rng = np.random.default_rng(seed)
+    ours = make_pieces(rng, *draw_layout(rng))
+    # What a remainder cannot keep is not there from the start.
+    expected = copy_pieces(ours)
+    if kind == "split_8":
+        for piece, other in zip(ours, expected, strict=True):
+            piece.weights[:] = from_bf16(to_bf16(piece.weights))
+            other.weights[:] = piece.weights
+    for step in range(1, steps + 1):
+        scale = float(rng.choice([1.0, 0.37, 1 / 1024]))
+        for piece, other in zip(ours, expected, strict=True):
+            drawn = rng.standard_normal(len(piece.gradients)) * 10.0 ** rng.uniform(-8, 0)
+            drawn = drawn.astype(np.float32)
+            piece.gradients = drawn
+            other.gradients = from_bf16(to_bf16(drawn)) if gradients == "bfloat16" else drawn
+        threads = int(rng.integers(1, 4))
+        arguments = (rates_of(step), scale, kind, gradients)
+        dropped, copies = step_native(native, ours, *arguments, isa=isa, threads=threads)
+        assert dropped == 0
+        step_reference(expected, rates_of(step), scale, BITS[kind])
+        assert_same_bits(ours, expected)
+        for copy, piece in zip(copies, expected, strict=True):
+            np.testing.assert_array_equal(copy, to_bf16(piece.weights))
 
 
 def assert_same_bits(one: list[Piece], other: list[Piece]) -> None:

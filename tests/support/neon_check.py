@@ -9,16 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from native_parts import (
-    assert_same_bits,
-    copy_pieces,
-    draw_layout,
-    from_bf16,
-    make_pieces,
-    step_native,
-    step_reference,
-    to_bf16,
-)
+from native_parts import compare
 
 from bigft.optim.native import binding
 from bigft.optim.native.build import SOURCES, build
@@ -33,7 +24,11 @@ _PROGRAM = """
 #include <cstring>
 #include <vector>
 #include "adamw.h"
-struct Header { int64_t parts, groups, bytes; int32_t weights, gradients, isa; float scale; };
+struct Header {
+  int64_t parts, groups, bytes, threads;
+  int32_t weights, gradients, isa;
+  float scale;
+};
 int main(int count, char **words) {
   std::FILE *in = std::fopen(words[1], "rb");
   Header h; BigftCode codes[2];
@@ -50,7 +45,7 @@ int main(int count, char **words) {
                      (void **)&part.scale1, (void **)&part.scale2})
       if (*p) *p = memory + (reinterpret_cast<intptr_t>(*p) - 64);
   int64_t dropped = bigft_adamw_step(parts.data(), h.parts, groups.data(), &codes[0], &codes[1],
-                                     h.weights, h.gradients, h.scale, 2, h.isa);
+                                     h.weights, h.gradients, h.scale, h.threads, h.isa);
   std::FILE *out = std::fopen(words[2], "wb");
   std::fwrite(&dropped, sizeof dropped, 1, out);
   std::fwrite(memory, 1, h.bytes, out);
@@ -74,7 +69,15 @@ class Emulated:
         subprocess.run([*words, "-Wl,-rpath,.", "-fopenmp", "-o", "main"], cwd=folder, check=True)
 
     def step(
-        self, parts: Any, groups: Any, *, weights: str, gradients: str, scale: float, isa: str
+        self,
+        parts: Any,
+        groups: Any,
+        *,
+        weights: str,
+        gradients: str,
+        scale: float,
+        threads: int,
+        isa: str,
     ) -> int:
         sizes = {"weights": 4 if weights == "fp32" else 2, "rest": 1 if weights == "split_8" else 2}
         sizes |= {"copy": 2, "gradients": 4 if gradients == "float32" else 2}
@@ -89,9 +92,9 @@ class Emulated:
                 target[name] = len(memory) + 64
                 places.append((int(row[name]), len(memory), size))
                 memory += bytes(_view(int(row[name]), size)) + bytes(-size % 64)
-        header = np.zeros(1, "i8,i8,i8,i4,i4,i4,f4")
+        header = np.zeros(1, "i8,i8,i8,i8,i4,i4,i4,f4")
         kinds = (binding.WEIGHTS[weights], binding.GRADIENTS[gradients], binding.ISAS[isa])
-        header[0] = (len(parts), len(groups), len(memory), *kinds, scale)
+        header[0] = (len(parts), len(groups), len(memory), threads, *kinds, scale)
         codes = b"".join(map(bytes, self.codes))
         content = header.tobytes() + codes + moved.tobytes() + groups.tobytes() + bytes(memory)
         (self._folder / "in").write_bytes(content)
@@ -113,32 +116,12 @@ def _view(address: int, size: int) -> Any:
 
 def main() -> None:
     emulated: Any = Emulated(Path(sys.argv[1]))
-    from bigft.optim.reference import Rates
-
-    equal = 0
     for seed in range(TRIALS):
-        rng = np.random.default_rng(seed)
         kind = list(binding.WEIGHTS)[seed % 3]
         gradients = ["float32", "bfloat16"][seed // 3 % 2]
         isa = "neon" if seed % 4 else "scalar"
-        ours = make_pieces(rng, *draw_layout(rng))
-        if kind == "split_8":
-            for piece in ours:
-                piece.weights[:] = from_bf16(to_bf16(piece.weights))
-        expected = copy_pieces(ours)
-        for step in (1, 2):
-            rates = [
-                Rates(1e-3, (0.9, 0.999), 1e-8, 0.01, step),
-                Rates(1e-4, (0.8, 0.9), 1e-6, 0.0, step),
-            ]
-            for piece, other in zip(ours, expected, strict=True):
-                if gradients == "bfloat16":
-                    other.gradients = from_bf16(to_bf16(piece.gradients))
-            step_native(emulated, ours, rates, 0.5, kind, gradients, isa=isa)
-            step_reference(expected, rates, 0.5, {"split_16": 16, "split_8": 8}.get(kind, 0))
-            assert_same_bits(ours, expected)
-        equal += 1
-    print(f"{equal} of {TRIALS} equal")
+        compare(emulated, seed, kind, gradients, isa, steps=2)
+    print(f"{TRIALS} of {TRIALS} equal")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 import hashlib
 import io
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from small_runs import ds_config, read_steps, small_settings
+
 STEPS, STOP = 6, 3
 
 
@@ -15,20 +15,14 @@ def make_settings(
     shared: Path, tmp: Path, config: str, **changes: Any
 ) -> tuple[dict[str, Any], str]:
     """Settings of a small run that saves at step `STOP`, and its DeepSpeed configuration."""
-    settings = {
-        "model": shared / "model",
-        "data": shared / "chat.jsonl",
-        "max_length": 64,
-        "learning_rate": 1e-3,
-        "data.loading.cache_dir": shared / "cache",
+    own = {
         "data.eval_fraction": 0,
-        "per_device_train_batch_size": 2,
         "max_steps": STEPS,
         "save_steps": STOP,
         "checkpoint.keep_last": 99,
         "ds.bf16.enabled": "false",
-        **changes,
     }
+    settings = small_settings(shared, **{**own, **changes})
     name = config
     if config == "zero1":
         settings["ds.zero_optimization.stage"] = 1
@@ -36,7 +30,7 @@ def make_settings(
     if config == "zero3_nvme":
         for part in ("offload_param", "offload_optimizer"):
             settings[f"ds.zero_optimization.{part}.nvme_path"] = tmp / "nvme"
-    return settings, str(ROOT / f"ds_configs/{name}.json")
+    return settings, ds_config(name)
 
 
 def check_equal(pool: Any, settings: dict[str, Any], config: str, tmp: Path, stop: int) -> None:
@@ -162,8 +156,7 @@ def train_without(settings: dict[str, Any], folder: str, config: str, dropped: s
 def read_rows(folder: Path, first: int) -> list[dict[str, Any]]:
     """Read what `metrics.jsonl` says of the steps from `first` on, without what is measured."""
     names = ("step", "loss", "grad_norm", "learning_rate", "tokens", "epoch")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [row for row in rows if "loss" in row and row["step"] >= first]
+    steps = [row for row in read_steps(folder) if row["step"] >= first]
     return [{name: row.get(name) for name in names} for row in steps]
 
 

@@ -58,13 +58,33 @@ def try_train(settings: dict[str, Any], folder: str, config: str) -> tuple[str, 
     raise AssertionError("the run went through")
 
 
+def load_run_model(resolved: Any, world: Any, zero: Any, tokenizer: Any) -> Any:
+    """Load the model of a run as training does."""
+    from bigft.commands.parts.engine import training_dtype
+    from bigft.models.facts import read_facts
+    from bigft.models.load import load_model
+    from bigft.tasks.task import build_task
+
+    run = resolved.run
+    return load_model(
+        run.model,
+        read_facts(run.model),
+        zero,
+        auto_class=build_task(run.task.name).auto_class(),
+        tokenizer=tokenizer,
+        dtype=training_dtype(resolved.ds),
+        device=world.device,
+        seed=0,
+    )
+
+
 def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) -> Any:
     """Full fp32 gradients of one step, summed micro-batch by micro-batch through the engine."""
     import io
     from functools import partial
 
     from bigft.commands.parts.data import build_run_data
-    from bigft.commands.parts.engine import build_run_engine, training_dtype
+    from bigft.commands.parts.engine import build_run_engine
     from bigft.data.cache import default_cache_dir
     from bigft.data.order.cursor import Cursor
     from bigft.data.tokens.builtin import load_builtin_tokenizer
@@ -72,7 +92,6 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
     from bigft.engine.zero import Zero
     from bigft.log import Console
     from bigft.models.facts import read_facts
-    from bigft.models.load import load_model
     from bigft.models.tokenizer import load_tokenizer
     from bigft.optim.build import plan_optimizer
     from bigft.tasks.task import build_task
@@ -90,16 +109,7 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
     )
     data = build_run_data(resolved, tokenizer, world, Path(folder))
     zero = Zero(resolved.ds)
-    model = load_model(
-        run.model,
-        facts,
-        zero,
-        auto_class=task.auto_class(),
-        tokenizer=tokenizer,
-        dtype=training_dtype(resolved.ds),
-        device=world.device,
-        seed=0,
-    )
+    model = load_run_model(resolved, world, zero, tokenizer)
     console = Console(io.StringIO(), io.StringIO(), is_rank_zero=False)
     plan = plan_optimizer(run.optim, resolved.ds)
     with zero.building():

@@ -29,15 +29,13 @@ def engine_logits(settings: dict[str, Any], folder: str, config: str) -> Any:
 
     from bigft.checkpoint.manifest import find_newest
     from bigft.checkpoint.state.load import load_state
-    from bigft.commands.parts.engine import build_run_engine, training_dtype
+    from bigft.commands.parts.engine import build_run_engine
     from bigft.engine.communication import open_communication
     from bigft.engine.zero import Zero
     from bigft.log import Console
     from bigft.models.facts import read_facts
-    from bigft.models.load import load_model
     from bigft.models.tokenizer import load_tokenizer
     from bigft.optim.build import plan_optimizer
-    from bigft.tasks.task import build_task
 
     resolved = runs._resolve(settings, folder, config)
     world = runs._world()
@@ -45,17 +43,7 @@ def engine_logits(settings: dict[str, Any], folder: str, config: str) -> Any:
     facts = read_facts(resolved.run.model)
     zero = Zero(resolved.ds)
     tokenizer = load_tokenizer(resolved.run.model, facts, lambda: None)
-    task = build_task("causal_lm")
-    model = load_model(
-        resolved.run.model,
-        facts,
-        zero,
-        auto_class=task.auto_class(),
-        tokenizer=tokenizer,
-        dtype=training_dtype(resolved.ds),
-        device=world.device,
-        seed=0,
-    )
+    model = runs.load_run_model(resolved, world, zero, tokenizer)
     console = Console(io.StringIO(), io.StringIO(), is_rank_zero=False)
     plan = plan_optimizer(resolved.run.optim, resolved.ds)
     engine = build_run_engine(resolved.run, resolved.ds, model, plan, 4, world, console)

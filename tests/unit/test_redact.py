@@ -2,7 +2,6 @@
 
 import io
 import json
-import time
 
 import pytest
 
@@ -184,6 +183,4 @@ def test_stream_hides_and_passes_on() -> None:
 @pytest.mark.parametrize("text", ["a" * 10**6, "a-" * 500_000, "token " * 100_000, "=" * 10**6])
 def test_time_is_proportional_to_the_text(text: str) -> None:
     # Quadratic behaviour would take hours: the test would run into the suite's time limit.
-    started = time.process_time()
-    redact_text(text)
-    print(f"{time.process_time() - started:.2f} s")
+    assert redact_text(text) == text

@@ -103,9 +103,6 @@ def test_changed_byte_of_a_committed_checkpoint_is_noticed(
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    manifest = json.loads((step_dir / "manifest.json").read_bytes())
-    if "sha256" not in manifest["files"][0]:
-        pytest.skip("this manifest has no digests yet")
     with pytest.raises(CheckpointError, match="rank_00001"):
         consolidate(step_dir, tmp_path / "out")
 

@@ -9,16 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from bigft.data.readers.files import READERS, find_suffix
 from bigft.data.readers.raw import RawRow, parse
 from bigft.errors import DataError
-
-pyarrow = pytest.importorskip("pyarrow")
-parquet = pytest.importorskip("pyarrow.parquet")
 
 TURNS = [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "\U0001f600"}]
 ROWS = [{"text": "a,b", "n": 1.5}, {"text": 'é "q"\n\tz', "n": -2}, {"text": "", "n": 3e99}]

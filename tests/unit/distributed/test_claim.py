@@ -39,6 +39,17 @@ def _end(holder: subprocess.Popen) -> None:
     holder.stdout.close()
 
 
+def _refuses_others(folder: Path) -> bool:
+    """Whether a third process is told that this one has the folder."""
+    code = (
+        "import sys; from pathlib import Path; from bigft.distributed.claim import claimed\n"
+        "with claimed(Path(sys.argv[1])): pass\n"
+    )
+    words = [sys.executable, "-c", code, str(folder)]
+    said = subprocess.run(words, capture_output=True, text=True).stderr
+    return f"in use by pid {os.getpid()} on " in said
+
+
 @pytest.mark.parametrize("name", [".lock", "nvme.lock"])
 def test_second_process_is_refused_and_told_by_whom(tmp_path: Path, name: str):
     holder = _hold(tmp_path, name)
@@ -56,7 +67,12 @@ def test_other_folders_and_names_are_free(tmp_path: Path):
     (tmp_path / "other").mkdir()
     holder = _hold(tmp_path)
     with claimed(tmp_path / "other"), claimed(tmp_path, "second"):
-        pass
+        assert (tmp_path / "second").is_file()
+        assert _refuses_others(tmp_path / "other")
+        # What the holder has is its own as before.
+        refused = pytest.raises(LaunchError, match=f"in use by pid {holder.pid} on ")
+        with refused, claimed(tmp_path):
+            raise AssertionError("both hold it")
     _end(holder)
 
 
@@ -65,7 +81,7 @@ def test_process_that_was_killed_holds_nothing_though_its_child_lives(tmp_path: 
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait(20)
     with claimed(tmp_path):
-        pass
+        assert _refuses_others(tmp_path)
     _end(holder)
 
 

@@ -90,6 +90,8 @@ def test_a_process_that_leaves_is_not_disturbed():
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         ignore_stop_signals()
+        # First a look: a signal that is not ignored would end the tests without a word.
+        assert {signal.getsignal(number) for number in STOP_SIGNALS} == {signal.SIG_IGN}
         for number in STOP_SIGNALS:
             _send(number)
     finally:

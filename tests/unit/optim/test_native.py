@@ -9,29 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from native_parts import (
+    RATES,
     Piece,
     assert_same_bits,
+    compare,
     copy_pieces,
-    draw_layout,
-    from_bf16,
     make_pieces,
+    rates_of,
     step_native,
     step_reference,
-    to_bf16,
 )
 
 from bigft.errors import LaunchError
 from bigft.optim.native import binding
 from bigft.optim.native.binding import ISAS, WEIGHTS, load_native
 from bigft.optim.native.build import BuildError, build
-from bigft.optim.reference import Moments, Rates
-
-BITS = {"fp32": 0, "split_16": 16, "split_8": 8}
-RATES = [Rates(1e-3, (0.9, 0.999), 1e-8, 0.01, 1), Rates(3e-4, (0.8, 0.95), 1e-6, 0.0, 1)]
-
-
-def rates_of(step: int) -> list[Rates]:
-    return [Rates(r.learning_rate, r.betas, r.epsilon, r.weight_decay, step) for r in RATES]
+from bigft.optim.reference import Moments
 
 
 def find_isas() -> list[str]:
@@ -47,38 +40,12 @@ def find_isas() -> list[str]:
     return found
 
 
-def compare(seed: int, kind: str, gradients: str, isa: str, steps: int = 4) -> None:
-    rng = np.random.default_rng(seed)
-    ours = make_pieces(rng, *draw_layout(rng))
-    # What a remainder cannot keep is not there from the start.
-    expected = copy_pieces(ours)
-    if kind == "split_8":
-        for piece, other in zip(ours, expected, strict=True):
-            piece.weights[:] = from_bf16(to_bf16(piece.weights))
-            other.weights[:] = piece.weights
-    for step in range(1, steps + 1):
-        scale = float(rng.choice([1.0, 0.37, 1 / 1024]))
-        for piece, other in zip(ours, expected, strict=True):
-            drawn = rng.standard_normal(len(piece.gradients)) * 10.0 ** rng.uniform(-8, 0)
-            drawn = drawn.astype(np.float32)
-            piece.gradients = drawn
-            other.gradients = from_bf16(to_bf16(drawn)) if gradients == "bfloat16" else drawn
-        threads = int(rng.integers(1, 4))
-        arguments = (rates_of(step), scale, kind, gradients)
-        dropped, copies = step_native(load_native(), ours, *arguments, isa=isa, threads=threads)
-        assert dropped == 0
-        step_reference(expected, rates_of(step), scale, BITS[kind])
-        assert_same_bits(ours, expected)
-        for copy, piece in zip(copies, expected, strict=True):
-            np.testing.assert_array_equal(copy, to_bf16(piece.weights))
-
-
 @pytest.mark.parametrize("isa", find_isas())
 @pytest.mark.parametrize("gradients", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_equals_the_reference(kind, gradients, isa):
     for seed in range(8):
-        compare(seed, kind, gradients, isa)
+        compare(load_native(), seed, kind, gradients, isa)
 
 
 @pytest.mark.nightly
@@ -87,7 +54,7 @@ def test_equals_the_reference(kind, gradients, isa):
 def test_equals_the_reference_at_length(seed, isa):
     for number in range(seed, seed + 20):
         kind, gradients = list(WEIGHTS)[number % 3], ["float32", "bfloat16"][number % 2]
-        compare(number, kind, gradients, isa, steps=12)
+        compare(load_native(), number, kind, gradients, isa, steps=12)
 
 
 def test_several_instruction_sets_are_compared():

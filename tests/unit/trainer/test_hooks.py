@@ -26,18 +26,6 @@ from bigft.trainer.state import State
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone(tmp_path_factory):
-    """A process group of one, over which the reporter gathers."""
-    if torch.distributed.is_initialized():
-        yield
-        return
-    store = torch.distributed.FileStore(str(tmp_path_factory.mktemp("store") / "f"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def _report(
     loss: float, supervised: int = 10, skipped: bool = False, by_source: Any = None
 ) -> StepReport:

@@ -3,18 +3,9 @@
 
 #if defined(__AVX2__) && defined(__FMA__)
 
-BIGFT_HELPERS
-
 namespace {
 
-struct Table {
-  explicit Table(const BigftCode &of) : code(of) {}
-  const BigftCode &code;
-};
-
-struct Codes {
-  Table with_sign, without_sign;
-};
+using Table = PlainTable;
 
 inline void decode(const uint8_t *codes, const Table &table, float scale, int size, float *out) {
   const float *values = table.code.table;

@@ -3,8 +3,6 @@
 
 #if defined(__AVX512VBMI__)
 
-BIGFT_HELPERS
-
 namespace {
 
 // The table of values as four planes of bytes. For each binade from 2^-31 to 1 what the group that
@@ -27,10 +25,6 @@ struct Table {
   alignas(64) int32_t shift[32];
   alignas(64) float next[32];
   alignas(64) float slope[16] = {};
-};
-
-struct Codes {
-  Table with_sign, without_sign;
 };
 
 // Narrowing and widening work within 128 bits; this puts four times four codes in their places.

@@ -25,6 +25,9 @@ Step step_neon();
 Step step_avx2();
 Step step_avx512();
 
+// Unnamed: these files are compiled for different machines, and nothing of them may be shared.
+namespace {
+
 // The largest number whose square is one, too: larger gradients are no use.
 constexpr float kLargest = 1.8446743e19f;
 
@@ -65,32 +68,41 @@ class PlainArithmetic {
 #endif
 };
 
+}  // namespace
 }  // namespace bigft
 
-// Inside unnamed namespaces of files compiled for different machines: nothing of them may be shared.
-#define BIGFT_HELPERS                                        \
-  namespace {                                                \
-  inline uint32_t to_bits(float x) {                         \
-    uint32_t bits;                                           \
-    std::memcpy(&bits, &x, 4);                               \
-    return bits;                                             \
-  }                                                          \
-  inline float from_bits(uint32_t bits) {                    \
-    float x;                                                 \
-    std::memcpy(&x, &bits, 4);                               \
-    return x;                                                \
-  }                                                          \
-  /* The nearest code of one number. */                      \
-  template <bool with_sign>                                  \
-  inline uint8_t find_code(float x, const BigftCode &code) { \
-    const float a = with_sign ? std::fabs(x) : x;            \
-    int g = 0;                                               \
-    while (g < 8 && a >= code.threshold[g + 1]) ++g;         \
-    const float line = std::fma(a, code.slope[g], bigft::kIntercept);      \
-    const uint32_t bits = to_bits(std::min(line, bigft::kBelowTwo));       \
-    int k = int(((bits & 0x7fffffu) | 0x800000u) >> (code.shift - g));     \
-    if (!with_sign) k -= 1;                                  \
-    if (with_sign && std::signbit(x)) k = -k;                \
-    return uint8_t(std::max(code.zero + k, 0));              \
-  }                                                          \
-  }
+namespace {
+
+inline uint32_t to_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
+inline float from_bits(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+// The nearest code of one number.
+template <bool with_sign>
+inline uint8_t find_code(float x, const BigftCode &code) {
+  const float a = with_sign ? std::fabs(x) : x;
+  int g = 0;
+  while (g < 8 && a >= code.threshold[g + 1]) ++g;
+  const float line = std::fma(a, code.slope[g], bigft::kIntercept);
+  const uint32_t bits = to_bits(std::min(line, bigft::kBelowTwo));
+  int k = int(((bits & 0x7fffffu) | 0x800000u) >> (code.shift - g));
+  if (!with_sign) k -= 1;
+  if (with_sign && std::signbit(x)) k = -k;
+  return uint8_t(std::max(code.zero + k, 0));
+}
+
+// What most instruction sets need of a code: the code itself.
+struct PlainTable {
+  explicit PlainTable(const BigftCode &of) : code(of) {}
+  const BigftCode &code;
+};
+
+}  // namespace

@@ -4,18 +4,9 @@
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
-BIGFT_HELPERS
-
 namespace {
 
-struct Table {
-  explicit Table(const BigftCode &of) : code(of) {}
-  const BigftCode &code;
-};
-
-struct Codes {
-  Table with_sign, without_sign;
-};
+using Table = PlainTable;
 
 inline void decode(const uint8_t *codes, const Table &table, float scale, int size, float *out) {
   for (int j = 0; j < size; ++j) out[j] = table.code.table[codes[j]] * scale;

@@ -1,8 +1,12 @@
 // One block of up to 256 elements, for a set of lanes. Included once per instruction set, in a
-// namespace of its own, after `Lanes` has been defined there; `Single` is the same with one lane,
-// for what is left over at the end.
+// namespace of its own, after `Lanes`, `Table`, `decode` and `encode` have been defined there;
+// `Single` is the same as `Lanes` with one lane, for what is left over at the end.
 
 namespace {
+
+struct Codes {
+  Table with_sign, without_sign;
+};
 
 struct Single {
   static constexpr int N = 1;

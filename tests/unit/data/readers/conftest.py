@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 
 from bigft.data.readers.files import READERS, find_suffix
@@ -54,7 +55,6 @@ def compress_as(content: bytes, suffix: str) -> bytes:
         case "xz":
             return lzma.compress(content)
         case "zst":
-            pyarrow = pytest.importorskip("pyarrow")
             sink = pyarrow.BufferOutputStream()
             with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
                 stream.write(content)

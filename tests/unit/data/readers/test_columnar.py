@@ -3,15 +3,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import feather, parquet
 
 from bigft.data.readers.files import READERS, find_suffix
 from bigft.data.readers.raw import RawRow
 from bigft.errors import DataError
-
-pyarrow = pytest.importorskip("pyarrow")
-parquet = pytest.importorskip("pyarrow.parquet")
-feather = pytest.importorskip("pyarrow.feather")
 
 Read = Callable[[str, bytes], list[Any]]
 

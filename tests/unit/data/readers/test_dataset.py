@@ -1,11 +1,10 @@
 from pathlib import Path
 
+import datasets
 import pytest
 
 from bigft.data.readers.dataset import SPLIT, DatasetName, load_dataset, read_dataset
 from bigft.errors import DataError
-
-datasets = pytest.importorskip("datasets")
 
 ROWS = [{"n": number} for number in range(10)]
 

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from bigft.data.readers.raw import RawRow, parse
@@ -79,7 +80,6 @@ def test_the_builtin_corpus_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_saved_data_sets_are_read_wherever_they_stand(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     saved = datasets.Dataset.from_list(ROWS)
     saved.save_to_disk(str(tmp_path / "d" / "one"))
     datasets.DatasetDict({"train": saved, "test": saved.select([0])}).save_to_disk(
@@ -94,7 +94,6 @@ def test_saved_data_sets_are_read_wherever_they_stand(tmp_path: Path) -> None:
 
 
 def test_splits_of_one_folder_have_fingerprints_of_their_own(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     saved = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(str(tmp_path / "d"))
     names = (f"{tmp_path}/d", f"{tmp_path}/d@test", f"{tmp_path}/d@test[:1]")
@@ -184,7 +183,6 @@ def test_a_mistyped_path_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_hub_id_says_why_it_cannot_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    datasets = pytest.importorskip("datasets")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
