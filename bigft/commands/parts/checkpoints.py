@@ -164,15 +164,16 @@ def check_space(
     size = int(count_parameters(model.module) * (of_weight + optimizer.state_bytes_per_parameter))
     free = shutil.disk_usage(folder).free
     existing = len(find_candidates(folder / "checkpoints"))
+    is_one = not 0 < run.checkpoint.save_steps < total_steps
     # While the next one is written, all that are kept are there.
-    needed = size * max(1, run.checkpoint.keep_last + 1 - existing)
+    needed = size * (1 if is_one else max(1, run.checkpoint.keep_last + 1 - existing))
     console.say(
         f"a checkpoint takes about {format_bytes(size)}, {run.checkpoint.keep_last} are kept;"
         f" {format_bytes(free)} free in {folder}"
     )
     advice = "free some space, name an --output_dir on a larger disk"
     if free < size and _is_beside(engine.host_swap, folder):
-        if 0 < run.checkpoint.save_steps < total_steps:
+        if not is_one:
             raise PlanError(
                 f"--output_dir {folder}: {format_bytes(free)} free beside the swap files, a"
                 f" checkpoint takes about {format_bytes(size)}; {advice}, or use --save_steps 0:"
