@@ -152,7 +152,8 @@ def _read_words(
             elif follows:
                 flags.append((name, rest.pop(0)))
             else:
-                problems.append(f"--{name}: a value must follow, as in --{name} VALUE")
+                near = suggest(name, switches, prefix="--")
+                problems.append(f"--{name}: a value must follow, as in --{name} VALUE{near}")
     return positional, flags
 
 

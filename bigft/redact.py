@@ -8,6 +8,7 @@ a name held them (`remember_secrets`), which are then removed wherever they turn
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TextIO
 
 HIDDEN = "***"
@@ -143,7 +144,7 @@ def redact_words(words: Sequence[str]) -> list[str]:
 def flag_values(words: Sequence[str]) -> dict[str, str]:
     """Return the flags of a command line by name, as far as their form tells."""
     values: dict[str, str] = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             values[name] = value if equals else following

@@ -13,7 +13,7 @@ set_up() {
     python=${PYTHON:-python3}
     venv=${BIGFT_VENV:-$root/.venv}
 
-    command -v "$python" >/dev/null || _stop "no $python on PATH; install Python 3.10 or newer, or set PYTHON"
+    "$python" -c '' 2>/dev/null || _stop "$python does not run; install Python 3.10 or newer, or set PYTHON"
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         _stop "$("$python" --version) is too old; bigft needs Python 3.10 or newer (set PYTHON)"
     _need_packages "$python" "$extra"

@@ -6,17 +6,15 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 set_up
+case " $* " in *" -h "* | *" --help "*) exec bigft train --help ;; esac
 
 output=runs/quickstart
+settings=(--config ds_configs/zero3.json --recipe launch_scripts/quickstart.yaml --output_dir "$output" "$@")
+# What is wrong with the settings is said before anything is removed.
+bigft train "${settings[@]}" --dry_run >/dev/null
 # A quickstart starts anew; a run of your own would go on where it stopped.
 rm -rf "$output"
-
-# Many short steps at a high rate: the model is tiny, and so is the time it gets. From random
-# weights the questions are worth learning too, hence train_on all.
-deepspeed launch_scripts/run.py --config ds_configs/zero3.json --output_dir "$output" \
-    --max_length 256 --max_steps 400 --eval_steps 100 --data.train_on all \
-    --learning_rate 1e-3 --optim.warmup_steps 0.05 --optim.adam_beta2 0.99 \
-    --activation_checkpointing none "$@"
+deepspeed launch_scripts/run.py "${settings[@]}"
 
 question='What does `os.path.join` do?'
 echo

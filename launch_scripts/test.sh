@@ -10,5 +10,6 @@ set_up test
 # The ranks of a test share few cores: more threads than cores only fight.
 export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu
 # Build DeepSpeed's operators once, before several ranks ask for them at the same time.
+echo "Building DeepSpeed's operators (the first time, that takes minutes)" >&2
 python -m bigft.engine.prebuild
 exec python -m pytest "$@"

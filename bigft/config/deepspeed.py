@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bigft.config.hints import suggest
+from bigft.config.hints import suggest_file
 from bigft.errors import ConfigError
 
 AUTO = "auto"
@@ -113,10 +113,12 @@ def _why_missing(file: Path) -> str:
     if file.is_dir():
         return "is a folder, not a JSON file"
     inside = sorted(p for p in file.parent.glob("*.json")) if file.parent.is_dir() else []
-    near = suggest(file.name, [p.name for p in inside], prefix=f"{file.parent}/")
+    near = suggest_file(file, [p.name for p in inside])
     shipped = shipped_configs()
+    if not shipped:
+        return f"no such file{near}"
     listing = ", ".join(p.name for p in shipped)
-    return f"no such file{near}" + (f" In {shipped[0].parent}: {listing}" if shipped else "")
+    return f"no such file{near or '.'} In {shipped[0].parent}: {listing}"
 
 
 def _syntax_error(text: str, error: json.JSONDecodeError) -> str:

@@ -5,7 +5,8 @@ recipes and documentation never disagree about what a run did.
 """
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from pathlib import Path
 
 HINTS = {
     "lr": "bigft calls this --learning_rate",
@@ -79,6 +80,16 @@ def suggest(name: str, known: Collection[str], prefix: str = "") -> str:
     """Return `"; did you mean PREFIXname?"`, or nothing when no known name is near."""
     nearest = find_nearest(name, known)
     return f"; did you mean {prefix}{nearest}?" if nearest else ""
+
+
+def suggest_file(missing: Path, names: Iterable[str]) -> str:
+    """Return `"; did you mean FILE?"` where a file of this folder has a name like the missing one.
+
+    Not by the last part alone, as of settings: all files of one kind have the same ending.
+    """
+    shown = [name for name in names if not name.startswith(".")]
+    near = difflib.get_close_matches(missing.name, shown, n=1, cutoff=0.75)
+    return f"; did you mean {missing.parent / near[0]}?" if near else ""
 
 
 def explain_unknown(name: str, known: Collection[str]) -> str:

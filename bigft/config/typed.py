@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from bigft.config.flags import FLAGS, to_path
-from bigft.config.hints import explain_unknown, find_nearest, suggest
+from bigft.config.hints import explain_unknown, find_nearest, suggest, suggest_file
 from bigft.config.section import Section
 from bigft.errors import ConfigError
 
@@ -234,7 +234,7 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 def _load_yaml(file: Path, shown: str) -> dict[str, Any]:
     if not file.is_file():
         siblings = [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
-        near = suggest(file.name, siblings, prefix=f"{file.parent}/")
+        near = suggest_file(file, siblings)
         raise ConfigError(f"--recipe {shown}: no such file{near}")
     try:
         # _StrictLoader is a SafeLoader.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from bigft.errors import CheckpointError, ConfigError
+from bigft.models.facts import is_local
 from bigft.models.weights import check_pickles
 
 
@@ -44,6 +45,10 @@ def load_plain(folder: str, device: torch.device) -> tuple[Any, Any]:
     # What these commands print is their result; a bar for each file is not.
     logging.disable_progress_bar()
     path = Path(folder)
+    if is_local(folder) and not path.exists():
+        raise CheckpointError(
+            f"{folder}: no such folder; give the model/ folder of a finished run, or a hub id"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         hint = f"; did you mean {path / 'model'}?" if (path / "model/config.json").is_file() else ""
         raise CheckpointError(f"{folder}: no config.json there{hint}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bigft.config.hints import suggest
+from bigft.config.hints import suggest_file
 from bigft.errors import BigftError, CheckpointError, ConfigError
 from bigft.files.paths import find_escape
 from bigft.models.section import ModelSection
@@ -267,8 +267,7 @@ def _why_no_config(folder: Path) -> str:
 def _neighbours(path: Path) -> str:
     if not path.parent.is_dir():
         return f" (the folder {path.parent} does not exist)"
-    siblings = [sibling.name for sibling in path.parent.iterdir()]
-    return suggest(path.name, siblings, prefix=f"{path.parent}/")
+    return suggest_file(path, [sibling.name for sibling in path.parent.iterdir()])
 
 
 def _download(section: ModelSection) -> Path:

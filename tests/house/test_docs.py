@@ -86,3 +86,13 @@ def test_commands_of_the_pages_resolve(command: str, tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "strategy" in result.stdout
+
+
+def test_the_recipe_of_the_quickstart_gives_way_to_flags() -> None:
+    files = {
+        "config": str(ROOT / "ds_configs/zero3.json"),
+        "recipe": str(ROOT / "launch_scripts/quickstart.yaml"),
+    }
+    request = Request("train", settings={"max_steps": "5"}, **files)
+    run = resolve(request, {"WORLD_SIZE": "1"}).run
+    assert (run.trainer.max_steps, run.optim.learning_rate) == (5, 1e-3)

@@ -98,6 +98,7 @@ def test_local_rank_of_the_launcher_is_dropped_anywhere(commands, words):
         (["trian"], ["did you mean train?"]),
         (["frobnicate"], ["choose one of train, data, consolidate"]),
         ([], ["no command"]),
+        (["train", "--dryrun"], ["a value must follow", "did you mean --dry_run?"]),
         (["evaluate"], ["MODEL: required"]),
         (["generate", "a", "b"], ["b: nothing was expected"]),
     ],
@@ -142,6 +143,13 @@ def test_bugs_keep_their_traceback(commands, monkeypatch):
     monkeypatch.setattr(sys.modules["bigft.commands.train"], "main", fail)
     with pytest.raises(ZeroDivisionError):
         main(["train"])
+
+
+def test_nothing_is_answered_too(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("bigft: no command; choose one of train, ")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"]])

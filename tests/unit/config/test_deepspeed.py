@@ -28,6 +28,8 @@ def test_missing_file_names_neighbours(tmp_path):
     (tmp_path / "zero3.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"no such file; did you mean .*/zero3\.json\?"):
         read_json(str(tmp_path / "zero33.json"))
+    with pytest.raises(ConfigError, match=r"zero: no such file\. In .*/ds_configs: zero1\.json, "):
+        read_json(str(tmp_path / "zero"))
 
 
 def test_syntax_error_shows_line_and_column(tmp_path):

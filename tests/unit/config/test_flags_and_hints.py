@@ -1,11 +1,12 @@
 """Names: short flags, dotted paths, other programs' spellings."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from bigft.config.flags import FLAGS, to_flag, to_path
-from bigft.config.hints import HINTS, find_nearest
+from bigft.config.hints import HINTS, find_nearest, suggest_file
 from bigft.config.typed import fields_of
 from bigft.run.settings import Run
 
@@ -33,3 +34,10 @@ def test_hints_answer_with_settings_that_exist(name):
 def test_nearest_name_uses_the_last_part_too():
     assert find_nearest("weight_decays", ["optim.weight_decay", "seed"]) == "optim.weight_decay"
     assert find_nearest("xyz", ["optim.weight_decay", "seed"]) is None
+
+
+def test_a_file_is_near_by_its_name_and_not_by_its_ending():
+    names = [".pre-commit-config.yaml", "zero1.json", "sft.yaml"]
+    assert suggest_file(Path("x/sft.yml"), names) == "; did you mean x/sft.yaml?"
+    assert suggest_file(Path("mine.json"), names) == ""
+    assert suggest_file(Path("pre-commit-config.yaml"), names) == ""
