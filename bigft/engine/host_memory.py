@@ -32,3 +32,14 @@ def fix_malloc_limits(num_parameters: int) -> None:
     is_tiny = 4 * num_parameters <= _LARGEST_LIMIT
     mallopt(_M_MMAP_THRESHOLD, _LARGEST_LIMIT if is_tiny else _FIXED_LIMIT)
     mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_LIMIT)
+
+
+def give_back_freed_memory() -> None:
+    """Give freed blocks back to the system that lie between others in the heap.
+
+    Building an engine moves all weights once, and leaves holes where those below the limit have
+    been: 0.9 bytes per parameter of a 234M model. Does nothing without glibc.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

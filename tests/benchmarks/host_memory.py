@@ -1,13 +1,15 @@
 """Host memory with everything offloaded: DeepSpeed's AdamW, bitsandbytes 8-bit, bigft's.
 
     python tests/benchmarks/host_memory.py [--size 500m] [--ranks 2] [--steps 2] [--stage 3]
+    python tests/benchmarks/host_memory.py --size 2b --ranks 1 --ways "bigft adamw_8bit"
 
 Each way is a fresh run of the launcher over the same random model in bf16 on the CPU: under stage 3
 partitioned when it is built, optimizer and parameters offloaded to host memory; under stages 1 and
 2 the optimizer offloaded, and weights whole on every rank. `--steps` steps of 128 tokens.
 Counted is what all ranks have more than after their imports: resident after the last step, and at
 the peak (of each rank, start-up included), from /proc. Shared pages count once per rank. Beside it
-the bytes per parameter that the tensors themselves account for.
+the bytes per parameter that the tensors themselves account for, and what the interpreter and its
+imports take, which is not in the sums.
 """
 
 import argparse
@@ -24,6 +26,7 @@ SIZES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4},
     "500m": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 16},
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 14},
+    "2b": {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 18},
 }
 
 
@@ -42,7 +45,7 @@ def work(options: argparse.Namespace) -> None:
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from bigft.engine.host_memory import fix_malloc_limits
+    from bigft.engine.host_memory import fix_malloc_limits, give_back_freed_memory
     from bigft.engine.host_stage2 import host_stage2
     from bigft.engine.host_stage3 import host_stage3
     from bigft.optim.host import HostAdamW
@@ -94,6 +97,8 @@ def work(options: argparse.Namespace) -> None:
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=makers[options.way](model.parameters()), config=ds
         )
+    if options.way.startswith("bigft"):
+        give_back_freed_memory()
     started = read_memory()
     for _ in range(options.steps):
         tokens = torch.randint(0, config.vocab_size, (1, 128))
@@ -102,6 +107,7 @@ def work(options: argparse.Namespace) -> None:
     after = read_memory()
     rows: list[Any] = [None] * torch.distributed.get_world_size()
     mine = {
+        "interpreter": before,
         "start": started["VmHWM"] - before,
         "resident": after["VmRSS"] - before,
         "peak": after["VmHWM"] - before,
@@ -170,6 +176,7 @@ def main() -> None:
     parser.add_argument("--size", default="500m", choices=SIZES)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--stage", type=int, default=3, choices=[1, 2, 3])
     for name in ("--way", "--result", "--local_rank"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -178,7 +185,7 @@ def main() -> None:
         work(options)
         return
     with tempfile.TemporaryDirectory() as parent:
-        for way in WAYS:
+        for way in options.ways:
             found = run(way, options, Path(parent))
             numel = found["parameters"]
             parts = {name: size / numel for name, size in found["tensors"].items()}
@@ -188,7 +195,8 @@ def main() -> None:
                 f" resident, {found['peak'] / numel:.2f} at the peak ({found['start'] / numel:.2f}"
                 " until the first step); "
                 + ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
-                + f", everything else {rest:.2f}",
+                + f", everything else {rest:.2f}; the interpreter"
+                f" {found['interpreter'] / numel:.2f} more",
                 flush=True,
             )
 

@@ -75,10 +75,9 @@ def _fill_codes(
             low, high = _find_common_blocks(region, piece)
             if low >= high:
                 continue
-            saved, saved_scales = reader.read_codes(number, region.parameter, piece)
             here = _cut(low, high, region.start, region.numel)
             there = _cut(low, high, piece.start, piece.end - piece.start)
-            codes[here] = saved[there]
+            codes[here], saved_scales = reader.read_codes(number, region.parameter, piece, there)
             at = piece.start // BLOCK
             scales[low - first : high - first] = saved_scales[low - at : high - at]
             is_filled[low - first : high - first] = True

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bigft.checkpoint.state.collect import (
@@ -24,6 +23,7 @@ from bigft.checkpoint.state.collect import (
     UPPER,
     WEIGHT,
 )
+from bigft.checkpoint.state.file import StateFile
 from bigft.checkpoint.state.write import FORMAT, file_name
 from bigft.errors import CheckpointError
 from bigft.optim.code8 import BLOCK, signed_code, unsigned_code
@@ -54,7 +54,7 @@ class _Quantised:
 class StateReader:
     """Reads any element range of any parameter from a checkpoint's rank files.
 
-    Used as a context manager; the files stay mapped inside.
+    Used as a context manager; the files stay open inside.
     """
 
     def __init__(self, checkpoint: Path, world_size: int) -> None:
@@ -69,7 +69,7 @@ class StateReader:
         """
         self._stack = ExitStack()
         self._checkpoint = checkpoint
-        self._files: list[Any] = []
+        self._files: list[StateFile] = []
         self._pieces: dict[str, list[Piece]] = defaultdict(list)
         self.flats: list[list[Any]] = []
         """Per rank: the layout of its vectors."""
@@ -90,20 +90,19 @@ class StateReader:
     def _open(self, rank: int) -> None:
         path = self._checkpoint / file_name(rank)
         try:
-            file = self._stack.enter_context(safe_open(path, framework="pt"))
-            facts = file.metadata() or {}
+            file = self._stack.enter_context(StateFile(path))
+            facts = file.metadata
             if facts.get("format") != FORMAT:
                 raise CheckpointError(f"{path}: no state of bigft; use another checkpoint")
             starts = json.loads(facts["starts"])
             self.flats.append(json.loads(facts["flats"]))
             self.scalars.append(json.loads(facts["scalars"]))
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, IndexError) as error:
             raise CheckpointError(f"{path}: cannot be read ({error}); use another one") from error
         self._files.append(file)
         for key in file.keys():  # noqa: SIM118 - no mapping
-            numel = file.get_slice(key).get_shape()[0]
             if "/@" not in key:
-                self._pieces[key].append(Piece(starts[key], starts[key] + numel, rank))
+                self._pieces[key].append(Piece(starts[key], starts[key] + file.numel(key), rank))
 
     @property
     def kinds(self) -> list[str]:
@@ -128,25 +127,28 @@ class StateReader:
     def find_rest_dtype(self, name: str) -> torch.dtype:
         """Return the format of what is missing in a parameter's bf16 weights: int16 or int8."""
         piece = self._pieces[f"{REST}/{name}"][0]
-        kind = self._files[piece.rank].get_slice(f"{REST}/{name}").get_dtype()
-        return torch.int8 if kind == "I8" else torch.int16
+        return self._files[piece.rank].dtype(f"{REST}/{name}")
 
     def list_pieces(self, kind: str, name: str) -> list[Piece]:
         """Return the pieces of a parameter, in order."""
         return list(self._pieces.get(f"{kind}/{name}", ()))
 
-    def read_codes(self, number: int, name: str, piece: Piece) -> tuple[Tensor, Tensor]:
-        """Read the 8-bit codes of a piece, `(n,)`, and its blocks' scales.
+    def read_codes(
+        self, number: int, name: str, piece: Piece, place: slice
+    ) -> tuple[Tensor, Tensor]:
+        """Read 8-bit codes of a piece, `(n,)`, and the scales of all its blocks.
 
         Args:
             number: 0 for first, 1 for second moments, as a `HostAdamW` saves them.
             name: The parameter.
             piece: One of `list_pieces`.
+            place: Which of its elements.
 
         Raises:
             CheckpointError: There are no scales.
         """
-        codes: Tensor = self._files[piece.rank].get_slice(f"{CODES[number]}/{name}")[:]
+        key = f"{CODES[number]}/{name}"
+        codes = self._files[piece.rank].read(key, place.start, place.stop)
         return codes, self._read_scales(CODES[number], name, piece)
 
     def fill(self, kind: str, name: str, start: int, out: Tensor) -> None:
@@ -201,12 +203,13 @@ class StateReader:
         """Read what belongs to flat vector `number` of a rank as a whole, if there is any."""
         key = f"{kind}/@{number}"
         file = self._files[rank]
-        return file.get_tensor(key) if key in file.keys() else None  # noqa: SIM118
+        return file.read(key) if file.has(key) else None
 
     def list_whole(self, rank: int, number: int) -> dict[str, Tensor]:
         """Read everything that belongs to flat vector `number` of a rank as a whole."""
-        keys = [key for key in self._files[rank].keys() if key.endswith(f"/@{number}")]  # noqa: SIM118
-        return {key.partition("/")[0]: self._files[rank].get_tensor(key) for key in keys}
+        file = self._files[rank]
+        keys = [key for key in file.keys() if key.endswith(f"/@{number}")]  # noqa: SIM118
+        return {key.partition("/")[0]: file.read(key) for key in keys}
 
     def _find(self, kind: str, name: str, start: int, end: int) -> Iterator[Piece]:
         pieces = self._pieces.get(f"{kind}/{name}", [])
@@ -221,7 +224,7 @@ class StateReader:
         self, kind: str, name: str, piece: Piece, low: int, high: int, *, decode: bool
     ) -> Tensor:
         place = slice(low - piece.start, high - piece.start)
-        values: Tensor = self._files[piece.rank].get_slice(f"{kind}/{name}")[place]
+        values = self._files[piece.rank].read(f"{kind}/{name}", place.start, place.stop)
         if not decode or values.dtype != torch.uint8:
             return values
         if f"{SCALES[0]}/{name}" in self._pieces:
@@ -246,13 +249,12 @@ class StateReader:
         key = f"{SCALES[CODES.index(kind)]}/{name}"
         blocks = -(-piece.end // BLOCK) - piece.start // BLOCK
         file = self._files[piece.rank]
-        if key not in file.keys() or file.get_slice(key).get_shape() != [blocks]:  # noqa: SIM118
+        if not file.has(key) or file.numel(key) != blocks:
             raise CheckpointError(
                 f"{self._checkpoint / file_name(piece.rank)}: {key} does not fit its codes; the"
                 " file is damaged. Use another checkpoint"
             )
-        scales: Tensor = file.get_tensor(key)
-        return scales
+        return file.read(key)
 
     def _locate(self, rank: int, name: str, start: int) -> _Quantised:
         for number, (_, fragments) in enumerate(self.flats[rank]):

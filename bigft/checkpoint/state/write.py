@@ -18,7 +18,7 @@ FORMAT = "bigft-state-1"
 # Through the processor's cache a few MiB at a time; from a device, enough to keep the bus busy.
 _CHUNK_BYTES = 16 << 20
 
-_DTYPES = {
+DTYPES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
@@ -87,7 +87,7 @@ def _build_header(state: RankState) -> dict[str, object]:
 
 
 def _name_dtype(entry: Entry) -> str:
-    return _DTYPES[entry.parts[0].dtype]
+    return DTYPES[entry.parts[0].dtype]
 
 
 def _cut(tensor: Tensor) -> Iterator[Tensor]:

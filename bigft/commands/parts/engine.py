@@ -9,7 +9,7 @@ import torch
 from bigft.distributed.world import World
 from bigft.engine.build import build_engine
 from bigft.engine.engine import Engine
-from bigft.engine.host_memory import fix_malloc_limits
+from bigft.engine.host_memory import fix_malloc_limits, give_back_freed_memory
 from bigft.engine.swap_verify import SwapGuard
 from bigft.errors import TrainingError
 from bigft.log import Console
@@ -54,6 +54,7 @@ def build_run_engine(
         else lambda inner: build_schedule(run.optim, inner, total_steps),
         expected_optimizer=optimizer.class_name,
     )
+    give_back_freed_memory()
     engine.guard_swap(swap_guard)
     # Laid out, or known only after the first step.
     found = engine.measure_state_bytes_per_parameter() or optimizer.state_bytes_per_parameter
