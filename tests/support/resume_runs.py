@@ -279,3 +279,21 @@ def train_with_stock(settings: dict[str, Any], folder: str, config: str) -> str:
 
     with patch.object(build, "suits_host", lambda _: False):
         return train(settings, folder, config)
+
+
+def train_without_rest(settings: dict[str, Any], folder: str, config: str) -> str:
+    """Train with weights of which nothing but the bf16 number is kept from step to step."""
+    from unittest.mock import patch
+
+    from bigft.optim.host import FlatState
+
+    update = FlatState.update
+
+    def update_and_forget(state: FlatState, *args: Any) -> int:
+        dropped = update(state, *args)
+        for row in state.rows:
+            row.rest.zero_()
+        return dropped
+
+    with patch.object(FlatState, "update", update_and_forget):
+        return train(settings, folder, config)
