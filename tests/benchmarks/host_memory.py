@@ -24,7 +24,7 @@ from launching import launch
 WAYS = ("stock adamw", "stock 8-bit", "bigft adamw_8bit")
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4},
-    "500m": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 16},
+    "500m": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 18},
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 14},
     "2b": {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 18},
 }
