@@ -64,6 +64,17 @@ _INERT_FUNCTIONS = {
     for name in ("scalar", "_reconstruct")
 }
 _INERT_FUNCTIONS |= {("numpy", "dtype"), ("numpy", "ndarray")}
+# Early releases of Python 3.11 write a member of an enum as getattr(class, name), all others as
+# class(value). For these classes the first form is read, too; any other getattr is refused.
+_ENUMS = {
+    "deepspeed.runtime.zero.config.ZeroStageEnum": {
+        "disabled": 0,
+        "optimizer_states": 1,
+        "gradients": 2,
+        "weights": 3,
+    }
+}
+_GETATTR = "builtins", "getattr"
 # Standard library modules whose classes are data; a class of any other one (subprocess.Popen) is
 # refused, so that a reader of the error learns that the file is hostile.
 _DATA_MODULES = {"argparse", "collections", "datetime", "decimal", "enum", "pathlib", "types"}
@@ -223,7 +234,10 @@ def _read_archive(path: Path, file: IO[bytes], archive: zipfile.ZipFile) -> Any:
         if order != sys.byteorder:
             raise CheckpointError(f"{path}: written on a {order}-endian machine; not supported")
     data = _read_record(path, archive, pickles[0], MAX_BYTES)
-    return read_structure(data, _Meaning(path, _Records(path, file, archive, root)))
+    meaning = _Meaning(path, _Records(path, file, archive, root))
+    structure = read_structure(data, meaning)
+    meaning.finish()
+    return structure
 
 
 def _read_record(path: Path, archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
@@ -280,6 +294,7 @@ class _Meaning:
         self._names: dict[tuple[str, str], object] = {
             key: _Function(".".join(key), function) for key, function in functions.items()
         }
+        self._is_getattr_idle = False
         for name in _PLAIN:
             plain = _Function(f"builtins.{name}", lambda *args, name=name: _make_plain(name, args))
             self._names["builtins", name] = plain
@@ -289,6 +304,9 @@ class _Meaning:
         # Up to protocol 2 names of the standard library are written as in Python 2.
         module, name = NAME_MAPPING.get((module, name), (module, name))
         module = IMPORT_MAPPING.get(module, module)
+        if (module, name) == _GETATTR:
+            self._is_getattr_idle = True
+            return _Function(".".join(_GETATTR), self._take_member)
         if (module, name) in self._names:
             return self._names[module, name]
         if module in ("torch", "torch.storage") and name in _STORAGES:
@@ -298,11 +316,28 @@ class _Meaning:
         if (module, name) in _INERT_FUNCTIONS or _is_data_class(module, name):
             source = f"{module}.{name}"
             return _Function(source, lambda *args: Inert(source, args))
-        raise CheckpointError(
+        raise self._refuse(module, name)
+
+    def finish(self) -> None:
+        """Refuse what may be there for one purpose only, and was there for another."""
+        if self._is_getattr_idle:
+            raise self._refuse(*_GETATTR)
+
+    def _refuse(self, module: str, name: str) -> CheckpointError:
+        return CheckpointError(
             f"{self._path}: asks for {module[:100]}.{name[:100]}, which no checkpoint needs;"
             " nothing in the file was run. Do not load it with other tools unless you trust its"
             " author"
         )
+
+    def _take_member(self, *arguments: object) -> Inert:
+        """Read a member of a known enum; nothing is looked up."""
+        owner, name = arguments if len(arguments) == 2 else (None, None)
+        members = _ENUMS.get(owner.source, {}) if isinstance(owner, _Function) else {}
+        if not isinstance(owner, _Function) or not isinstance(name, str) or name not in members:
+            raise self._refuse(*_GETATTR)
+        self._is_getattr_idle = False
+        return Inert(owner.source, (members[name],))
 
     def call(self, function: object, arguments: tuple[object, ...]) -> object:
         """Return what stands for the result of a call."""

@@ -79,6 +79,51 @@ def test_objects_of_other_packages_become_inert(tmp_path: Path) -> None:
     assert read.source == "deepspeed.runtime.zero.config.ZeroStageEnum"
 
 
+ENUM = b"cdeepspeed.runtime.zero.config\nZeroStageEnum\n"
+GETATTR = b"c__builtin__\ngetattr\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("disabled", 0), ("optimizer_states", 1), ("gradients", 2), ("weights", 3)],
+)
+def test_members_of_an_enum_as_early_python_3_11_writes_them(tmp_path, name, value):
+    payload = GETATTR + b"(" + ENUM + b"V" + name.encode() + b"\ntR."
+    read = read_torch_file(write_pickle(tmp_path / "a.pt", payload))
+    assert isinstance(read, Inert)
+    assert (read.source, read.args) == ("deepspeed.runtime.zero.config.ZeroStageEnum", (value,))
+
+
+def test_the_members_are_those_of_deepspeed():
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    from bigft.files.torch_file import _ENUMS
+
+    (members,) = _ENUMS.values()
+    assert members == {m.name: m.value for m in ZeroStageEnum}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        GETATTR + b".",
+        GETATTR + b"(" + ENUM + b"V__class__\ntR.",
+        GETATTR + b"(" + ENUM + b"V__init_subclass__\ntR.",
+        GETATTR + b"(" + ENUM + b"I1\ntR.",
+        GETATTR + b"(" + ENUM + b"tR.",
+        GETATTR + b"(" + ENUM + b"Vweights\nNtR.",
+        GETATTR + b"(cdeepspeed.runtime.engine\nDeepSpeedEngine\nVweights\ntR.",
+        GETATTR + b"(ccollections\nOrderedDict\nVfromkeys\ntR.",
+        GETATTR + b"(VZeroStageEnum\nVweights\ntR.",
+        # A member that is called, and one that is taken before another getattr stays behind.
+        b"(" + GETATTR + b"(" + ENUM + b"Vweights\ntR" + GETATTR + b"t.",
+    ],
+)
+def test_any_other_getattr_is_refused(tmp_path, payload):
+    with pytest.raises(CheckpointError, match=r"asks for builtins\.getattr"):
+        read_torch_file(write_pickle(tmp_path / "evil.pt", payload))
+
+
 def test_rng_states_do_not_hinder_reading(tmp_path: Path) -> None:
     saved = {"numpy": np.random.default_rng(0).bit_generator.state, "array": np.arange(3), "x": 5}
     torch.save(saved, tmp_path / "a.pt")
