@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from bigft.engine.engine import Engine
-from bigft.engine.host_stage2 import host_stage2
-from bigft.engine.host_stage3 import host_stage3
+from bigft.engine.host_zero import host_zero
 from bigft.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ def build_engine(
 
     Collective: every rank.
     """
-    with host_stage2(), host_stage3():
+    with host_zero():
         wrapped, _, _, _ = deepspeed.initialize(
             model=module,
             model_parameters=groups,

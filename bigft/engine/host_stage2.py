@@ -7,21 +7,19 @@ weights, and on gradients that are summed up where it reads them, in the format 
 memory the weights are the model's own; of those on a device a bf16 copy is kept.
 
 Held against DeepSpeed 0.19.8, whose private names are used in this file alone;
-`tests/unit/engine/test_host_stage2.py` fails where another version has changed them.
+`tests/unit/engine/test_host_zero.py` fails where another version has changed them.
 """
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime import engine
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
 from deepspeed.runtime.zero.utils import get_norm_dtype
 from torch import Tensor
 
-from bigft.optim.host import HostAdamW, Region
+from bigft.optim.host import Region
 
 _NORM_PIECE = 1 << 22
 
@@ -134,11 +132,7 @@ class HostZeroStage2(DeepSpeedZeroOptimizer):  # type: ignore[misc]
 
     def unscale_and_clip_grads(self, grad_groups_flat: Any, total_norm: Any) -> None:
         """Find the factor; the native step applies it."""
-        scale = float(self.loss_scale)
-        if self.clip_grad > 0.0:
-            norm = float(total_norm) / scale
-            scale *= max(1.0, (norm + 1e-6) / self.clip_grad)
-        self.optimizer.scale = 1.0 / scale
+        self.optimizer.set_scale(float(self.loss_scale), total_norm, self.clip_grad)
 
     def _optimizer_step(self, group_no: int) -> None:
         for parameter in self.params_in_partition[group_no]:
@@ -161,19 +155,3 @@ def _measure_norm(values: Tensor) -> Tensor:
     pieces = values.reshape(-1).split(_NORM_PIECE)
     norm: Tensor = torch.stack([piece.to(get_norm_dtype()).norm() for piece in pieces]).norm()
     return norm
-
-
-@contextlib.contextmanager
-def host_stage2() -> Iterator[None]:
-    """Let `deepspeed.initialize` use these stages inside the block for a `HostAdamW`."""
-    stock = engine.DeepSpeedZeroOptimizer
-
-    def choose(optimizer: Any, *args: Any, **named: Any) -> Any:
-        chosen = HostZeroStage2 if isinstance(optimizer, HostAdamW) else stock
-        return chosen(optimizer, *args, **named)
-
-    engine.DeepSpeedZeroOptimizer = choose
-    try:
-        yield
-    finally:
-        engine.DeepSpeedZeroOptimizer = stock

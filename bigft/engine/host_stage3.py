@@ -7,25 +7,20 @@ optimizer's own. With the optimizer on NVMe that is in files of ours (`bigft.eng
 DeepSpeed's swapper, which moves fp32 numbers only, is not used; gradients stay in host memory.
 
 Held against DeepSpeed 0.19.8, whose private names are used in this file alone;
-`tests/unit/engine/test_host_stage3.py` fails where another version has changed them.
+`tests/unit/engine/test_host_zero.py` fails where another version has changed them.
 """
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-
-# Derives from stock stage 3 when it is imported, which `initialize` does.
-from deepspeed.runtime.superoffload import superoffload_stage3  # noqa: F401
-from deepspeed.runtime.zero import stage3
 from deepspeed.runtime.zero.offload_config import OffloadDeviceEnum
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor
 
 from bigft.engine.host_swap import PIECE, FileRange, HostSwap, Weights, cut_region
-from bigft.optim.host import FlatState, HostAdamW, Region
+from bigft.optim.host import FlatState, Region
 
 _NORM_PIECE = 1 << 22
 
@@ -141,11 +136,7 @@ class HostZeroStage3(DeepSpeedZeroOptimizer_Stage3):  # type: ignore[misc]
 
     def unscale_and_clip_grads(self, sub_group_id: int, total_norm: Any) -> None:
         """Find the factor; the native step applies it."""
-        scale = float(self.loss_scale)
-        if self.clip_grad > 0.0:
-            norm = float(total_norm) / scale
-            scale *= max(1.0, (norm + 1e-6) / self.clip_grad)
-        self.optimizer.scale = 1.0 / scale
+        self.optimizer.set_scale(float(self.loss_scale), total_norm, self.clip_grad)
 
     def _optimizer_step(self, sub_group_id: int) -> None:
         flat = self.fp32_partitioned_groups_flat[sub_group_id]
@@ -165,19 +156,3 @@ class HostZeroStage3(DeepSpeedZeroOptimizer_Stage3):  # type: ignore[misc]
             # DeepSpeed reads the weights next.
             self.swap.drain()
         super()._post_step(timer_names)
-
-
-@contextlib.contextmanager
-def host_stage3() -> Iterator[None]:
-    """Let `deepspeed.initialize` use this stage 3 inside the block for a `HostAdamW`."""
-    stock = stage3.DeepSpeedZeroOptimizer_Stage3
-
-    def choose(module: Any, optimizer: Any, *args: Any, **named: Any) -> Any:
-        chosen = HostZeroStage3 if isinstance(optimizer, HostAdamW) else stock
-        return chosen(module, optimizer, *args, **named)
-
-    stage3.DeepSpeedZeroOptimizer_Stage3 = choose
-    try:
-        yield
-    finally:
-        stage3.DeepSpeedZeroOptimizer_Stage3 = stock

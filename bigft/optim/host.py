@@ -212,6 +212,17 @@ class HostAdamW(torch.optim.Optimizer):
         """What is kept is in memory inside; another one where it lives elsewhere."""
         self._states: dict[int, list[FlatState]] = {}
 
+    def set_scale(self, loss_scale: float, norm: Tensor | float, max_norm: float) -> None:
+        """Unscale and clip what the next steps read.
+
+        Args:
+            loss_scale: Gradients are that many times too large.
+            norm: Of all gradients as they are; not looked at without clipping.
+            max_norm: What they are clipped to once unscaled; 0 for no clipping.
+        """
+        excess = (float(norm) / loss_scale + 1e-6) / max_norm if max_norm > 0.0 else 1.0
+        self.scale = 1.0 / (loss_scale * max(1.0, excess))
+
     @property
     def flat_states(self) -> list[FlatState]:
         """What is kept of all vectors, in the order in which they were laid out."""

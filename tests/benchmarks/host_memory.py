@@ -46,8 +46,7 @@ def work(options: argparse.Namespace) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from bigft.engine.host_memory import fix_malloc_limits, give_back_freed_memory
-    from bigft.engine.host_stage2 import host_stage2
-    from bigft.engine.host_stage3 import host_stage3
+    from bigft.engine.host_zero import host_zero
     from bigft.optim.host import HostAdamW
 
     deepspeed.init_distributed()
@@ -93,7 +92,7 @@ def work(options: argparse.Namespace) -> None:
             [{"params": list(p)}], lr=1e-4, betas=(0.9, 0.999), eps=1e-8
         ),
     }
-    with host_stage2(), host_stage3():
+    with host_zero():
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=makers[options.way](model.parameters()), config=ds
         )

@@ -15,7 +15,7 @@ STAGE_3 = "deepspeed.runtime.zero.stage3"
 SCHEDULER = "torch.optim.lr_scheduler"
 
 # Name -> (where it is defined, where it is used). Methods that are overridden are held by
-# tests/unit/engine/test_host_stage2.py and test_host_stage3.py, with what is in them.
+# tests/unit/engine/test_host_zero.py, with what is in them.
 USED = {
     "_fingerprint": ("datasets.arrow_dataset", ["data/sources/find.py"]),
     "_get_build_directory": ("torch.utils.cpp_extension", ["engine/operators.py"]),

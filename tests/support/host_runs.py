@@ -23,7 +23,7 @@ def train_small(
     import deepspeed
     import torch
 
-    from bigft.engine.host_stage2 import host_stage2
+    from bigft.engine.host_zero import host_zero
     from bigft.optim.host import HostAdamW
 
     model = make_small()
@@ -47,7 +47,7 @@ def train_small(
             **zero,
         },
     }
-    with host_stage2():
+    with host_zero():
         engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=groups,

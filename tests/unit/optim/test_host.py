@@ -103,3 +103,18 @@ def test_a_schedule_drives_the_rate():
     after = flat.clone()
     optimizer.step()
     assert torch.equal(flat, after)
+
+
+@pytest.mark.parametrize("loss_scale", [1.0, 1024.0])
+@pytest.mark.parametrize(("max_norm", "is_clipped"), [(0.0, False), (1e3, False), (0.5, True)])
+def test_scale_unscales_and_clips_as_torch_does(loss_scale, max_norm, is_clipped):
+    optimizer, _ = build(torch.float32)
+    gradient = torch.linspace(-2, 3, 40)
+    scaled = gradient * loss_scale
+    optimizer.set_scale(loss_scale, scaled.norm(), max_norm)
+    expected = torch.nn.Parameter(gradient.clone())
+    expected.grad = gradient.clone()
+    if max_norm:
+        torch.nn.utils.clip_grad_norm_([expected], max_norm)
+    torch.testing.assert_close(scaled * optimizer.scale, expected.grad)
+    assert is_clipped == (not torch.equal(expected.grad, gradient))

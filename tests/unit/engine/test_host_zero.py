@@ -1,4 +1,4 @@
-"""DeepSpeed's stages 1 and 2, on which `HostZeroStage2` relies: what was read has not changed."""
+"""DeepSpeed's stages, on which ours rely: what was read has not changed."""
 
 import contextlib
 import hashlib
@@ -6,10 +6,17 @@ import inspect
 
 import deepspeed
 import pytest
+from deepspeed.runtime import engine
+from deepspeed.runtime.zero import stage3
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
+from bigft.engine.host_stage2 import HostZeroStage2
+from bigft.engine.host_stage3 import HostZeroStage3
+from bigft.engine.host_zero import host_zero
+
 SUPPORTED = "0.19.8"
-OVERRIDDEN = {
+OVERRIDDEN_2 = {
     "_configure_master_weights": "943f724e2d63",
     "initialize_optimizer_states": "9c439b900537",
     "_get_offload_gradient_dict": "5e0480c4ee74",
@@ -21,7 +28,7 @@ OVERRIDDEN = {
     "_lazy_init_hp_params_optimizer_state": "45e666d78112",
     "reset_cpu_buffers": "b7809d4108be",
 }
-RELIED_ON = {
+RELIED_ON_2 = {
     "__init__": "faa9fe03f220",
     "step": "9520884fd916",
     "update_lp_params": "3cdce069e3c6",
@@ -54,37 +61,64 @@ RELIED_ON = {
     "clear_grad_attribute": "c8b7ff5bf22f",
     "is_gradient_accumulation_boundary": "94f4796a33b6",
 }
+OVERRIDDEN_3 = {
+    "_configure_offloading": "8baac8d3087d",
+    "_post_step": "d993f8fa66f0",
+    "_create_fp32_partitions": "2d22754c23f5",
+    "initialize_optimizer_states": "e7929e874835",
+    "_setup_for_real_optimizer": "501df2275cc2",
+    "_offload_grad_partition_at_boundary": "0a84c049d8c7",
+    "unscale_and_clip_grads": "3f0d9e8e7861",
+    "_optimizer_step": "35f8511bba5f",
+    "_reassign_or_swap_out_partitioned_parameters": "af7b449bee87",
+}
+RELIED_ON_3 = {
+    "_create_param_groups_fp16_flat_cpu_memory": "fb59af0fe1f2",
+    "_move_to_flat_buffer": "5404cb8c285d",
+    "step": "c751b3209f83",
+    "partition_grads": "93119b25314e",
+    "_prepare_sub_group": "1427262f0819",
+    "_release_sub_group": "8830be5fe992",
+    "_get_norm_groups": "6a068faa3149",
+    "complete_grad_norm_calculation_for_cpu_offload": "a89a9b0320ae",
+    "_overflow_check_and_loss_scale_update": "3d4c5ccf6b98",
+    "_constant_buffered_norm2": "b47fac9ed801",
+    "_create_fp16_partitions_with_defragmentation": "db96601fe155",
+    "_create_fp16_sub_groups": "f6d2d2f11751",
+    "__init__": "2ebc271180aa",
+}
+READ = [(DeepSpeedZeroOptimizer, *row) for row in (OVERRIDDEN_2 | RELIED_ON_2).items()]
+READ += [(DeepSpeedZeroOptimizer_Stage3, *row) for row in (OVERRIDDEN_3 | RELIED_ON_3).items()]
 
 
-def digest(name: str) -> str:
-    function = getattr(DeepSpeedZeroOptimizer, name)
+def digest(stock: type, name: str) -> str:
+    function = getattr(stock, name)
     # DeepSpeed's `instrument_w_nvtx` hides what it wraps in a closure.
     inner = inspect.getclosurevars(function).nonlocals.get("func", function)
     return hashlib.sha256(inspect.getsource(inner).encode()).hexdigest()[:12]
 
 
-@pytest.mark.parametrize(("name", "expected"), [*OVERRIDDEN.items(), *RELIED_ON.items()])
-def test_a_method_is_the_one_that_was_read(name, expected):
-    assert digest(name) == expected, (
+@pytest.mark.parametrize(("stock", "name", "expected"), READ)
+def test_a_method_is_the_one_that_was_read(stock, name, expected):
+    assert digest(stock, name) == expected, (
         f"{name} of DeepSpeed {deepspeed.__version__} is not that of {SUPPORTED}: read it again,"
-        " and bigft/engine/host_stage2.py with it"
+        " and bigft/engine/host_stage2.py or host_stage3.py with it"
     )
 
 
-def test_everything_that_is_overridden_is_in_the_list():
-    from bigft.engine.host_stage2 import HostZeroStage2
+@pytest.mark.parametrize(
+    ("own", "overridden"), [(HostZeroStage2, OVERRIDDEN_2), (HostZeroStage3, OVERRIDDEN_3)]
+)
+def test_everything_that_is_overridden_is_in_the_list(own, overridden):
+    stock = set(dir(own.__base__))
+    found = {name for name in vars(own) if name in stock and not name.startswith("__")}
+    assert found == set(overridden)
 
-    stock = set(dir(DeepSpeedZeroOptimizer))
-    own = {name for name in vars(HostZeroStage2) if name in stock and not name.startswith("__")}
-    assert own == set(OVERRIDDEN)
 
-
-def test_deepspeeds_own_is_back_after_the_block():
-    from deepspeed.runtime import engine
-
-    from bigft.engine.host_stage2 import host_stage2
-
-    with contextlib.suppress(KeyError), host_stage2():
+def test_deepspeeds_own_are_back_after_the_block():
+    with contextlib.suppress(KeyError), host_zero():
         assert engine.DeepSpeedZeroOptimizer is not DeepSpeedZeroOptimizer
+        assert stage3.DeepSpeedZeroOptimizer_Stage3 is not DeepSpeedZeroOptimizer_Stage3
         raise KeyError
     assert engine.DeepSpeedZeroOptimizer is DeepSpeedZeroOptimizer
+    assert stage3.DeepSpeedZeroOptimizer_Stage3 is DeepSpeedZeroOptimizer_Stage3
