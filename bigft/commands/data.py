@@ -34,13 +34,23 @@ def main(request: Request) -> None:
     from bigft.data.tokens.templates import TEMPLATES
     from bigft.models.facts import read_facts
     from bigft.models.tokenizer import load_tokenizer
+    from bigft.tasks.task import build_task
 
     section, seed = settings.data, settings.trainer.seed
     facts = read_facts(settings.model)
     load_builtin = partial(load_builtin_tokenizer, default_cache_dir(section.loading.cache_dir))
     tokenizer = load_tokenizer(settings.model, facts, load_builtin, TEMPLATES)
-    opened = open_all(section, tokenizer, seed, plain_console().say)
-    preview = build_preview(opened, section, tokenizer, seed=seed, num_examples=settings.examples)
+    task = build_task(settings.task, section, facts.config)
+    task.complete(tokenizer, is_new=not facts.has_weights)
+    opened = open_all(section, tokenizer, seed, plain_console().say, task.lay_out)
+    preview = build_preview(
+        opened,
+        section,
+        tokenizer,
+        seed=seed,
+        num_examples=settings.examples,
+        lay_out=task.lay_out,
+    )
     has_template = tokenizer.chat_template is not None
     if settings.as_json:
         text = render_json(preview, settings, has_template=has_template)

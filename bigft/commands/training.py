@@ -62,15 +62,22 @@ def train(
 
     # --- Data ---
     facts = read_facts(run.model)
-    task = build_task(run.task.name)
     cache = default_cache_dir(run.data.loading.cache_dir)
     # First on one rank of each host: the built-in tokenizer may have to be trained.
     with errors_shared(), local_rank_zero_first(world):
         load_builtin = partial(load_builtin_tokenizer, cache)
         tokenizer = load_tokenizer(run.model, facts, load_builtin, TEMPLATES)
+        task = build_task(run.task, run.data, facts.config)
+        task.complete(tokenizer, is_new=not facts.has_weights)
     with errors_shared():
         data = build_run_data(
-            resolved, tokenizer, world, folder, goes_on=resumed is not None, tell=console.say
+            resolved,
+            tokenizer,
+            task,
+            world,
+            folder,
+            goes_on=resumed is not None,
+            tell=console.say,
         )
         # A stream adds its rows while it is read.
         if world.is_rank_zero and not run.data.loading.streaming:
@@ -95,6 +102,8 @@ def train(
                 dtype=training_dtype(ds),
                 device=world.device,
                 seed=run.trainer.seed,
+                configure=partial(task.configure, tokenizer=tokenizer),
+                has_new_head=task.has_new_head,
             )
         if not facts.has_weights:
             adopt_special_tokens(model.module, tokenizer, find_end_token_ids(tokenizer))

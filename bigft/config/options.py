@@ -47,10 +47,19 @@ class ConsolidateOptions(Section):
 
 
 class EvaluateOptions(Section):
-    """Score a model folder: loss, perplexity and token accuracy on a data set."""
+    """Score a model folder on a data set: loss and the metrics of its task."""
 
-    data: str = "builtin"
-    """File, folder, glob or hub id; several separated by commas."""
+    data: str | None = None
+    """File, folder, glob or hub id; several separated by commas. Absent: the built-in data of the
+    task."""
+
+    task: Literal["auto", "causal_lm", "classification", "regression", "seq2seq", "masked_lm"] = (
+        "auto"
+    )
+    """What the model does; `auto` reads it in its config."""
+
+    prefix: str = ""
+    """Text before every source, of a model that writes targets."""
 
     max_length: Annotated[int, Field(gt=1)] = 1024
     """Tokens per sequence."""
@@ -58,8 +67,9 @@ class EvaluateOptions(Section):
     batch_size: Annotated[int, Field(gt=0)] = 1
     """Sequences in one forward pass."""
 
-    packing: Literal["none", "best_fit"] = "best_fit"
-    """`best_fit` puts several examples into one sequence; they do not see each other."""
+    packing: Literal["auto", "none", "best_fit"] = "auto"
+    """`best_fit` puts several examples into one sequence; they do not see each other. `auto`:
+    where the task is to predict the next token."""
 
     device: str = "auto"
     """torch device; `auto` takes the accelerator when there is one."""

@@ -32,17 +32,27 @@ class Conversation:
     tools: list[dict[str, Any]] | None = None
 
 
+Label = str | int | float | list[str | int | float]
+"""A class or a number, or several."""
+
+
 @dataclass(frozen=True)
 class Labelled:
-    """A text, or a pair of texts, with a label; a causal language model learns to write it."""
+    """A text, or a pair of texts, with a label; a language model learns to write it."""
 
     text: str
-    label: str | int | float
+    label: Label
     second: str | None = None
     """The other text of a pair."""
 
 
 Example = Text | PromptAnswer | Conversation | Labelled
+
+
+def write_label(label: Label) -> str:
+    """Write a label as a language model learns to."""
+    parts = label if isinstance(label, list) else [label]
+    return ", ".join(map(str, parts)) or "none"
 
 
 _COPY_BITS = 0x1F

@@ -1,4 +1,4 @@
-"""Score a model on held-out batches, weighted by tokens over all ranks."""
+"""Score a model on held-out batches, weighted by the terms of the loss over all ranks."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from bigft.data.loading.collate import Batch
-from bigft.tasks.task import Forward, Score, Task
+from bigft.tasks.task import Forward, Score, Task, Totals
 
 SumOverRanks = Callable[[list[float]], list[float]]
+GatherRows = Callable[[Tensor], Tensor]
 
 
 def evaluate(
@@ -19,9 +20,10 @@ def evaluate(
     *,
     device: torch.device,
     sum_over_ranks: SumOverRanks,
+    gather: GatherRows,
     sources: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Score every batch and combine the sums of all ranks.
+    """Score every batch and combine what all ranks have found.
 
     Args:
         task: How to score.
@@ -29,23 +31,25 @@ def evaluate(
         batches: This rank's share; every rank must have the same number of batches.
         device: Where the model computes.
         sum_over_ranks: Adds a row of numbers over ranks; identity for one process.
+        gather: Stacks the rows `(n, k)` of all ranks, n of each its own; identity for one process.
         sources: Names of the parts of the data.
 
     Returns:
-        `loss` (mean over supervised tokens), `perplexity`, `token_accuracy`, `tokens`; of several
-        parts also `loss/<name>` of each that had a token.
+        `loss` (mean over its terms), the task's metrics, the number of terms by their name
+        (`tokens`, `labels` or `numbers`); of several parts also `loss/<name>` of each that had a
+        term.
 
     Collective: every rank, when `forward` is an engine.
     """
     scores = [task.score(forward, batch.to(device)) for batch in batches]
     named = sources if len(sources) > 1 else ()
-    loss, correct, tokens, *by_source = sum_over_ranks(_total(scores, len(named)))
-    mean = loss / max(tokens, 1.0)
+    loss, correct, terms, *by_source = sum_over_ranks(_total(scores, len(named)))
+    mean = loss / max(terms, 1.0)
+    outcomes = gather(_join([s.outcomes for s in scores if s.outcomes is not None], device))
     return {
         "loss": mean,
-        "perplexity": _perplexity(mean),
-        "token_accuracy": correct / max(tokens, 1.0),
-        "tokens": tokens,
+        **task.judge(Totals(mean, correct / max(terms, 1.0), outcomes.double().cpu())),
+        task.unit: terms,
         **{
             f"loss/{name}": by_source[2 * number] / by_source[2 * number + 1]
             for number, name in enumerate(named)
@@ -54,10 +58,19 @@ def evaluate(
     }
 
 
-def _perplexity(mean: float) -> float:
-    largest = math.log(float(torch.finfo(torch.float32).max))
-    # In this order, so that the perplexity of NaN is NaN.
-    return math.inf if mean > largest else math.exp(mean)
+def describe_scores(scores: dict[str, float], unit: str) -> str:
+    """Write the scores in a line for people."""
+    words = [f"loss {scores['loss']:.4f}"]
+    for name, value in scores.items():
+        if name in ("loss", unit) or name.startswith("loss/"):
+            continue
+        shown = f"{100 * value:.1f}%" if name.endswith("accuracy") else f"{value:.4g}"
+        words.append(f"{name.replace('_', ' ')} {shown}")
+    return ", ".join(words)
+
+
+def _join(outcomes: list[Tensor], device: torch.device) -> Tensor:
+    return torch.cat(outcomes) if outcomes else torch.zeros(0, 0, device=device)
 
 
 def _total(scores: list[Score], num_sources: int) -> list[float]:
@@ -81,3 +94,8 @@ def stay_alone(row: list[float]) -> list[float]:
 def sum_rows(rows: Tensor) -> list[float]:
     """Sum gathered rows `(world_size, n)` over ranks."""
     return [float(value) for value in rows.sum(0)]
+
+
+def keep_rows(rows: Tensor) -> Tensor:
+    """Return the rows themselves: those of one process."""
+    return rows

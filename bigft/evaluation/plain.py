@@ -30,20 +30,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_plain(folder: str, device: torch.device) -> tuple[Any, Any]:
-    """Load a model and its tokenizer from a folder or hub id, in their own number format.
-
-    Returns:
-        Model in evaluation mode on `device`, tokenizer.
+def check_model(folder: str) -> None:
+    """Check that a folder holds a model; hub ids pass.
 
     Raises:
-        CheckpointError: There is no loadable model; says what to give instead.
+        CheckpointError: It does not; says what to give instead.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    # What these commands print is their result; a bar for each file is not.
-    logging.disable_progress_bar()
     path = Path(folder)
     if is_local(folder) and not path.exists():
         raise CheckpointError(
@@ -60,8 +52,30 @@ def load_plain(folder: str, device: torch.device) -> tuple[Any, Any]:
         )
     if path.is_dir():
         check_pickles(path.glob("*.bin"))
+
+
+def load_plain(folder: str, device: torch.device, auto_class: Any = None) -> tuple[Any, Any]:
+    """Load a model and its tokenizer from a folder or hub id, in their own number format.
+
+    Args:
+        folder: A path or a hub id.
+        device: Where the model goes.
+        auto_class: Of transformers; absent: `AutoModelForCausalLM`.
+
+    Returns:
+        Model in evaluation mode on `device`, tokenizer.
+
+    Raises:
+        CheckpointError: There is no loadable model; says what to give instead.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    # What these commands print is their result; a bar for each file is not.
+    logging.disable_progress_bar()
+    check_model(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        model = (auto_class or AutoModelForCausalLM).from_pretrained(folder, dtype="auto")
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except UnpicklingError as error:
         raise CheckpointError(

@@ -43,6 +43,40 @@ Wide and shallow: it learns faster per token than 6 layers of 256, and a step ha
 (docs/log.md, 2026-11-22).
 """
 
+_BUILTIN_BERT: dict[str, Any] = {
+    "architectures": ["BertForMaskedLM"],
+    "model_type": "bert",
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "hidden_act": "gelu",
+    "vocab_size": 4096,
+    "max_position_embeddings": 1024,
+    "type_vocab_size": 2,
+    "tie_word_embeddings": True,
+}
+_BUILTIN_T5: dict[str, Any] = {
+    "architectures": ["T5ForConditionalGeneration"],
+    "model_type": "t5",
+    "d_model": 256,
+    "d_kv": 64,
+    "d_ff": 768,
+    "num_layers": 3,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "feed_forward_proj": "gated-gelu",
+    "vocab_size": 4096,
+    "tie_word_embeddings": True,
+    "dropout_rate": 0.0,
+}
+BUILTIN_MODELS: dict[str, dict[str, Any]] = {
+    "builtin": BUILTIN_CONFIG,
+    "builtin/bert": _BUILTIN_BERT,
+    "builtin/t5": _BUILTIN_T5,
+}
+"""Models that need no download, all with random weights: a decoder, an encoder, and both."""
+
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 _WEIGHT_PATTERNS = (
@@ -62,7 +96,7 @@ class ModelFacts:
     """Numbers about a model that settings depend on; None where `config.json` does not say."""
 
     source: str
-    """`builtin`, a folder, a file or a hub id."""
+    """A name of `BUILTIN_MODELS`, a folder, a file or a hub id."""
 
     config: dict[str, Any]
     hidden_size: int | None
@@ -87,7 +121,7 @@ def is_local(name: str) -> bool:
     """Say whether a model name is a path of this machine rather than a hub id."""
     looks_local = name.startswith(("/", "./", "../", "~")) or name.endswith(".json")
     return (
-        name == "builtin"
+        name in BUILTIN_MODELS
         or looks_local
         or name.count("/") > 1
         or name in {".", ".."}
@@ -107,8 +141,8 @@ def read_facts(section: ModelSection, *, find_weights: bool = True) -> ModelFact
         CheckpointError: The folder lists weight files that are not there.
     """
     name = section.name
-    if name == "builtin":
-        return _facts(name, BUILTIN_CONFIG, weights=())
+    if name in BUILTIN_MODELS:
+        return _facts(name, BUILTIN_MODELS[name], weights=())
     if not is_local(name):
         return _facts(name, _read_config(_download(section), name), weights=None)
     path = Path(name).expanduser()

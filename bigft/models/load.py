@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bigft.errors import CheckpointError, ConfigError
-from bigft.models.facts import ModelFacts
+from bigft.models.facts import BUILTIN_MODELS, ModelFacts
 from bigft.models.section import ModelSection
 from bigft.models.weights import check_names, check_pickles, check_values, read_headers
 
@@ -56,11 +56,15 @@ class LoadedModel:
     notes: list[str]
 
 
+def leave_as_is(config: Any) -> None:
+    """Change nothing of a config."""
+
+
 def build_config(section: ModelSection, facts: ModelFacts, num_tokens: int) -> Any:
     """Build the transformers config; for random weights the vocabulary fits the tokenizer."""
     from transformers import AutoConfig
 
-    if facts.has_weights or facts.source != "builtin":
+    if facts.has_weights or facts.source not in BUILTIN_MODELS:
         source = section.name if facts.has_weights or Path(section.name).is_dir() else None
         config = (
             AutoConfig.from_pretrained(
@@ -102,6 +106,8 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     seed: int,
+    configure: Callable[[Any], None] = leave_as_is,
+    has_new_head: bool = False,
 ) -> LoadedModel:
     """Build the model under ZeRO, load its weights, and check them against the files.
 
@@ -114,6 +120,9 @@ def load_model(
         dtype: Of the weights that the forward pass uses.
         device: Of this rank.
         seed: Of random weights; the same on every rank.
+        configure: Changes the config before the model is built.
+        has_new_head: Whether layers after the base model may lack in the files; then they start
+            from random weights, and those that the model has no place for are left out.
 
     Raises:
         CheckpointError: Weights are missing, unexpected or of another shape; all are named.
@@ -124,6 +133,7 @@ def load_model(
     """
     attention = pick_attention(section.attention, device, dtype)
     config = _understood(lambda: build_config(section, facts, len(tokenizer)), section.name)
+    configure(config)
     model_class = _model_class(auto_class, config, section)
     attention = _supported_attention(attention, model_class, explicit=section.attention != "auto")
     notes: list[str] = []
@@ -131,12 +141,14 @@ def load_model(
     check_pickles(facts.weight_files)
     headers = read_headers(facts.weight_files)
     if headers:
-        check_names(skeleton, headers, section.name)
+        notes += check_names(skeleton, headers, section.name, has_new_head=has_new_head)
     torch.manual_seed(seed)
-    arguments = {"dtype": dtype, "attn_implementation": attention}
+    arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
     # transformers imports the model's file lazily; inside zero.Init that would patch it halfway.
     with zero.building():
         if facts.has_weights:
+            if has_new_head:
+                arguments["ignore_mismatched_sizes"] = True
             module = _load_weights(auto_class, section, config=config, **arguments)
         else:
             module = auto_class.from_config(
@@ -317,9 +329,14 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def plan_parameters(
-    section: ModelSection, facts: ModelFacts, auto_class: Any, num_tokens: int
+    section: ModelSection,
+    facts: ModelFacts,
+    auto_class: Any,
+    num_tokens: int,
+    configure: Callable[[Any], None] = leave_as_is,
 ) -> int:
     """Count the parameters that a model will have, without building any of them."""
     config = _understood(lambda: build_config(section, facts, num_tokens), section.name)
+    configure(config)
     skeleton = _build_skeleton(auto_class, config, section, "eager", torch.bfloat16)
     return count_parameters(skeleton)

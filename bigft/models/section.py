@@ -10,7 +10,8 @@ class ModelSection(Section):
 
     name: str = "builtin"
     """Hub id, folder with weights, or folder or file with only a `config.json` (random weights).
-    `builtin` is a small Llama-style model with random weights that needs no download."""
+    `builtin` is a small Llama-style decoder with random weights that needs no download,
+    `builtin/bert` an encoder, `builtin/t5` both; what is absent follows from the task."""
 
     revision: str | None = None
     """Branch, tag or commit of a hub model; the newest when absent."""

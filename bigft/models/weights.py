@@ -90,13 +90,20 @@ def check_pickles(files: Iterable[Path]) -> None:
             )
 
 
-def check_names(skeleton: nn.Module, headers: dict[str, Header], source: str) -> None:
+def check_names(
+    skeleton: nn.Module, headers: dict[str, Header], source: str, *, has_new_head: bool = False
+) -> list[str]:
     """Compare the files' names and shapes with the architecture's.
 
     Args:
         skeleton: The model, built without storage.
         headers: From `read_headers`.
         source: The model's name, for the message.
+        has_new_head: Whether the layers outside the base model may be missing, unexpected or of
+            another shape: a head for another task.
+
+    Returns:
+        Notes on such layers.
 
     Raises:
         CheckpointError: Names every missing, unexpected and mismatched weight (the first few of
@@ -105,31 +112,41 @@ def check_names(skeleton: nn.Module, headers: dict[str, Header], source: str) ->
     expected = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}
     rename = _renamer(skeleton, expected)
     found: set[str] = set()
-    unexpected, mismatched = [], []
+    unexpected: list[str] = []
+    mismatched: dict[str, str] = {}
     converted: dict[tuple[str, ...], list[int]] = {}
     for name, header in headers.items():
         targets, is_counted = rename(name)
         if not set(targets) <= expected.keys():
             unexpected.append(name)
         elif is_counted is None and header.shape != expected[targets[0]]:
-            mismatched.append(f"{name}: file {header.shape}, model {expected[targets[0]]}")
+            mismatched[targets[0]] = f"{name}: file {header.shape}, model {expected[targets[0]]}"
         elif is_counted:
             converted.setdefault(targets, []).append(math.prod(header.shape))
         found.update(targets)
     for targets, counts in converted.items():
         wanted = sum(math.prod(expected[target]) for target in targets)
         if sum(counts) != wanted:
-            mismatched.append(
+            mismatched[targets[0]] = (
                 f"{targets[0]}: {sum(counts):,} numbers in {len(counts)} tensors of the files,"
                 f" model {wanted:,}"
             )
-    missing = _find_missing(skeleton, expected.keys() - found, found)
+    missing = _without(_find_missing(skeleton, expected.keys() - found, found), skeleton, "missing")
+    unexpected = _without(unexpected, skeleton, "unexpected")
+    notes = []
+    if has_new_head:
+        prefix = f"{skeleton.base_model_prefix}."
+        new = [name for name in (*missing, *mismatched) if _is_of_head(name, prefix)]
+        idle = [name for name in unexpected if _is_of_head(name, prefix)]
+        missing = [name for name in missing if name not in new]
+        unexpected = [name for name in unexpected if name not in idle]
+        mismatched = {name: text for name, text in mismatched.items() if name not in new}
+        notes += [f"new, from random weights: {_list(new)}"] if new else []
+        notes += [f"in the files, and left out: {_list(idle)}"] if idle else []
     problems = [
-        _describe("missing from the files", _without(missing, skeleton, "missing")),
-        _describe(
-            "in the files but not in the model", _without(unexpected, skeleton, "unexpected")
-        ),
-        _describe("of another shape", mismatched),
+        _describe("missing from the files", missing),
+        _describe("in the files but not in the model", unexpected),
+        _describe("of another shape", mismatched.values()),
     ]
     if any(problems):
         text = "; ".join(problem for problem in problems if problem)
@@ -137,14 +154,23 @@ def check_names(skeleton: nn.Module, headers: dict[str, Header], source: str) ->
             f"--model {source}: the weights do not fit the architecture in config.json: {text}."
             " Check that config.json and the weights belong together"
         )
+    return notes
+
+
+def _is_of_head(name: str, prefix: str) -> bool:
+    # What is trained to guess words leaves out the layer that sums a text up.
+    return not name.startswith(prefix) or ".pooler." in name
 
 
 def _describe(kind: str, names: Iterable[str]) -> str:
+    listed = list(names)
+    return f"{len(listed)} {kind} ({_list(listed)})" if listed else ""
+
+
+def _list(names: Iterable[str]) -> str:
     listed = sorted(names)
-    if not listed:
-        return ""
     rest = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-    return f"{len(listed)} {kind} ({', '.join(listed[:_SHOWN])}{rest})"
+    return f"{', '.join(listed[:_SHOWN])}{rest}"
 
 
 def _without(names: Iterable[str], module: nn.Module, kind: str) -> list[str]:

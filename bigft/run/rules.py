@@ -17,9 +17,11 @@ from bigft.data.section import DataSection
 from bigft.data.sources.spec import split_spec, split_weight
 from bigft.data.tokens.templates import TEMPLATES
 from bigft.errors import DataError
+from bigft.models.facts import BUILTIN_MODELS
 from bigft.optim.place import suits_host
 from bigft.run.draft import Draft
 from bigft.run.settings import Run
+from bigft.tasks.section import OF_ONE_TASK
 from bigft.units import parse_bytes
 
 
@@ -87,6 +89,39 @@ def _find_what_needs_all_rows(data: DataSection) -> Iterator[str]:
 def check_data(draft: Draft, run: Run) -> Iterator[Finding]:
     """Settings of the data that contradict each other, or name what does not exist."""
     yield from map(Finding, find_contradictions(run.data))
+
+
+def check_task(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Settings of one task mean nothing to another, and only language models can pack."""
+    name = run.task.name
+    for setting, tasks in OF_ONE_TASK.items():
+        typed = draft.typed.get(f"task.{setting}")
+        if typed is not None and name not in tasks:
+            yield Finding(
+                f"{typed}: --task {name} has no such setting (that is of {', '.join(tasks)})."
+                " Leave it out"
+            )
+    if name != "causal_lm" and run.data.packing != "none":
+        yield Finding(
+            f"--packing {run.data.packing}: every example of --task {name} needs a sequence of its"
+            " own. Use --packing none"
+        )
+    if run.data.overlong == "split" and name in ("classification", "regression", "seq2seq"):
+        yield Finding(
+            f"--data.overlong split: a part of an example of --task {name} says nothing about the"
+            " rest. Use truncate, drop or error"
+        )
+    if run.task.focal_gamma and run.task.label_smoothing:
+        yield Finding(
+            "--task.focal_gamma and --task.label_smoothing pull in opposite directions. Keep one"
+        )
+    if name == "classification" and run.data.loading.streaming and run.task.labels is None:
+        yield Finding(
+            "--data.loading.streaming true: the labels cannot be found before training. Name them:"
+            " --task.labels a,b,c"
+        )
+    if run.task.labels is not None and len(set(run.task.labels)) < len(run.task.labels):
+        yield Finding(f"--task.labels {','.join(run.task.labels)}: a name stands twice")
 
 
 def refuse_eight_bit_on_nvme(draft: Draft, run: Run) -> Iterator[Finding]:
@@ -223,7 +258,7 @@ def warn_held_out_share_without_effect(draft: Draft, run: Run) -> Iterator[Findi
 def warn_revision_without_effect(draft: Draft, run: Run) -> Iterator[Finding]:
     """Only hub models have revisions."""
     typed = draft.typed.get("model.revision")
-    is_here = run.model.name == "builtin" or Path(run.model.name).expanduser().exists()
+    is_here = run.model.name in BUILTIN_MODELS or Path(run.model.name).expanduser().exists()
     if typed is not None and is_here:
         yield Finding(f"{typed} has no effect: {run.model.name} is not a hub model", is_error=False)
 
@@ -267,6 +302,7 @@ RULES: tuple[Rule, ...] = (
     refuse_eight_bit_on_nvme,
     check_host_choices,
     check_data,
+    check_task,
     check_streaming,
     check_swap_buffers,
     check_warmup,

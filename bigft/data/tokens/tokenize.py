@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bigft.data.example import Conversation, Example, Labelled, PromptAnswer, Text
+from bigft.data.example import (
+    Conversation,
+    Example,
+    Labelled,
+    PromptAnswer,
+    Text,
+    write_label,
+)
 from bigft.data.tokens.encode import TokenIds, encode_placed, encode_texts
 from bigft.data.tokens.marks import Marks, mark_tokens
 from bigft.data.tokens.masks import Rendered, Renderer, find_chat_template
@@ -43,6 +50,9 @@ class Row:
 
     origin: str = ""
     """Where its raw row stands, as `a.jsonl:3`; empty where a store knows it."""
+
+    draw: tuple[int, ...] = (0,)
+    """Seed of what is chosen at random of it each time it is loaded."""
 
     def __len__(self) -> int:
         """Count the tokens."""
@@ -205,7 +215,7 @@ def _tokenize_plain(
 
 def _write_labelled(example: Labelled) -> tuple[str, str]:
     texts = (example.text, example.second)
-    return "".join(f"{text}\n" for text in texts if text is not None), str(example.label)
+    return "".join(f"{text}\n" for text in texts if text is not None), write_label(example.label)
 
 
 def _join(prompt: TokenIds, answer: TokenIds, eos: int | None) -> tuple[TokenIds, Marks]:

@@ -1,0 +1,55 @@
+"""Rows of which each learned token is predicted from those before it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bigft.data.example import Example
+from bigft.data.layouts.layout import Counts, choose_pad_id
+from bigft.data.loading.collate import Batch, collate_packed, collate_padded
+from bigft.data.section import DataSection
+from bigft.data.tokens.tokenize import Row, Tokenized, tokenize_batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class NextToken:
+    """The text with its learned tokens marked; several rows may share a sequence."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", section: DataSection) -> None:
+        """Take the tokenizer of the model, and what to do with long rows."""
+        self._tokenizer = tokenizer
+        self._section = section
+
+    def describe(self) -> str:
+        """Return nothing: the settings of the data say all."""
+        return ""
+
+    def tokenize(self, examples: Sequence[Example]) -> list[Tokenized | ValueError]:
+        """See `tokenize_batch`."""
+        section = self._section
+        return tokenize_batch(
+            examples,
+            self._tokenizer,
+            train_on=section.train_on,
+            max_length=section.max_length,
+            overlong=section.overlong,
+        )
+
+    def count(self, learned: Counts) -> Counts:
+        """Return the same numbers."""
+        return learned
+
+    def collate(self, items: Sequence[Sequence[Row]], num_sources: int) -> Batch:
+        """Lay rows end to end, or pad them."""
+        collate = collate_padded if self._section.packing == "none" else collate_packed
+        return collate(
+            items,
+            pad_id=choose_pad_id(self._tokenizer),
+            max_length=self._section.max_length,
+            num_sources=num_sources,
+        )
+
+    def show(self, row: Row) -> tuple[Row, str]:
+        """Return the row: all of it is tokens."""
+        return row, ""
