@@ -16,9 +16,8 @@ from bigft.commands.parts.guards import Guards
 from bigft.commands.parts.hooks import StateBytes, build_hooks
 from bigft.commands.parts.resume import restore
 from bigft.commands.parts.swap import reserve_swap, swap_folder
+from bigft.commands.parts.task import load_task
 from bigft.data.store.rejected import keep_rejected
-from bigft.data.tokens.builtin import default_cache_dir, load_builtin_tokenizer
-from bigft.data.tokens.templates import TEMPLATES
 from bigft.data.tokens.tokenize import find_end_token_ids
 from bigft.distributed.collectives import (
     barrier,
@@ -31,14 +30,13 @@ from bigft.log import Console
 from bigft.models.download import fetch_weights
 from bigft.models.facts import read_facts
 from bigft.models.load import load_model
-from bigft.models.tokenizer import adopt_special_tokens, load_tokenizer
+from bigft.models.tokenizer import adopt_special_tokens
 from bigft.monitor.events import Events
 from bigft.monitor.sinks import build_sinks
 from bigft.redact import redact_value
 from bigft.run.record import record
 from bigft.run.resolve import Resolved
 from bigft.tasks.packing import check_packing
-from bigft.tasks.task import build_task
 from bigft.trainer.clock import count_total_steps
 from bigft.trainer.loop import fit
 from bigft.trainer.rendezvous import Rendezvous
@@ -62,13 +60,9 @@ def train(
 
     # --- Data ---
     facts = read_facts(run.model)
-    cache = default_cache_dir(run.data.loading.cache_dir)
     # First on one rank of each host: the built-in tokenizer may have to be trained.
     with errors_shared(), local_rank_zero_first(world):
-        load_builtin = partial(load_builtin_tokenizer, cache)
-        tokenizer = load_tokenizer(run.model, facts, load_builtin, TEMPLATES)
-        task = build_task(run.task, run.data, facts.config)
-        task.complete(tokenizer, is_new=not facts.has_weights)
+        task, tokenizer = load_task(run.task, run.model, run.data, facts)
     with errors_shared():
         data = build_run_data(
             resolved,

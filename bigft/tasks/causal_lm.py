@@ -11,6 +11,7 @@ from bigft.data.layouts.layout import Layout
 from bigft.data.layouts.next_token import NextToken
 from bigft.data.loading.collate import IGNORED, Batch
 from bigft.data.section import DataSection
+from bigft.tasks.cross_entropy import PLAIN, LossForm
 from bigft.tasks.section import TaskSection
 from bigft.tasks.task import Forward, LossSum, Score, Totals
 from bigft.tasks.tokens import (
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 def build(section: TaskSection, data: DataSection, model_config: Mapping[str, Any]) -> "CausalLM":
     """Build the task; it needs nothing of the data."""
-    return CausalLM(section)
+    return CausalLM(build_form(section))
 
 
 class CausalLM:
@@ -37,9 +38,9 @@ class CausalLM:
     unit = "tokens"
     has_new_head = False
 
-    def __init__(self, section: TaskSection) -> None:
+    def __init__(self, form: LossForm = PLAIN) -> None:
         """Take the form of the loss."""
-        self._form = build_form(section)
+        self._form = form
         self._keeps_columns: bool | None = None
 
     def auto_class(self) -> Any:

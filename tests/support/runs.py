@@ -60,17 +60,23 @@ def try_train(settings: dict[str, Any], folder: str, config: str) -> tuple[str, 
 
 def load_run_model(resolved: Any, world: Any, zero: Any, tokenizer: Any) -> Any:
     """Load the model of a run as training does."""
+    from functools import partial
+
     from bigft.commands.parts.engine import training_dtype
     from bigft.models.facts import read_facts
     from bigft.models.load import load_model
     from bigft.tasks.task import build_task
 
     run = resolved.run
+    facts = read_facts(run.model)
+    task = build_task(run.task, run.data, facts.config)
     return load_model(
         run.model,
-        read_facts(run.model),
+        facts,
         zero,
-        auto_class=build_task(run.task.name).auto_class(),
+        auto_class=task.auto_class(),
+        configure=partial(task.configure, tokenizer=tokenizer),
+        has_new_head=task.has_new_head,
         tokenizer=tokenizer,
         dtype=training_dtype(resolved.ds),
         device=world.device,
@@ -101,13 +107,13 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
     run = resolved.run
     open_communication(world.device)
     facts = read_facts(run.model)
-    task = build_task(run.task.name)
+    task = build_task(run.task, run.data, facts.config)
     tokenizer = load_tokenizer(
         run.model,
         facts,
         partial(load_builtin_tokenizer, default_cache_dir(run.data.loading.cache_dir)),
     )
-    data = build_run_data(resolved, tokenizer, world, Path(folder))
+    data = build_run_data(resolved, tokenizer, task, world, Path(folder))
     zero = Zero(resolved.ds)
     model = load_run_model(resolved, world, zero, tokenizer)
     console = Console(io.StringIO(), io.StringIO(), is_rank_zero=False)

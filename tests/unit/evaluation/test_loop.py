@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from bigft.data.loading.collate import collate_padded
-from bigft.evaluation.loop import evaluate, stay_alone, sum_rows
-from bigft.tasks.task import Score
+from bigft.evaluation.loop import describe_scores, evaluate, keep_rows, stay_alone, sum_rows
+from bigft.tasks.task import Score, Totals
+from bigft.tasks.tokens import judge_tokens
 
 CPU = torch.device("cpu")
 
@@ -16,11 +17,18 @@ CPU = torch.device("cpu")
 class Scripted:
     """A task whose scores are known."""
 
+    unit = "tokens"
+
     def __init__(self, scores: list[Score]) -> None:
         self._scores = iter(scores)
+        self.seen: list[Totals] = []
 
     def score(self, forward: Any, batch: Any) -> Score:
         return next(self._scores)
+
+    def judge(self, totals: Totals) -> dict[str, float]:
+        self.seen.append(totals)
+        return judge_tokens(totals)
 
 
 def _evaluate(
@@ -33,6 +41,7 @@ def _evaluate(
         [batch] * len(scores),
         device=CPU,
         sum_over_ranks=sum_over_ranks,
+        gather=keep_rows,
         sources=sources,
     )
 
@@ -79,3 +88,23 @@ def test_hopeless_models_have_a_perplexity_that_is_no_lie():
     assert _evaluate([Score(1e6, 0, 10)])["perplexity"] == math.inf
     assert math.isnan(_evaluate([Score(math.nan, 0, 10)])["perplexity"])
     assert _evaluate([])["loss"] == 0.0
+
+
+def test_outcomes_of_all_ranks_reach_the_metrics():
+    task = Scripted([Score(1.0, 1, 2, None, torch.tensor([[1, 0], [2, 2]])), Score(1.0, 0, 0)])
+    other = torch.tensor([[5.0, 6.0]], dtype=torch.float64)
+    evaluate(
+        task,
+        None,
+        [collate_padded([[]], pad_id=0, max_length=8)] * 2,
+        device=CPU,
+        sum_over_ranks=stay_alone,
+        gather=lambda rows: torch.cat([rows.double(), other]),
+    )
+    assert task.seen[0].outcomes.tolist() == [[1.0, 0.0], [2.0, 2.0], [5.0, 6.0]]
+    assert task.seen[0].outcomes.dtype == torch.float64
+
+
+def test_scores_in_words():
+    scores = {"loss": 0.5, "accuracy": 0.875, "f1_macro": 0.51234, "labels": 40.0, "loss/a": 1.0}
+    assert describe_scores(scores, "labels") == "loss 0.5000, accuracy 87.5%, f1 macro 0.5123"
