@@ -32,12 +32,18 @@ class Conversation:
     tools: list[dict[str, Any]] | None = None
 
 
+Label = str | int | float
+"""A class by its name or number, or a number to predict."""
+
+
 @dataclass(frozen=True)
 class Labelled:
     """A text, or a pair of texts, with a label; a causal language model learns to write it."""
 
     text: str
-    label: str | int | float
+    label: Label | list[Label]
+    """A list has all labels that apply, maybe none, or several numbers to predict."""
+
     second: str | None = None
     """The other text of a pair."""
 

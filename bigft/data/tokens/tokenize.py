@@ -205,7 +205,12 @@ def _tokenize_plain(
 
 def _write_labelled(example: Labelled) -> tuple[str, str]:
     texts = (example.text, example.second)
-    return "".join(f"{text}\n" for text in texts if text is not None), str(example.label)
+    label = example.label
+    said = str(label)
+    if isinstance(label, list):
+        # An answer without any words would be learned as the end of the text alone.
+        said = ", ".join(map(str, label)) or "none"
+    return "".join(f"{text}\n" for text in texts if text is not None), said
 
 
 def _join(prompt: TokenIds, answer: TokenIds, eos: int | None) -> tuple[TokenIds, Marks]:
