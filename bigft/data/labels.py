@@ -81,7 +81,7 @@ def count_targets(section: DataSection) -> int:
     )
 
 
-def read_labels(section: DataSection) -> Iterator[Label]:
+def read_labels(section: DataSection) -> Iterator[Label | list[Label]]:
     """Read the label of every row that has one.
 
     Raises:

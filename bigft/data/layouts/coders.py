@@ -24,7 +24,7 @@ class Coder(Protocol):
     def describe(self) -> str:
         """Say all that the integers depend on."""
 
-    def encode(self, label: Label) -> Numbers:
+    def encode(self, label: Label | list[Label]) -> Numbers:
         """Write a label, `(size,)`; raise ValueError with the reason if it is none of these."""
 
     def decode(self, numbers: Numbers) -> str:
@@ -46,7 +46,7 @@ class OneClass:
         """List the classes."""
         return json.dumps(["one", self._names])
 
-    def encode(self, label: Label) -> Numbers:
+    def encode(self, label: Label | list[Label]) -> Numbers:
         """Look the class up."""
         if isinstance(label, list):
             raise ValueError("`label` is a list, but the labels of other rows are single ones")
@@ -72,7 +72,7 @@ class ManyClasses:
         """List the classes."""
         return json.dumps(["many", self._names])
 
-    def encode(self, label: Label) -> Numbers:
+    def encode(self, label: Label | list[Label]) -> Numbers:
         """Look up each class; a single label is a list of one."""
         row = np.zeros(self.size, dtype=np.int32)
         for one in label if isinstance(label, list) else [label]:
@@ -98,7 +98,7 @@ class Values:
         """Say how many there are."""
         return json.dumps(["values", self.size])
 
-    def encode(self, label: Label) -> Numbers:
+    def encode(self, label: Label | list[Label]) -> Numbers:
         """Write numbers as fp32."""
         values = label if isinstance(label, list) else [label]
         if len(values) != self.size:
@@ -120,14 +120,14 @@ class Values:
         return ", ".join(f"{value:.6g}" for value in numbers.view(np.float32))
 
 
-def name_class(label: str | int | float) -> str:
+def name_class(label: Label) -> str:
     """Return the name of the class that a label means: 1, 1.0 and "1" are one class."""
     if isinstance(label, float) and label.is_integer():
         label = int(label)
     return str(label).strip()
 
 
-def find_class(label: str | int | float, numbers: dict[str, int]) -> int:
+def find_class(label: Label, numbers: dict[str, int]) -> int:
     """Look the number of a class up.
 
     Raises:

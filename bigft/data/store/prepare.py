@@ -33,7 +33,7 @@ from bigft.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_VERSION = "4"
+_VERSION = "5"
 """Part of every digest; to be raised whenever the same data give other rows."""
 
 _MAX_EXAMPLES = 10
