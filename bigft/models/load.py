@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,7 +15,13 @@ from torch import nn
 from bigft.errors import CheckpointError, ConfigError
 from bigft.models.facts import BUILTIN_MODELS, ModelFacts
 from bigft.models.section import ModelSection
-from bigft.models.weights import check_names, check_pickles, check_values, read_headers
+from bigft.models.weights import (
+    NewHead,
+    check_names,
+    check_pickles,
+    check_values,
+    read_headers,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -140,23 +147,29 @@ def load_model(
     skeleton = _build_skeleton(auto_class, config, section, attention, dtype)
     check_pickles(facts.weight_files)
     headers = read_headers(facts.weight_files)
+    head = NewHead()
     if headers:
-        notes += check_names(skeleton, headers, section.name, has_new_head=has_new_head)
+        head = check_names(skeleton, headers, section.name, has_new_head=has_new_head)
+        notes += head.describe()
     torch.manual_seed(seed)
     arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
     # transformers imports the model's file lazily; inside zero.Init that would patch it halfway.
     with zero.building():
         if facts.has_weights:
-            if has_new_head:
-                arguments["ignore_mismatched_sizes"] = True
-            module = _load_weights(auto_class, section, config=config, **arguments)
+            # Under another name they are left out; transformers has no other way under ZeRO-3.
+            moved = {f"^{re.escape(name)}$": f"replaced.{name}" for name in head.replaced}
+            with _report_silenced(head):
+                module = _load_weights(
+                    auto_class, section, config=config, key_mapping=moved or None, **arguments
+                )
         else:
             module = auto_class.from_config(
                 config, trust_remote_code=section.trust_remote_code, **arguments
             )
             notes.append(f"{section.name}: no weights there, training starts from random ones")
     if headers:
-        check_values(module, headers, zero, section.name)
+        kept = {name: header for name, header in headers.items() if name not in head.replaced}
+        check_values(module, kept, zero, section.name)
     if note := grow_vocabulary(module, len(tokenizer), zero):
         notes.append(note)
     zero.check_partitioned(module)
@@ -165,6 +178,20 @@ def load_model(
     if experts:
         notes.append(f"mixture of experts: {', '.join(c.__name__ for c in experts)} gathered whole")
     return LoadedModel(module, attention, notes)
+
+
+@contextlib.contextmanager
+def _report_silenced(head: NewHead) -> Iterator[None]:
+    """Keep transformers from reporting, once per rank, what the notes say."""
+    from transformers.utils import logging as hf_logging
+
+    before = hf_logging.get_verbosity()
+    if head != NewHead():
+        hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
 
 
 def _load_weights(auto_class: Any, section: ModelSection, **arguments: Any) -> Any:

@@ -11,6 +11,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +50,26 @@ class Header:
 
     file: Path
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NewHead:
+    """Weights outside the base model that files and architecture do not share."""
+
+    missing: tuple[str, ...] = ()
+    """Of the architecture; they start from random numbers."""
+    unexpected: tuple[str, ...] = ()
+    """In the files, and without a place."""
+    replaced: tuple[str, ...] = ()
+    """In the files, but of another shape; they start from random numbers, too."""
+
+    def describe(self) -> list[str]:
+        """Say what becomes of them, in notes for people."""
+        new = [*self.missing, *self.replaced]
+        return [
+            *([f"new, from random weights: {_list(new)}"] if new else []),
+            *([f"in the files, and left out: {_list(self.unexpected)}"] if self.unexpected else []),
+        ]
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, Header]:
@@ -92,7 +113,7 @@ def check_pickles(files: Iterable[Path]) -> None:
 
 def check_names(
     skeleton: nn.Module, headers: dict[str, Header], source: str, *, has_new_head: bool = False
-) -> list[str]:
+) -> NewHead:
     """Compare the files' names and shapes with the architecture's.
 
     Args:
@@ -103,7 +124,7 @@ def check_names(
             another shape: a head for another task.
 
     Returns:
-        Notes on such layers.
+        What was found of such layers; nothing without `has_new_head`.
 
     Raises:
         CheckpointError: Names every missing, unexpected and mismatched weight (the first few of
@@ -120,7 +141,7 @@ def check_names(
         if not set(targets) <= expected.keys():
             unexpected.append(name)
         elif is_counted is None and header.shape != expected[targets[0]]:
-            mismatched[targets[0]] = f"{name}: file {header.shape}, model {expected[targets[0]]}"
+            mismatched[name] = f"{name}: file {header.shape}, model {expected[targets[0]]}"
         elif is_counted:
             converted.setdefault(targets, []).append(math.prod(header.shape))
         found.update(targets)
@@ -133,16 +154,13 @@ def check_names(
             )
     missing = _without(_find_missing(skeleton, expected.keys() - found, found), skeleton, "missing")
     unexpected = _without(unexpected, skeleton, "unexpected")
-    notes = []
+    head = NewHead()
     if has_new_head:
-        prefix = f"{skeleton.base_model_prefix}."
-        new = [name for name in (*missing, *mismatched) if _is_of_head(name, prefix)]
-        idle = [name for name in unexpected if _is_of_head(name, prefix)]
-        missing = [name for name in missing if name not in new]
-        unexpected = [name for name in unexpected if name not in idle]
-        mismatched = {name: text for name, text in mismatched.items() if name not in new}
-        notes += [f"new, from random weights: {_list(new)}"] if new else []
-        notes += [f"in the files, and left out: {_list(idle)}"] if idle else []
+        of_head = partial(_is_of_head, prefix=f"{skeleton.base_model_prefix}.")
+        head = NewHead(*(tuple(filter(of_head, n)) for n in (missing, unexpected, mismatched)))
+        missing = [name for name in missing if not of_head(name)]
+        unexpected = [name for name in unexpected if not of_head(name)]
+        mismatched = {name: text for name, text in mismatched.items() if not of_head(name)}
     problems = [
         _describe("missing from the files", missing),
         _describe("in the files but not in the model", unexpected),
@@ -154,7 +172,7 @@ def check_names(
             f"--model {source}: the weights do not fit the architecture in config.json: {text}."
             " Check that config.json and the weights belong together"
         )
-    return notes
+    return head
 
 
 def _is_of_head(name: str, prefix: str) -> bool:
