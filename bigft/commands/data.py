@@ -27,22 +27,22 @@ def main(request: Request) -> None:
     """Tokenise, unless that was done before; count, decode, print."""
     settings = resolve_preview(request)
 
-    from bigft.commands.parts.task import load_task
+    from bigft.commands.parts.task import load_rows
     from bigft.data.open import open_all
     from bigft.data.preview import build_preview
     from bigft.models.facts import read_facts
 
     section, seed = settings.data, settings.trainer.seed
     facts = read_facts(settings.model)
-    task, tokenizer = load_task(settings.task, settings.model, section, facts)
-    opened = open_all(section, tokenizer, seed, plain_console().say, task.lay_out)
+    rows, tokenizer = load_rows(settings.task, settings.model, section, facts)
+    opened = open_all(section, tokenizer, seed, plain_console().say, rows.lay_out)
     preview = build_preview(
         opened,
         section,
         tokenizer,
         seed=seed,
         num_examples=settings.examples,
-        lay_out=task.lay_out,
+        lay_out=rows.lay_out,
     )
     has_template = tokenizer.chat_template is not None
     if settings.as_json:

@@ -34,7 +34,7 @@ def main(request: Request) -> None:
     task = _build_task(options, name, section, config)
     model, tokenizer = load_plain(folder, device, task.auto_class())
     loader, info, sources = build_evaluation(
-        section, tokenizer=tokenizer, share=Share(options.batch_size), lay_out=task.lay_out
+        section, tokenizer=tokenizer, share=Share(options.batch_size), lay_out=task.rows.lay_out
     )
     scores = evaluate(
         task,
@@ -70,7 +70,8 @@ def _build_task(
     options: EvaluateOptions, name: str, section: "DataSection", config: dict[str, Any]
 ) -> "Task":
     """Build the task as the model has it: what it predicts is not for the data to say."""
-    from bigft.tasks.classification import list_classes
+    from bigft.tasks.classes import list_classes
+    from bigft.tasks.rows import build_rows
     from bigft.tasks.section import TaskSection
     from bigft.tasks.task import build_task
 
@@ -79,4 +80,4 @@ def _build_task(
     chosen = TaskSection.model_validate(
         {"name": name, "labels": labels or None, "prefix": options.prefix}
     )
-    return build_task(chosen, section, config)
+    return build_task(chosen, build_rows(chosen, section, config))

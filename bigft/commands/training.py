@@ -16,7 +16,7 @@ from bigft.commands.parts.guards import Guards
 from bigft.commands.parts.hooks import StateBytes, build_hooks
 from bigft.commands.parts.resume import restore
 from bigft.commands.parts.swap import reserve_swap, swap_folder
-from bigft.commands.parts.task import load_task
+from bigft.commands.parts.task import load_rows
 from bigft.data.store.rejected import keep_rejected
 from bigft.data.tokens.tokenize import find_end_token_ids
 from bigft.distributed.collectives import (
@@ -37,6 +37,7 @@ from bigft.redact import redact_value
 from bigft.run.record import record
 from bigft.run.resolve import Resolved
 from bigft.tasks.packing import check_packing
+from bigft.tasks.task import build_task
 from bigft.trainer.clock import count_total_steps
 from bigft.trainer.loop import fit
 from bigft.trainer.rendezvous import Rendezvous
@@ -62,12 +63,13 @@ def train(
     facts = read_facts(run.model)
     # First on one rank of each host: the built-in tokenizer may have to be trained.
     with errors_shared(), local_rank_zero_first(world):
-        task, tokenizer = load_task(run.task, run.model, run.data, facts)
+        rows, tokenizer = load_rows(run.task, run.model, run.data, facts)
+    task = build_task(run.task, rows)
     with errors_shared():
         data = build_run_data(
             resolved,
             tokenizer,
-            task,
+            rows,
             world,
             folder,
             goes_on=resumed is not None,

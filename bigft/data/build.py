@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bigft.data.cache import default_cache_dir, write_text_atomically
 from bigft.data.layouts.layout import BuildLayout
 from bigft.data.layouts.next_token import NextToken
+from bigft.data.loading.batches import build_collate
 from bigft.data.loading.loader import EvalLoader, Loader, Share, StoreLoader
 from bigft.data.loading.stream import StreamLoader
 from bigft.data.open import (
@@ -109,7 +110,7 @@ def build_data(
         plan,
         share,
         seed=seed,
-        collate=partial(layout.collate, num_sources=len(opened.names)),
+        collate=build_collate(layout, len(opened.names)),
         num_workers=section.loading.num_workers,
         order="by_length" if section.packing == "none" else "shuffled",
         count=layout.count,
@@ -118,7 +119,7 @@ def build_data(
         opened.evaluation,
         selection.evaluation,
         replace_share(share, eval_batch_size),
-        collate=partial(layout.collate, num_sources=len(opened.eval_names)),
+        collate=build_collate(layout, len(opened.eval_names)),
         count=layout.count,
     )
     return Data(
@@ -157,7 +158,7 @@ def _build_streamed(
         packing=section.packing,
         max_length=section.max_length,
         seed=seed,
-        collate=partial(layout.collate, num_sources=len(parts)),
+        collate=build_collate(layout, len(parts)),
         count=layout.count,
         reject=refuse_bad_rows if section.on_bad_row == "error" else reject,
         runs_ahead=section.loading.num_workers > 0,
@@ -206,7 +207,7 @@ def build_evaluation(
     _set_chat_template(tokenizer, rows.stores)
     bins = select_all(rows, section)
     layout = lay_out(tokenizer, section)
-    collate = partial(layout.collate, num_sources=len(parts))
+    collate = build_collate(layout, len(parts))
     loader = EvalLoader(rows, bins, share, collate=collate, count=layout.count)
     return loader, describe_stores(rows.stores), find_names(parts)
 

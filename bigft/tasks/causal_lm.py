@@ -1,17 +1,14 @@
 """Predict the next token: fine-tuning on answers, continued pretraining, training from scratch."""
 
 import inspect
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bigft.data.layouts.layout import Layout
-from bigft.data.layouts.next_token import NextToken
 from bigft.data.loading.collate import IGNORED, Batch
-from bigft.data.section import DataSection
 from bigft.tasks.cross_entropy import PLAIN, LossForm
+from bigft.tasks.rows import NextTokenRows, TaskRows
 from bigft.tasks.section import TaskSection
 from bigft.tasks.task import Forward, LossSum, Score, Totals
 from bigft.tasks.tokens import (
@@ -27,8 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def build(section: TaskSection, data: DataSection, model_config: Mapping[str, Any]) -> "CausalLM":
-    """Build the task; it needs nothing of the data."""
+def build(section: TaskSection, rows: NextTokenRows) -> "CausalLM":
+    """Build the task; all such rows are alike."""
     return CausalLM(build_form(section))
 
 
@@ -40,6 +37,7 @@ class CausalLM:
 
     def __init__(self, form: LossForm = PLAIN) -> None:
         """Take the form of the loss."""
+        self.rows: TaskRows = NextTokenRows()
         self._form = form
         self._keeps_columns: bool | None = None
 
@@ -49,15 +47,8 @@ class CausalLM:
 
         return AutoModelForCausalLM
 
-    def complete(self, tokenizer: "PreTrainedTokenizerBase", *, is_new: bool) -> None:
-        """Do nothing."""
-
     def configure(self, config: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Do nothing."""
-
-    def lay_out(self, tokenizer: "PreTrainedTokenizerBase", section: DataSection) -> Layout:
-        """Return rows of tokens that are predicted from those before them."""
-        return NextToken(tokenizer, section)
 
     def loss(self, forward: Forward, batch: Batch) -> LossSum:
         """Sum the cross-entropy over the supervised tokens of one micro-batch."""

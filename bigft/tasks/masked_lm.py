@@ -1,14 +1,12 @@
 """Guess hidden tokens from those around them: continued pretraining of BERT and its kin."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bigft.data.layouts.layout import Layout
-from bigft.data.layouts.masked import Masked
 from bigft.data.loading.collate import Batch
-from bigft.data.section import DataSection
+from bigft.tasks.cross_entropy import PLAIN, LossForm
+from bigft.tasks.rows import MaskedRows, TaskRows
 from bigft.tasks.section import TaskSection
 from bigft.tasks.task import Forward, LossSum, Score, Totals
 from bigft.tasks.tokens import build_form, judge_tokens, pick_labels, score_tokens, sum_losses
@@ -19,9 +17,9 @@ if TYPE_CHECKING:
 _MASK = "<|mask|>"
 
 
-def build(section: TaskSection, data: DataSection, model_config: Mapping[str, Any]) -> "MaskedLM":
-    """Build the task; it needs nothing of the data."""
-    return MaskedLM(section)
+def build(section: TaskSection, rows: MaskedRows) -> "MaskedLM":
+    """Build the task."""
+    return MaskedLM(rows, build_form(section))
 
 
 class MaskedLM:
@@ -30,10 +28,10 @@ class MaskedLM:
     unit = "tokens"
     has_new_head = False
 
-    def __init__(self, section: TaskSection) -> None:
-        """Take what is hidden, and the form of the loss."""
-        self._section = section
-        self._form = build_form(section)
+    def __init__(self, rows: MaskedRows, form: LossForm = PLAIN) -> None:
+        """Take how the data are read, and the form of the loss."""
+        self.rows: TaskRows = rows
+        self._form = form
 
     def auto_class(self) -> Any:
         """Return `AutoModelForMaskedLM`."""
@@ -41,19 +39,8 @@ class MaskedLM:
 
         return AutoModelForMaskedLM
 
-    def complete(self, tokenizer: "PreTrainedTokenizerBase", *, is_new: bool) -> None:
-        """Give a new model's tokenizer a mask token, if it has none."""
-        if is_new and tokenizer.mask_token_id is None:
-            tokenizer.add_special_tokens({"mask_token": _MASK})
-
     def configure(self, config: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Do nothing."""
-
-    def lay_out(self, tokenizer: "PreTrainedTokenizerBase", section: DataSection) -> Layout:
-        """Return rows of which some tokens are hidden."""
-        return Masked(
-            tokenizer, section, share=self._section.mask_share, unit=self._section.mask_unit
-        )
 
     def loss(self, forward: Forward, batch: Batch) -> LossSum:
         """Sum the cross-entropy over the hidden tokens of one micro-batch."""

@@ -1,18 +1,13 @@
 """Predict one number or several from a text."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bigft.data.labels import count_targets
-from bigft.data.layouts.coders import Values
-from bigft.data.layouts.layout import Layout
-from bigft.data.layouts.targets import Targets
 from bigft.data.loading.collate import Batch, find_learned
-from bigft.data.section import DataSection
 from bigft.tasks.heads import compute_head, configure_padding, get_sequence_classifier
+from bigft.tasks.rows import TaskRows, ValueRows
 from bigft.tasks.section import TaskSection
 from bigft.tasks.task import Forward, LossSum, Score, Totals
 from bigft.tasks.tokens import sum_by_source
@@ -21,13 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def build(section: TaskSection, data: DataSection, model_config: Mapping[str, Any]) -> "Regression":
-    """Build the task for as many numbers as the first row has.
-
-    Raises:
-        DataError: The data are missing, or no row has a number.
-    """
-    return Regression(count_targets(data))
+def build(section: TaskSection, rows: ValueRows) -> "Regression":
+    """Build the task; it has no settings."""
+    return Regression(rows)
 
 
 class Regression:
@@ -36,26 +27,20 @@ class Regression:
     unit = "numbers"
     has_new_head = True
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, rows: ValueRows) -> None:
         """Take how many numbers each row has."""
-        self._size = size
+        self.rows: TaskRows = rows
+        self._size = rows.size
 
     def auto_class(self) -> Any:
         """Return `AutoModelForSequenceClassification`, as transformers does it."""
         return get_sequence_classifier()
-
-    def complete(self, tokenizer: "PreTrainedTokenizerBase", *, is_new: bool) -> None:
-        """Do nothing."""
 
     def configure(self, config: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Write down the number of numbers."""
         config.num_labels = self._size
         config.problem_type = "regression"
         configure_padding(config, tokenizer)
-
-    def lay_out(self, tokenizer: "PreTrainedTokenizerBase", section: DataSection) -> Layout:
-        """Return rows of a text and its numbers."""
-        return Targets(tokenizer, section, Values(self._size))
 
     def loss(self, forward: Forward, batch: Batch) -> LossSum:
         """Sum the squared errors of one micro-batch."""

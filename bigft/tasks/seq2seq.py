@@ -1,14 +1,12 @@
 """Write a target from a source with an encoder and a decoder (T5, BART), to translate or sum up."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bigft.data.layouts.layout import Layout
-from bigft.data.layouts.source_target import SourceTarget
 from bigft.data.loading.collate import Batch
-from bigft.data.section import DataSection
+from bigft.tasks.cross_entropy import PLAIN, LossForm
+from bigft.tasks.rows import SourceTargetRows, TaskRows
 from bigft.tasks.section import TaskSection
 from bigft.tasks.task import Forward, LossSum, Score, Totals
 from bigft.tasks.tokens import build_form, judge_tokens, pick_labels, score_tokens, sum_losses
@@ -17,9 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def build(section: TaskSection, data: DataSection, model_config: Mapping[str, Any]) -> "Seq2Seq":
-    """Build the task; it needs nothing of the data."""
-    return Seq2Seq(section)
+def build(section: TaskSection, rows: SourceTargetRows) -> "Seq2Seq":
+    """Build the task."""
+    return Seq2Seq(rows, build_form(section))
 
 
 class Seq2Seq:
@@ -28,10 +26,10 @@ class Seq2Seq:
     unit = "tokens"
     has_new_head = False
 
-    def __init__(self, section: TaskSection) -> None:
-        """Take the prefix, and the form of the loss."""
-        self._section = section
-        self._form = build_form(section)
+    def __init__(self, rows: SourceTargetRows, form: LossForm = PLAIN) -> None:
+        """Take how the data are read, and the form of the loss."""
+        self.rows: TaskRows = rows
+        self._form = form
 
     def auto_class(self) -> Any:
         """Return `AutoModelForSeq2SeqLM`."""
@@ -39,17 +37,10 @@ class Seq2Seq:
 
         return AutoModelForSeq2SeqLM
 
-    def complete(self, tokenizer: "PreTrainedTokenizerBase", *, is_new: bool) -> None:
-        """Do nothing."""
-
     def configure(self, config: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Say what decoders begin with, where the config does not: padding, as T5's do."""
         if getattr(config, "decoder_start_token_id", None) is None:
             config.decoder_start_token_id = tokenizer.pad_token_id
-
-    def lay_out(self, tokenizer: "PreTrainedTokenizerBase", section: DataSection) -> Layout:
-        """Return rows of a source and a target."""
-        return SourceTarget(tokenizer, section, self._section.prefix)
 
     def loss(self, forward: Forward, batch: Batch) -> LossSum:
         """Sum the cross-entropy over the tokens of the targets of one micro-batch."""

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from bigft.data.layouts.layout import Layout
 from bigft.data.loading.collate import Batch
-from bigft.data.section import DataSection
+from bigft.tasks.rows import TaskRows
 from bigft.tasks.section import TaskSection
 
 if TYPE_CHECKING:
@@ -65,20 +64,17 @@ class Task(Protocol):
     unit: str
     """What the loss is a mean over: `tokens`, `labels` or `numbers`."""
 
+    rows: TaskRows
+    """How it reads the data."""
+
     has_new_head: bool
     """Whether weights may lack the last layers, which then start from random ones."""
 
     def auto_class(self) -> Any:
         """Return the transformers auto class that builds the model."""
 
-    def complete(self, tokenizer: "PreTrainedTokenizerBase", *, is_new: bool) -> None:
-        """Add tokens that the task needs, where the model `is_new` and can learn them."""
-
     def configure(self, config: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Write into a model's config what the task decides, before the model is built."""
-
-    def lay_out(self, tokenizer: "PreTrainedTokenizerBase", section: DataSection) -> Layout:
-        """Say how examples become rows, and rows batches."""
 
     def loss(self, forward: Forward, batch: Batch) -> LossSum:
         """Return the summed loss of one micro-batch, with gradient."""
@@ -111,18 +107,13 @@ def find_task(model_config: Mapping[str, Any]) -> str:
     return "seq2seq" if model_config.get("is_encoder_decoder") else "causal_lm"
 
 
-def build_task(section: TaskSection, data: DataSection, model_config: Mapping[str, Any]) -> Task:
-    """Build a task; some read the training data first, to learn their labels.
+def build_task(section: TaskSection, rows: TaskRows) -> Task:
+    """Build a task.
 
     Args:
         section: Names the task and has its settings.
-        data: What it will be trained on.
-        model_config: The model's `config.json`, which may name labels.
-
-    Raises:
-        ConfigError: Settings do not go with the data.
-        DataError: The data are missing or have no labels.
+        rows: What `build_rows` made of the same settings.
     """
     module, _, function = TASKS[section.name].partition(":")
-    task: Task = getattr(import_module(module), function)(section, data, model_config)
+    task: Task = getattr(import_module(module), function)(section, rows)
     return task

@@ -132,6 +132,7 @@ def _train_plainly(folders: Path, name: str) -> list[float]:
     from bigft.data.loading.loader import Share
     from bigft.data.order.cursor import Cursor
     from bigft.data.section import DataSection
+    from bigft.tasks.rows import build_rows
     from bigft.tasks.section import TaskSection
     from bigft.tasks.task import build_task
 
@@ -146,7 +147,8 @@ def _train_plainly(folders: Path, name: str) -> list[float]:
     )
     config = json.loads((path / "config.json").read_text())
     task_section = TaskSection(name=name.partition("-")[0], **task_settings)
-    task = build_task(task_section, section, config)
+    rows = build_rows(task_section, section, config)
+    task = build_task(task_section, rows)
     data = build_data(
         section,
         tokenizer=AutoTokenizer.from_pretrained(path),
@@ -155,7 +157,7 @@ def _train_plainly(folders: Path, name: str) -> list[float]:
         eval_batch_size=1,
         seed=42,
         barrier=lambda: None,
-        lay_out=task.lay_out,
+        lay_out=rows.lay_out,
     )
     model = task.auto_class().from_pretrained(path, dtype=torch.float32)
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -205,6 +207,7 @@ def _check_export(folders: Path, name: str, folder: Path) -> None:
     from bigft.data.loading.loader import Share
     from bigft.data.section import DataSection
     from bigft.evaluation.loop import evaluate, keep_rows, stay_alone
+    from bigft.tasks.rows import build_rows
     from bigft.tasks.section import TaskSection
     from bigft.tasks.task import build_task, find_task
 
@@ -218,12 +221,14 @@ def _check_export(folders: Path, name: str, folder: Path) -> None:
         packing="none",
         loading={"cache_dir": str(folders / "cache")},
     )
-    task = build_task(TaskSection(name=kind, **task_settings), section, config)
+    task_section = TaskSection(name=kind, **task_settings)
+    rows = build_rows(task_section, section, config)
+    task = build_task(task_section, rows)
     model = task.auto_class().from_pretrained(folder / "model").eval()
     assert type(model).__name__ == AutoConfig.from_pretrained(folder / "model").architectures[0]
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     loader, _, _ = build_evaluation(
-        section, tokenizer=tokenizer, share=Share(1), lay_out=task.lay_out
+        section, tokenizer=tokenizer, share=Share(1), lay_out=rows.lay_out
     )
     scores = evaluate(
         task,

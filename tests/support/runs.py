@@ -65,11 +65,12 @@ def load_run_model(resolved: Any, world: Any, zero: Any, tokenizer: Any) -> Any:
     from bigft.commands.parts.engine import training_dtype
     from bigft.models.facts import read_facts
     from bigft.models.load import load_model
+    from bigft.tasks.rows import build_rows
     from bigft.tasks.task import build_task
 
     run = resolved.run
     facts = read_facts(run.model)
-    task = build_task(run.task, run.data, facts.config)
+    task = build_task(run.task, build_rows(run.task, run.data, facts.config))
     return load_model(
         run.model,
         facts,
@@ -100,6 +101,7 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
     from bigft.models.facts import read_facts
     from bigft.models.tokenizer import load_tokenizer
     from bigft.optim.build import plan_optimizer
+    from bigft.tasks.rows import build_rows
     from bigft.tasks.task import build_task
 
     resolved = _resolve(settings, folder, config)
@@ -107,13 +109,14 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
     run = resolved.run
     open_communication(world.device)
     facts = read_facts(run.model)
-    task = build_task(run.task, run.data, facts.config)
+    rows = build_rows(run.task, run.data, facts.config)
+    task = build_task(run.task, rows)
     tokenizer = load_tokenizer(
         run.model,
         facts,
         partial(load_builtin_tokenizer, default_cache_dir(run.data.loading.cache_dir)),
     )
-    data = build_run_data(resolved, tokenizer, task, world, Path(folder))
+    data = build_run_data(resolved, tokenizer, rows, world, Path(folder))
     zero = Zero(resolved.ds)
     model = load_run_model(resolved, world, zero, tokenizer)
     console = Console(io.StringIO(), io.StringIO(), is_rank_zero=False)

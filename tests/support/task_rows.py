@@ -4,6 +4,7 @@ from typing import Any
 
 from bigft.data.example import Labelled, PromptAnswer, Text
 from bigft.data.layouts.layout import Layout
+from bigft.data.loading.batches import build_collate
 from bigft.data.loading.collate import Batch
 
 TEXTS = [
@@ -35,7 +36,7 @@ def make_batch(layout: Layout, examples: list[Any], *, padding: int = 0) -> Batc
     for result in layout.tokenize(examples):
         assert not isinstance(result, ValueError), result
         items += [[row] for row in result.rows]
-    return layout.collate([*items, *([[]] * padding)], 1)
+    return build_collate(layout)([*items, *([[]] * padding)])
 
 
 def bert_config(**changes: Any) -> Any:

@@ -10,13 +10,13 @@ from bigft.data.store.rejected import RejectedLog, ignore_rejected
 from bigft.distributed.collectives import barrier
 from bigft.distributed.world import World
 from bigft.run.resolve import Resolved
-from bigft.tasks.task import Task
+from bigft.tasks.rows import TaskRows
 
 
 def build_run_data(
     resolved: Resolved,
     tokenizer: Any,
-    task: Task,
+    rows: TaskRows,
     world: World,
     folder: Path,
     *,
@@ -41,5 +41,5 @@ def build_run_data(
         barrier=barrier,
         reject=log,
         tell=tell,
-        lay_out=task.lay_out,
+        lay_out=rows.lay_out,
     )

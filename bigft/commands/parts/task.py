@@ -1,4 +1,4 @@
-"""What a run learns, and the tokenizer for it."""
+"""How a run reads its data."""
 
 from functools import partial
 from typing import Any
@@ -9,14 +9,14 @@ from bigft.data.tokens.templates import TEMPLATES
 from bigft.models.facts import ModelFacts
 from bigft.models.section import ModelSection
 from bigft.models.tokenizer import load_tokenizer
+from bigft.tasks.rows import TaskRows, build_rows
 from bigft.tasks.section import TaskSection
-from bigft.tasks.task import Task, build_task
 
 
-def load_task(
+def load_rows(
     section: TaskSection, model: ModelSection, data: DataSection, facts: ModelFacts
-) -> tuple[Task, Any]:
-    """Build the task and load the tokenizer, with the tokens that the task needs.
+) -> tuple[TaskRows, Any]:
+    """Decide how the task reads the data, and load the tokenizer, with the tokens it needs.
 
     Raises:
         ConfigError: There is no tokenizer, or settings do not go with the data.
@@ -24,6 +24,6 @@ def load_task(
     """
     load_builtin = partial(load_builtin_tokenizer, default_cache_dir(data.loading.cache_dir))
     tokenizer = load_tokenizer(model, facts, load_builtin, TEMPLATES)
-    task = build_task(section, data, facts.config)
-    task.complete(tokenizer, is_new=not facts.has_weights)
-    return task, tokenizer
+    rows = build_rows(section, data, facts.config)
+    rows.complete(tokenizer, is_new=not facts.has_weights)
+    return rows, tokenizer

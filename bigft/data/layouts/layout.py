@@ -1,8 +1,9 @@
-"""The seam between the data and a task: how its examples lie in rows and in batches.
+"""The seam between the data and a task: how its examples lie in rows.
 
 A row is one run of integers, each marked as read or as learned, so that one store, one order and
 one cursor serve every task. What is learned may be tokens of the text itself (`next_token`,
 `masked`), tokens of another text behind it (`source_target`), or numbers behind it (`targets`).
+Rows need no torch; `bigft.data.loading.batches` makes tensors of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bigft.data.example import Example
-from bigft.data.loading.collate import Batch
 from bigft.data.section import DataSection
 from bigft.data.tokens.tokenize import OverlongError, Row, Tokenized
 
@@ -23,7 +23,7 @@ Counts = npt.NDArray[np.integer[Any]]
 
 
 class Layout(Protocol):
-    """How a task's examples lie in rows, and rows in a batch."""
+    """How a task's examples lie in rows."""
 
     def describe(self) -> str:
         """Say all that rows depend on beside the tokenizer and the settings of the data."""
@@ -33,9 +33,6 @@ class Layout(Protocol):
 
     def count(self, learned: Counts) -> Counts:
         """Say how many terms the loss of each row has, from its number of learned entries."""
-
-    def collate(self, items: Sequence[Sequence[Row]], num_sources: int) -> Batch:
-        """Make a batch; an item is the rows of one sequence, an empty one is padding."""
 
     def show(self, row: Row) -> tuple[Row, str]:
         """Split a row into the part that is tokens, and words for the rest."""

@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 from bigft.data.example import Conversation, Example, Labelled, PromptAnswer, Text
 from bigft.data.layouts.layout import Counts, choose_pad_id, judge_length
-from bigft.data.layouts.pad import name_sources, pad
-from bigft.data.loading.collate import IGNORED, Batch
 from bigft.data.section import DataSection
 from bigft.data.tokens.encode import TokenIds, encode_texts
 from bigft.data.tokens.tokenize import Row, Tokenized
@@ -54,6 +52,8 @@ class Masked:
             )
         self._tokenizer = tokenizer
         self._section = section
+        self.pad_id = choose_pad_id(tokenizer)
+        self.max_length = section.max_length
         self._share = share
         self._vocabulary = len(tokenizer)
         self._begins = find_beginnings(tokenizer) if unit == "word" else None
@@ -101,22 +101,20 @@ class Masked:
         counts: Counts = np.maximum(1, np.rint(learned * self._share)).astype(np.int64)
         return np.where(learned > 0, counts, 0)
 
-    def collate(self, items: Sequence[Sequence[Row]], num_sources: int) -> Batch:
-        """Hide tokens, and pad on the right: `(B, T)`."""
-        nothing = np.zeros(0, dtype=np.int64)
-        hidden = [self._hide(item[0]) if item else (nothing, nothing) for item in items]
-        longest = self._section.max_length
-        pad_id = choose_pad_id(self._tokenizer)
-        input_ids, mask = pad([ids for ids, _ in hidden], fill=pad_id, longest=longest)
-        labels, _ = pad([labels for _, labels in hidden], fill=IGNORED, longest=longest)
-        sources = name_sources(items, labels) if num_sources > 1 else None
-        return Batch(input_ids, labels, None, mask, sources, num_sources)
+    def hide(self, row: Row, *, unlearned: int) -> tuple[Places, Places]:
+        """Hide tokens of a row.
 
-    def _hide(self, row: Row) -> tuple[Places, Places]:
+        Args:
+            row: Its `draw` decides which.
+            unlearned: The label of what is not hidden.
+
+        Returns:
+            Tokens and labels, `(T,)` each.
+        """
         generator = np.random.Generator(np.random.PCG64(list(row.draw)))
         ids = row.input_ids.astype(np.int64)
         places = self._choose(row, generator)
-        labels = np.full(len(ids), IGNORED, dtype=np.int64)
+        labels = np.full(len(ids), unlearned, dtype=np.int64)
         labels[places] = ids[places]
         fate = generator.random(len(places))
         ids[places[fate < _SHARE_MASKED]] = self._tokenizer.mask_token_id

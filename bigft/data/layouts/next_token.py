@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from bigft.data.example import Example
 from bigft.data.layouts.layout import Counts, choose_pad_id
-from bigft.data.loading.collate import Batch, collate_packed, collate_padded
 from bigft.data.section import DataSection
 from bigft.data.tokens.tokenize import Row, Tokenized, tokenize_batch
 
@@ -20,6 +19,9 @@ class NextToken:
         """Take the tokenizer of the model, and what to do with long rows."""
         self._tokenizer = tokenizer
         self._section = section
+        self.pad_id = choose_pad_id(tokenizer)
+        self.max_length = section.max_length
+        self.is_packed = section.packing != "none"
 
     def describe(self) -> str:
         """Return nothing: the settings of the data say all."""
@@ -39,16 +41,6 @@ class NextToken:
     def count(self, learned: Counts) -> Counts:
         """Return the same numbers."""
         return learned
-
-    def collate(self, items: Sequence[Sequence[Row]], num_sources: int) -> Batch:
-        """Lay rows end to end, or pad them."""
-        collate = collate_padded if self._section.packing == "none" else collate_packed
-        return collate(
-            items,
-            pad_id=choose_pad_id(self._tokenizer),
-            max_length=self._section.max_length,
-            num_sources=num_sources,
-        )
 
     def show(self, row: Row) -> tuple[Row, str]:
         """Return the row: all of it is tokens."""

@@ -11,8 +11,6 @@ import numpy as np
 
 from bigft.data.example import Conversation, Example, Labelled, PromptAnswer, write_label
 from bigft.data.layouts.layout import Counts, choose_pad_id, judge_length
-from bigft.data.layouts.pad import name_sources, pad
-from bigft.data.loading.collate import IGNORED, Batch
 from bigft.data.section import DataSection
 from bigft.data.tokens.encode import TokenIds, encode_texts
 from bigft.data.tokens.tokenize import Row, Tokenized
@@ -37,6 +35,8 @@ class SourceTarget:
         self._tokenizer = tokenizer
         self._section = section
         self._prefix = prefix
+        self.pad_id = choose_pad_id(tokenizer)
+        self.max_length = section.max_length
 
     def describe(self) -> str:
         """Describe the prefix."""
@@ -91,21 +91,6 @@ class SourceTarget:
     def count(self, learned: Counts) -> Counts:
         """Return the same numbers: each token of the target is a term."""
         return learned
-
-    def collate(self, items: Sequence[Sequence[Row]], num_sources: int) -> Batch:
-        """Pad both sides on the right: tokens of the sources `(B, T)`, labels `(B, S)`."""
-        nothing = np.zeros(0, dtype=np.int32)
-        rows = [item[0] if item else Row(nothing, nothing.astype(np.bool_)) for item in items]
-        longest = self._section.max_length
-        input_ids, mask = pad(
-            [row.input_ids[~row.supervised] for row in rows],
-            fill=choose_pad_id(self._tokenizer),
-            longest=longest,
-        )
-        targets = [row.input_ids[row.supervised] for row in rows]
-        labels, _ = pad(targets, fill=IGNORED, longest=longest)
-        sources = name_sources(items, labels) if num_sources > 1 else None
-        return Batch(input_ids, labels, None, mask, sources, num_sources)
 
     def show(self, row: Row) -> tuple[Row, str]:
         """Return the row: all of it is tokens."""

@@ -5,17 +5,16 @@ read              read           | learned
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from bigft.data.example import Example, Labelled
 from bigft.data.layouts.coders import Coder
 from bigft.data.layouts.layout import Counts, choose_pad_id, judge_length
-from bigft.data.layouts.pad import name_sources, pad
-from bigft.data.loading.collate import IGNORED, Batch
 from bigft.data.section import DataSection
+from bigft.data.tokens.encode import TokenIds
 from bigft.data.tokens.tokenize import Row, Tokenized
 
 if TYPE_CHECKING:
@@ -28,6 +27,17 @@ _NO_LABEL = (
 )
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A row, taken apart."""
+
+    tokens: TokenIds
+    num_first: int
+    """Tokens of the first text of a pair, with what the tokenizer puts around it."""
+    label: TokenIds
+    """As its coder has written it."""
+
+
 class Targets:
     """A text and its label; every row is a sequence of its own."""
 
@@ -37,12 +47,14 @@ class Targets:
         """Take how labels are written."""
         self._tokenizer = tokenizer
         self._section = section
-        self._coder = coder
-        self._has_types = "token_type_ids" in tokenizer.model_input_names
+        self.pad_id = choose_pad_id(tokenizer)
+        self.max_length = section.max_length
+        self.coder = coder
+        self.has_types = "token_type_ids" in tokenizer.model_input_names
 
     def describe(self) -> str:
         """Describe the labels."""
-        return f"targets {self._coder.describe()}"
+        return f"targets {self.coder.describe()}"
 
     def tokenize(self, examples: Sequence[Example]) -> list[Tokenized | ValueError]:
         """Encode texts and labels; what is too long is cut off as the tokenizer does it."""
@@ -57,7 +69,7 @@ class Targets:
     def _tokenize_one(self, example: Example) -> Tokenized:
         if not isinstance(example, Labelled):
             raise ValueError(_NO_LABEL)
-        label = self._coder.encode(example.label)
+        label = self.coder.encode(example.label)
         encoded = self._encode(example)
         num_tokens = len(encoded["input_ids"])
         verdict = judge_length(num_tokens, self._section)
@@ -88,37 +100,13 @@ class Targets:
         """Return the same numbers: each label, or each number of it, is a term."""
         return learned
 
-    def collate(self, items: Sequence[Sequence[Row]], num_sources: int) -> Batch:
-        """Pad the texts on the right and stack the labels, `(B, size)`."""
-        size = self._coder.size
-        nothing = np.zeros(0, dtype=np.int32)
-        rows = [item[0].input_ids if item else nothing for item in items]
-        input_ids, mask = pad(
-            [row[: -size - 1] for row in rows],
-            fill=choose_pad_id(self._tokenizer),
-            longest=self._section.max_length,
-        )
-        labels = self._stack_labels(rows)
-        types = None
-        if self._has_types:
-            places = torch.arange(input_ids.shape[1])
-            first = [int(row[-size - 1]) if len(row) else input_ids.shape[1] for row in rows]
-            types = (places >= torch.tensor(first)[:, None]).long() * mask
-        sources = name_sources(items, labels) if num_sources > 1 else None
-        return Batch(input_ids, labels, None, mask, sources, num_sources, types)
-
-    def _stack_labels(self, rows: Sequence[Any]) -> torch.Tensor:
-        kind = np.float32 if self._coder.is_float else np.int64
-        ignored = np.nan if self._coder.is_float else IGNORED
-        labels = np.full((len(rows), self._coder.size), ignored, dtype=kind)
-        for number, row in enumerate(rows):
-            if len(row):
-                label = row[-self._coder.size :]
-                labels[number] = label.view(np.float32) if self._coder.is_float else label
-        return torch.from_numpy(labels)
+    def split(self, row: Row) -> Parts:
+        """Take a row apart."""
+        tokens, first, label = np.split(row.input_ids, [-self.coder.size - 1, -self.coder.size])
+        return Parts(tokens, int(first[0]), label)
 
     def show(self, row: Row) -> tuple[Row, str]:
         """Name the label."""
-        size = self._coder.size
-        text = Row(row.input_ids[: -size - 1], row.supervised[: -size - 1])
-        return text, f"label: {self._coder.decode(row.input_ids[-size:])}"
+        parts = self.split(row)
+        text = Row(parts.tokens, np.zeros(len(parts.tokens), dtype=np.bool_))
+        return text, f"label: {self.coder.decode(parts.label)}"

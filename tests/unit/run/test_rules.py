@@ -38,6 +38,7 @@ ERRORS = {
         "Give --max_steps",
     ),
     "check_data": ("zero3", "--data.clean.augment.swap 0.1", "augment.copies is 0"),
+    "check_task": ("zero3", "--task.prefix x", "--task causal_lm has no such setting"),
     "check_swap_buffers": ("zero3_nvme", f"{ZERO}.offload_optimizer.buffer_count=3", "at least 4"),
     "check_warmup": ("zero3", "--max_steps 5 --optim.warmup_steps 6", "never reach its peak"),
     "check_schedule_arguments": (
@@ -129,3 +130,32 @@ def test_a_stream_with_what_it_needs_passes():
         text = " ".join(resolved("zero3", f"{STREAMING} {line}").warnings)
         assert "a bad row will end the run where it stands" in text
         assert "streaming" not in " ".join(resolved("zero3", f"{STREAMING} {line} {skip}").warnings)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--task classification --packing best_fit", "needs a sequence of its own"),
+        ("--task seq2seq --data.overlong split", "says nothing about the rest"),
+        ("--task.focal_gamma 2 --task.label_smoothing 0.1", "pull in opposite directions"),
+        (
+            "--task classification --data.loading.streaming true --max_steps 1 --eval_data x",
+            "Name them: --task.labels",
+        ),
+        ("--task classification --task.labels a,b,a", "a name stands twice"),
+        ("--task regression --task.labels a,b", "that is of classification"),
+    ],
+)
+def test_settings_that_do_not_go_with_the_task_are_refused(line, text):
+    with pytest.raises(ConfigError, match=text):
+        resolved("zero3", line)
+
+
+@pytest.mark.parametrize("name", ["classification", "regression", "seq2seq", "masked_lm"])
+def test_defaults_follow_from_the_task(name):
+    run = resolved("zero3", f"--task {name}").run
+    assert run.data.packing == "none"
+    assert run.data.train.startswith("builtin/")
+    assert run.model.name.startswith("builtin/")
+    typed = resolved("zero3", f"--task {name} --data x.jsonl --model builtin").run
+    assert (typed.data.train, typed.model.name) == ("x.jsonl", "builtin")

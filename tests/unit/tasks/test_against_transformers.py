@@ -14,16 +14,19 @@ from task_rows import (
     texts,
 )
 
+from bigft.data.loading.batches import build_collate
 from bigft.data.section import DataSection
+from bigft.tasks.classes import Classes
 from bigft.tasks.classification import Classification
 from bigft.tasks.masked_lm import MaskedLM
 from bigft.tasks.regression import Regression
+from bigft.tasks.rows import ClassRows, MaskedRows, SourceTargetRows, ValueRows
 from bigft.tasks.section import TaskSection
 from bigft.tasks.seq2seq import Seq2Seq
 from bigft.tasks.task import LossSum, Score
 
 SECTION = DataSection(max_length=32, packing="none")
-CLASSES = ["a", "b", "c"]
+CLASSES = ("a", "b", "c")
 KINDS = {
     "one": (TaskSection(name="classification"), False, ["a", "c", "c", "b", "a"]),
     "many": (TaskSection(name="classification"), True, [["a"], [], ["b", "c"], ["c"], ["a", "b"]]),
@@ -57,11 +60,11 @@ def _assert_same(task: Any, model: Any, batch: Any, wanted: torch.Tensor, terms:
 @pytest.mark.parametrize("pairs", [False, True])
 def test_classification_by_an_encoder(bert_tokenizer, kind, pairs):
     section, is_multiple, labels = KINDS[kind]
-    task = Classification(section, CLASSES, is_multiple=is_multiple, weights=None)
+    task = Classification(ClassRows(Classes(CLASSES, is_multiple)), section)
     config = bert_config()
     task.configure(config, bert_tokenizer)
     model = _build(task.auto_class(), config)
-    batch = make_batch(task.lay_out(bert_tokenizer, SECTION), labelled(labels, pairs=pairs))
+    batch = make_batch(task.rows.lay_out(bert_tokenizer, SECTION), labelled(labels, pairs=pairs))
     assert batch.token_type_ids is not None
     assert bool(batch.token_type_ids.any()) == pairs
     wanted = model(
@@ -76,11 +79,11 @@ def test_classification_by_an_encoder(bert_tokenizer, kind, pairs):
 @pytest.mark.parametrize("kind", KINDS)
 def test_classification_by_a_decoder(plain_tokenizer, kind):
     section, is_multiple, labels = KINDS[kind]
-    task = Classification(section, CLASSES, is_multiple=is_multiple, weights=None)
+    task = Classification(ClassRows(Classes(CLASSES, is_multiple)), section)
     config = llama_config(pad_token_id=None)
     task.configure(config, plain_tokenizer)
     model = _build(task.auto_class(), config)
-    batch = make_batch(task.lay_out(plain_tokenizer, SECTION), labelled(labels))
+    batch = make_batch(task.rows.lay_out(plain_tokenizer, SECTION), labelled(labels))
     wanted = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -91,12 +94,12 @@ def test_classification_by_a_decoder(plain_tokenizer, kind):
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_regression(bert_tokenizer, size):
-    task = Regression(size)
+    task = Regression(ValueRows(size))
     config = bert_config()
     task.configure(config, bert_tokenizer)
     model = _build(task.auto_class(), config)
     labels = [[0.5 * n - k for k in range(size)] for n in range(5)]
-    batch = make_batch(task.lay_out(bert_tokenizer, SECTION), labelled(labels))
+    batch = make_batch(task.rows.lay_out(bert_tokenizer, SECTION), labelled(labels))
     labels_there = batch.labels[:, 0] if size == 1 else batch.labels
     wanted = model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels_there
@@ -106,9 +109,9 @@ def test_regression(bert_tokenizer, size):
 
 @pytest.mark.parametrize("prefix", ["", "sum up: "])
 def test_seq2seq(plain_tokenizer, prefix):
-    task = Seq2Seq(TaskSection(name="seq2seq", prefix=prefix))
+    task = Seq2Seq(SourceTargetRows(prefix))
     model = _build(task.auto_class(), t5_config())
-    batch = make_batch(task.lay_out(plain_tokenizer, SECTION), source_targets())
+    batch = make_batch(task.rows.lay_out(plain_tokenizer, SECTION), source_targets())
     wanted = model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
     ).loss
@@ -118,9 +121,9 @@ def test_seq2seq(plain_tokenizer, prefix):
 
 
 def test_masked_lm(bert_tokenizer):
-    task = MaskedLM(TaskSection(name="masked_lm", mask_share=0.3))
+    task = MaskedLM(MaskedRows(0.3, "token"))
     model = _build(task.auto_class(), bert_config())
-    batch = make_batch(task.lay_out(bert_tokenizer, SECTION), texts())
+    batch = make_batch(task.rows.lay_out(bert_tokenizer, SECTION), texts())
     wanted = model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
     ).loss
@@ -135,15 +138,15 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
+@pytest.mark.parametrize("weights", [None, (0.5, 2.0, 1.0)])
 def test_forms_of_the_loss_of_a_classifier(bert_tokenizer, form, weights):
     """Against the formulas in fp64; an evaluation is not touched by them."""
     section = TaskSection(name="classification", **form)
-    task = Classification(section, CLASSES, is_multiple=False, weights=weights)
+    task = Classification(ClassRows(Classes(CLASSES, False, weights)), section)
     config = bert_config()
     task.configure(config, bert_tokenizer)
     model = _build(task.auto_class(), config)
-    batch = make_batch(task.lay_out(bert_tokenizer, SECTION), labelled(KINDS["one"][2]))
+    batch = make_batch(task.rows.lay_out(bert_tokenizer, SECTION), labelled(KINDS["one"][2]))
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     log_p = logits.double().log_softmax(1)
     right = batch.labels
@@ -162,23 +165,23 @@ def test_forms_of_the_loss_of_a_classifier(bert_tokenizer, form, weights):
 
 def test_sequences_of_padding_count_nothing_but_reach_every_weight(bert_tokenizer, plain_tokenizer):
     """A rank with nothing but padding takes part in every gather, with gradients of zero."""
-    classify = Classification(KINDS["one"][0], CLASSES, is_multiple=False, weights=None)
+    classify = Classification(ClassRows(Classes(CLASSES)))
     cases: list[tuple[Any, Any, Any, Any]] = [
         (classify, bert_config(), bert_tokenizer, labelled(KINDS["one"][2])),
-        (Regression(1), bert_config(), bert_tokenizer, labelled([1.0] * 5)),
-        (Seq2Seq(TaskSection()), t5_config(), plain_tokenizer, source_targets()),
-        (MaskedLM(TaskSection()), bert_config(), bert_tokenizer, texts()),
+        (Regression(ValueRows(1)), bert_config(), bert_tokenizer, labelled([1.0] * 5)),
+        (Seq2Seq(SourceTargetRows("")), t5_config(), plain_tokenizer, source_targets()),
+        (MaskedLM(MaskedRows(0.15, "token")), bert_config(), bert_tokenizer, texts()),
     ]
     for task, config, tokenizer, examples in cases:
         task.configure(config, tokenizer)
         model = _build(task.auto_class(), config)
-        layout = task.lay_out(tokenizer, SECTION)
+        layout = task.rows.lay_out(tokenizer, SECTION)
         alone = task.loss(model, make_batch(layout, examples))
         padded = task.loss(model, make_batch(layout, examples, padding=3))
         assert padded.tokens == alone.tokens
         torch.testing.assert_close(padded.total, alone.total, rtol=1e-5, atol=1e-5)
         assert task.score(model, make_batch(layout, examples, padding=3)).tokens == alone.tokens
-        nothing = task.loss(model, layout.collate([[], []], 1))
+        nothing = task.loss(model, build_collate(layout)([[], []]))
         assert (nothing.tokens, float(nothing.total)) == (0, 0.0)
         nothing.total.backward()
         touched = [name for name, p in model.named_parameters() if p.grad is not None]

@@ -8,9 +8,10 @@ import pytest
 from bigft.data.example import Conversation, Labelled, PromptAnswer, Text
 from bigft.data.layouts.coders import OneClass
 from bigft.data.layouts.masked import Masked, choose_words, find_beginnings
-from bigft.data.layouts.pad import pad
 from bigft.data.layouts.source_target import SourceTarget
 from bigft.data.layouts.targets import Targets
+from bigft.data.loading.batches import build_collate
+from bigft.data.loading.pad import pad
 from bigft.data.section import DataSection
 from bigft.data.tokens.tokenize import OverlongError, Row
 from bigft.errors import DataError
@@ -43,7 +44,7 @@ def test_texts_are_cut_and_labels_are_not(targets):
     assert (found.is_overlong, row.is_truncated) == (True, True)
     assert (len(row), row.input_ids[-1]) == (24 + 2, 1)
     assert found.num_tokens == 200
-    batch = targets.collate([[row]], 1)
+    batch = build_collate(targets)([[row]])
     assert batch.input_ids.shape == (1, 24)
 
 
@@ -76,7 +77,9 @@ def test_pairs_stand_apart_where_the_tokenizer_puts_nothing_between(targets, tok
 
 def test_parts_of_the_data_keep_their_numbers(targets):
     first, second = (found.rows[0] for found in targets.tokenize([Labelled("x", "a")] * 2))
-    batch = targets.collate([[first], [Row(second.input_ids, second.supervised, source=1)], []], 2)
+    batch = build_collate(targets, 2)(
+        [[first], [Row(second.input_ids, second.supervised, source=1)], []]
+    )
     assert batch.sources is not None
     assert batch.sources.tolist() == [[0], [1], [0]]
     assert batch.labels.tolist() == [[0], [0], [-100]]
@@ -124,7 +127,7 @@ def test_both_sides_are_cut_but_end_as_they_did(source_target, tokenizer):
     for side in (row.input_ids[row.supervised], row.input_ids[~row.supervised]):
         assert len(side) == 24
         assert side[-1] == tokenizer.eos_token_id
-    batch = source_target.collate([[row], []], 1)
+    batch = build_collate(source_target)([[row], []])
     assert batch.input_ids.shape == batch.labels.shape == (2, 24)
     assert batch.supervised_tokens == 24
 
@@ -160,7 +163,7 @@ def test_exactly_the_share_is_hidden_anew_in_each_epoch(masking_tokenizer, unit)
     assert expected == round(0.3 * row.supervised.sum())
     seen = set()
     for epoch in range(40):
-        batch = layout.collate([[Row(row.input_ids, row.supervised, draw=(0, epoch, 7))]], 1)
+        batch = build_collate(layout)([[Row(row.input_ids, row.supervised, draw=(0, epoch, 7))]])
         labels = batch.labels[0]
         assert batch.supervised_tokens == expected
         learned = labels != -100
@@ -170,8 +173,8 @@ def test_exactly_the_share_is_hidden_anew_in_each_epoch(masking_tokenizer, unit)
         assert (batch.input_ids[0, : len(row)].numpy()[kept] == row.input_ids[kept]).all()
         seen.add(tuple(labels.tolist()))
     assert len(seen) > 30
-    again = layout.collate([[Row(row.input_ids, row.supervised, draw=(0, 3, 7))]], 1)
-    same = layout.collate([[Row(row.input_ids, row.supervised, draw=(0, 3, 7))]], 1)
+    again = build_collate(layout)([[Row(row.input_ids, row.supervised, draw=(0, 3, 7))]])
+    same = build_collate(layout)([[Row(row.input_ids, row.supervised, draw=(0, 3, 7))]])
     assert again.input_ids.equal(same.input_ids)
     assert again.labels.equal(same.labels)
 
@@ -182,7 +185,7 @@ def test_eight_of_ten_become_the_mask_token(masking_tokenizer):
     hidden = masked = same = 0
     for number in range(400):
         row = Row(rows[0].input_ids, rows[0].supervised, draw=(number,))
-        batch = layout.collate([[row]], 1)
+        batch = build_collate(layout)([[row]])
         learned = batch.labels[0] != -100
         hidden += int(learned.sum())
         masked += int((batch.input_ids[0][learned] == masking_tokenizer.mask_token_id).sum())
@@ -199,7 +202,7 @@ def test_whole_words_are_hidden(masking_tokenizer):
     words = np.cumsum(begins | (np.arange(len(row)) == 0))
     whole = 0
     for number in range(50):
-        batch = layout.collate([[Row(row.input_ids, row.supervised, draw=(number,))]], 1)
+        batch = build_collate(layout)([[Row(row.input_ids, row.supervised, draw=(number,))]])
         hidden = (batch.labels[0] != -100).numpy()[: len(row)]
         parts = [
             (hidden & (words == word) & row.supervised).sum()
