@@ -69,6 +69,8 @@ setup(
         "tensorboard>=2.19",
         "fire>=0.7",
         "safetensors>=0.5",
+        "scikit-learn>=1.5",
+        "scipy>=1.11",
         "pydantic>=2.7",
         "PyYAML>=6",
         "tqdm>=4.60",

@@ -225,6 +225,8 @@ def _check_export(folders: Path, name: str, folder: Path) -> None:
     rows = build_rows(task_section, section, config)
     task = build_task(task_section, rows)
     model = task.auto_class().from_pretrained(folder / "model").eval()
+    card = (folder / "model/README.md").read_text()
+    assert f"model = {task.auto_class().__name__}.from_pretrained" in card
     assert type(model).__name__ == AutoConfig.from_pretrained(folder / "model").architectures[0]
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     loader, _, _ = build_evaluation(
