@@ -45,7 +45,8 @@ def find_labels(section: DataSection) -> Labels:
         return Labels(**json.loads(note.read_text(encoding="utf-8")))
     counts: dict[str, int] = {}
     is_multiple, num_rows = False, 0
-    for label in read_labels(section):
+    unread: list[str] = []
+    for label in read_labels(section, unread):
         is_multiple |= isinstance(label, list)
         num_rows += 1
         for one in label if isinstance(label, list) else [label]:
@@ -60,7 +61,7 @@ def find_labels(section: DataSection) -> Labels:
         raise DataError(
             f"--data={section.train}: no row has a label. Rows look like"
             ' {"text": "...", "label": "..."}; others: --data.columns.text COLUMN'
-            " --data.columns.label COLUMN"
+            f" --data.columns.label COLUMN{_show(unread)}"
         )
     found = Labels(_sort(counts), is_multiple, num_rows)
     write_text_atomically(note, json.dumps(vars(found)))
@@ -73,16 +74,21 @@ def count_targets(section: DataSection) -> int:
     Raises:
         DataError: The data are missing, or no row has a label.
     """
-    for label in read_labels(section):
+    unread: list[str] = []
+    for label in read_labels(section, unread):
         return len(label) if isinstance(label, list) else 1
     raise DataError(
         f"--data={section.train}: no row has a number to be predicted. Rows look like"
-        ' {"text": "...", "label": 3.5}; others: --data.columns.label COLUMN'
+        f' {{"text": "...", "label": 3.5}}; others: --data.columns.label COLUMN{_show(unread)}'
     )
 
 
-def read_labels(section: DataSection) -> Iterator[Label | list[Label]]:
+def read_labels(section: DataSection, unread: list[str]) -> Iterator[Label | list[Label]]:
     """Read the label of every row that has one.
+
+    Args:
+        section: Names the data.
+        unread: Gets the place and the reason of the first row that cannot be read.
 
     Raises:
         DataError: The data are missing.
@@ -93,10 +99,16 @@ def read_labels(section: DataSection) -> Iterator[Label | list[Label]]:
             for raw in source.read():
                 try:
                     _, example = recognizer.read(parse(raw))
-                except (ValueError, DataError):
-                    continue  # Judged, with its place, when it is tokenised.
+                except (ValueError, DataError) as error:
+                    # Judged when it is tokenised; here it only explains why there is no label.
+                    unread += [] if unread else [f"{raw.origin}: {error}"]
+                    continue
                 if isinstance(example, Labelled):
                     yield example.label
+
+
+def _show(unread: list[str]) -> str:
+    return "".join(f". {reason}" for reason in unread)
 
 
 def _find_note(section: DataSection) -> Path:

@@ -73,9 +73,13 @@ def load_plain(folder: str, device: torch.device, auto_class: Any = None) -> tup
 
     # What these commands print is their result; a bar for each file is not.
     logging.disable_progress_bar()
+    # Nor is its report of missing weights: they are an error here.
+    logging.set_verbosity_error()
     check_model(folder)
     try:
-        model = (auto_class or AutoModelForCausalLM).from_pretrained(folder, dtype="auto")
+        model, found = (auto_class or AutoModelForCausalLM).from_pretrained(
+            folder, dtype="auto", output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except UnpicklingError as error:
         raise CheckpointError(
@@ -85,4 +89,11 @@ def load_plain(folder: str, device: torch.device, auto_class: Any = None) -> tup
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{folder}: cannot be loaded as a model ({first})") from error
+    if missing := sorted(found["missing_keys"]):
+        made_for = (model.config.architectures or ["something else"])[0]
+        raise CheckpointError(
+            f"{folder}: was made for something else ({made_for}): {type(model).__name__} needs"
+            f" {missing[0]} and {len(missing) - 1} more weights that are not there. `bigft"
+            " evaluate` finds by itself what a model was made for"
+        )
     return model.to(device).eval(), tokenizer

@@ -3,9 +3,9 @@
     python tests/benchmarks/tasks.py [--steps 30] [--tasks classification seq2seq] [--batch 8]
 
 Each task is one process, one rank, ZeRO-3 with everything in host memory, bf16. The first fifth of
-the steps warms up; the rest is the median. Models differ between tasks (`builtin` 6.9M, `builtin/bert`
-4.5M, `builtin/t5` 7.0M parameters), so that rows are not to be compared with each other, but with the
-same row of another commit or machine.
+the steps warms up; the rest is the median. Models differ between tasks (`builtin` 6.9M,
+`builtin/bert` 4.5M, `builtin/t5` 7.0M parameters), so that rows are not to be compared with each
+other, but with the same row of another commit or machine.
 """
 
 import argparse

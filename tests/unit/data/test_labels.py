@@ -40,7 +40,7 @@ def test_they_are_kept_until_the_data_change(make, monkeypatch):
     section = make("a", "b")
     find_labels(section)
     with monkeypatch.context() as patch:
-        patch.setattr("bigft.data.labels.read_labels", lambda _: pytest.fail("read again"))
+        patch.setattr("bigft.data.labels.read_labels", lambda *_: pytest.fail("read again"))
         assert list(find_labels(section).counts) == ["a", "b"]
     assert list(find_labels(make("a", "b", "c")).counts) == ["a", "b", "c"]
 
@@ -61,3 +61,9 @@ def test_data_without_labels_are_refused(make, tmp_path):
     with pytest.raises(DataError, match="no row has a number"):
         count_targets(section)
     assert count_targets(make([1.0, 2.0], [3.0, 4.0])) == 2
+
+
+def test_why_no_row_could_be_read_is_said(make):
+    section = make("a", "b").model_copy(update={"columns": {"label": "lable"}})
+    with pytest.raises(DataError, match=r"no row has a label.*a.jsonl:1: .*lable.*did you mean"):
+        find_labels(section)
