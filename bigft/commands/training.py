@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from bigft.checkpoint.consolidate import consolidate
+from bigft.checkpoint.manifest import find_newest
 from bigft.commands.parts.announce import announce_data
 from bigft.commands.parts.checkpoints import RunCheckpoints, bound_facts, check_space
 from bigft.commands.parts.checks import check_first
@@ -50,7 +51,7 @@ def train(
     """Train as resolved and leave a committed checkpoint of the last step.
 
     Returns:
-        That checkpoint.
+        The checkpoint to export: that one, or the best where the run keeps it.
 
     Collective: every rank.
     """
@@ -177,6 +178,9 @@ def train(
                 rendezvous=rendezvous,
             )
     barrier()
+    if saver.kept is not None:
+        console.say(f"the best checkpoint is exported: {saver.kept.best}")
+        return saver.kept.folder
     return _must_exist(saver.newest)
 
 
@@ -188,8 +192,9 @@ def export(resolved: Resolved, checkpoint: Path, model: Path, console: Console) 
         model,
         dtype=section.export_dtype,
         max_shard_bytes=parse_bytes(section.max_shard_size),
-        # This run wrote and hashed it a moment ago, or has verified it to resume from it.
-        is_source_verified=True,
+        # This run wrote and hashed it a moment ago, or has verified it to resume from it; the best
+        # one may be of the run before.
+        is_source_verified=checkpoint == find_newest(checkpoint.parent),
     )
     console.say(
         f"exported and verified {format_count(result.parameters)} parameters,"

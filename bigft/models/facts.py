@@ -19,6 +19,7 @@ from typing import Any
 from bigft.config.hints import suggest_file
 from bigft.errors import BigftError, CheckpointError, ConfigError
 from bigft.files.paths import find_escape
+from bigft.models.overrides import read_number
 from bigft.models.section import ModelSection
 
 BUILTIN_CONFIG: dict[str, Any] = {
@@ -99,6 +100,8 @@ class ModelFacts:
     """A name of `BUILTIN_MODELS`, a folder, a file or a hub id."""
 
     config: dict[str, Any]
+    """As it is in the file; the numbers below have the changes of `--model.config` in them."""
+
     hidden_size: int | None
     num_layers: int | None
     vocab_size: int | None
@@ -142,32 +145,35 @@ def read_facts(section: ModelSection, *, find_weights: bool = True) -> ModelFact
     """
     name = section.name
     if name in BUILTIN_MODELS:
-        return _facts(name, BUILTIN_MODELS[name], weights=())
+        return _facts(section, BUILTIN_MODELS[name], weights=())
     if not is_local(name):
-        return _facts(name, _read_config(_download(section), name), weights=None)
+        return _facts(section, _read_config(_download(section), name), weights=None)
     path = Path(name).expanduser()
     if not path.exists():
         raise ConfigError(f"--model {name}: no such file or folder{_neighbours(path)}")
     if path.is_file():
-        return _facts(name, _read_config(path, name), weights=())
+        return _facts(section, _read_config(path, name), weights=())
     if not (path / "config.json").is_file():
         raise ConfigError(f"--model {name}: {_why_no_config(path)}")
     weights = _find_weights(path) if find_weights else ()
-    return _facts(name, _read_config(path / "config.json", name), weights=weights)
+    return _facts(section, _read_config(path / "config.json", name), weights=weights)
 
 
-def _facts(name: str, config: dict[str, Any], weights: tuple[Path, ...] | None) -> ModelFacts:
+def _facts(
+    section: ModelSection, config: dict[str, Any], weights: tuple[Path, ...] | None
+) -> ModelFacts:
     """Pick the numbers; `weights` None means a hub model, whose files were not listed."""
-    text = _text_config(config)
+    changes = {name: read_number(value) for name, value in section.config.items()}
+    text = {**_text_config(config), **changes}
     return ModelFacts(
-        source=name,
+        source=section.name,
         config=config,
         hidden_size=_first_int(text, _HIDDEN),
         num_layers=_first_int(text, _LAYERS),
         vocab_size=_first_int(text, ("vocab_size",)),
         model_type=str(config["model_type"]),
         # transformers ties by default; models that do not write `false` into the file.
-        tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
+        tied=bool({**text, **config, **changes}.get("tie_word_embeddings", True)),
         has_weights=weights is None or bool(weights),
         weight_files=weights or (),
         max_position_embeddings=_first_int(text, _POSITIONS),

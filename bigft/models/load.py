@@ -14,6 +14,7 @@ from torch import nn
 
 from bigft.errors import CheckpointError, ConfigError
 from bigft.models.facts import BUILTIN_MODELS, ModelFacts
+from bigft.models.overrides import override
 from bigft.models.section import ModelSection
 from bigft.models.weights import (
     NewHead,
@@ -84,6 +85,8 @@ def build_config(section: ModelSection, facts: ModelFacts, num_tokens: int) -> A
         )
     else:
         config = _config_from_dict(facts.config)
+    if section.config:
+        config = override(config, section.config, None if facts.has_weights else facts.config)
     text = config.get_text_config()
     # Not every architecture has a vocabulary: `load_model` says so in better words.
     if not facts.has_weights and num_tokens > getattr(text, "vocab_size", num_tokens):

@@ -1,6 +1,6 @@
 """Settings of the model."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from bigft.config.section import Section
 
@@ -31,6 +31,11 @@ class ModelSection(Section):
     attention: str = "auto"
     """Attention implementation by its transformers name (`sdpa`, `eager`, `flash_attention_2`,
     ...); `auto` picks the fastest one installed here and prints it."""
+
+    config: dict[str, Any] = {}
+    """Values of the model's config.json to change, by their names in transformers, such as
+    `--model.config.hidden_dropout_prob 0.1`, `attention_dropout` or `rope_theta`; the exported
+    model carries them. Sizes can be changed only of models with random weights."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for authors you trust."""

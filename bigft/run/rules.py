@@ -20,8 +20,10 @@ from bigft.errors import DataError
 from bigft.models.facts import BUILTIN_MODELS
 from bigft.optim.place import suits_host
 from bigft.run.draft import Draft
+from bigft.run.goals import are_saves_evaluated
 from bigft.run.settings import Run
 from bigft.tasks.section import OF_ONE_TASK, TaskSection
+from bigft.trainer.patience import parse_patience
 from bigft.units import parse_bytes
 
 
@@ -239,6 +241,48 @@ def warn_epochs_without_effect(draft: Draft, run: Run) -> Iterator[Finding]:
         )
 
 
+def check_early_stopping(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Early stopping decides by evaluations during the run."""
+    text = run.trainer.early_stopping
+    if text is None:
+        return
+    flag = f"--trainer.early_stopping {text}"
+    try:
+        parse_patience(text)
+    except ValueError as error:
+        yield Finding(f"--trainer.early_stopping: {error}")
+    yield from _find_missing_evaluations(run, flag)
+    if run.checkpoint.best is None and not are_saves_evaluated(run):
+        yield Finding(
+            f"{flag}: the model of the last step will be exported, not that of the best. To keep"
+            f" the best, give --save_steps a multiple of --eval_steps {run.evaluation.eval_steps}",
+            is_error=False,
+        )
+
+
+def check_best(draft: Draft, run: Run) -> Iterator[Finding]:
+    """A metric belongs to a checkpoint only if it was measured at the same step."""
+    if run.checkpoint.best is None:
+        return
+    flag = f"--checkpoint.best {run.checkpoint.best}"
+    yield from _find_missing_evaluations(run, flag)
+    save, evaluate = run.checkpoint.save_steps, run.evaluation.eval_steps
+    if evaluate > 0 and not are_saves_evaluated(run):
+        yield Finding(
+            f"{flag}: --save_steps {save} is no multiple of --eval_steps {evaluate}, so checkpoints"
+            f" would have no metric. Use --save_steps {max(1, round(save / evaluate)) * evaluate}"
+        )
+
+
+def _find_missing_evaluations(run: Run, flag: str) -> Iterator[Finding]:
+    if run.evaluation.eval_steps == 0:
+        yield Finding(f"{flag} needs evaluations during the run. Give --eval_steps")
+    if run.data.eval is None and run.data.eval_fraction == 0:
+        yield Finding(
+            f"{flag} needs evaluation data. Give --eval_data, or --data.eval_fraction above 0"
+        )
+
+
 def warn_evaluation_without_data(draft: Draft, run: Run) -> Iterator[Finding]:
     """Evaluation needs held-out data."""
     if run.data.eval is None and run.data.eval_fraction == 0 and run.evaluation.eval_steps:
@@ -310,6 +354,8 @@ RULES: tuple[Rule, ...] = (
     check_schedule_arguments,
     check_chat_template,
     check_shard_size,
+    check_early_stopping,
+    check_best,
     warn_sequence_longer_than_positions,
     warn_epochs_without_effect,
     warn_evaluation_without_data,

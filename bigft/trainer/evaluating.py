@@ -77,6 +77,7 @@ class Evaluator:
         if state.evaluation_due:
             return
         state.eval_loss = scores["loss"]
+        state.scores, state.scored_step = scores, state.step
         row: Numbers = {"step": state.step}
         row.update({f"eval_{name}": value for name, value in scores.items()})
         self._sinks.write(row)

@@ -148,3 +148,39 @@ def mapped_shared_buffers() -> list[str]:
     open_communication(_world().device)
     maps = Path("/proc/self/maps").read_text().splitlines()
     return [line for line in maps if "deepspeed_allreduce_buffer" in line]
+
+
+class _StopAt:
+    """A hook that asks for a stop, so that the run leaves after the step that follows."""
+
+    def __init__(self, rendezvous: Any, step: int) -> None:
+        self._signals = rendezvous._signals
+        self._step = step
+
+    def started(self, state: Any, total_steps: int) -> None:
+        """Do nothing."""
+
+    def stepped(self, state: Any, report: Any) -> None:
+        """Ask at the step before the last."""
+        if state.step == self._step:
+            self._signals.request("SIGTERM")
+
+    def finished(self, state: Any) -> None:
+        """Do nothing."""
+
+
+def train_until(settings: dict[str, Any], folder: str, config: str, step: int) -> tuple:
+    """A run that SIGTERM stops after a step; returns its error."""
+    from bigft.commands import training
+
+    fit = training.fit
+
+    def fit_until(*args: Any, **options: Any) -> Any:
+        hooks = [_StopAt(options["rendezvous"], step - 1), *args[4]]
+        return fit(*args[:4], hooks, **options)
+
+    training.fit = fit_until
+    try:
+        return try_train(settings, folder, config)
+    finally:
+        training.fit = fit

@@ -37,6 +37,11 @@ ERRORS = {
         "--data.loading.streaming true --eval_data x",
         "Give --max_steps",
     ),
+    "check_task": (
+        "zero3",
+        "--task classification --packing best_fit",
+        "needs a sequence of its own",
+    ),
     "check_data": ("zero3", "--data.clean.augment.swap 0.1", "augment.copies is 0"),
     "check_task": ("zero3", "--task.prefix x", "--task causal_lm has no such setting"),
     "check_swap_buffers": ("zero3_nvme", f"{ZERO}.offload_optimizer.buffer_count=3", "at least 4"),
@@ -48,6 +53,12 @@ ERRORS = {
     ),
     "check_chat_template": ("zero3", "--model.chat_template nowhere.jinja", "no such file"),
     "check_shard_size": ("zero3", "--checkpoint.max_shard_size big", "is not a size"),
+    "check_early_stopping": ("zero3", "--trainer.early_stopping loss:3", "Give --eval_steps"),
+    "check_best": (
+        "zero3",
+        "--checkpoint.best loss --eval_steps 4 --save_steps 6",
+        "Use --save_steps 8",
+    ),
 }
 WARNINGS = {
     "warn_sequence_longer_than_positions": ("zero3", "--max_length 4096", "2048"),
@@ -90,6 +101,32 @@ def test_rule_warns(config, line, text):
 def test_every_rule_has_a_case_and_a_meaning():
     assert {rule.__name__ for rule in RULES} == {*ERRORS, *WARNINGS}
     assert all(meaning for _, meaning in describe_rules())
+
+
+EVALUATED = "--eval_steps 4 --save_steps 8"
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--trainer.early_stopping loss --eval_steps 4", "'loss' is no METRIC:PATIENCE"),
+        (f"--trainer.early_stopping loss:3 --data.eval_fraction 0 {EVALUATED}", "Give --eval_data"),
+        (f"--checkpoint.best loss --data.eval_fraction 0 {EVALUATED}", "Give --eval_data"),
+        ("--checkpoint.best loss --save_steps 8", "Give --eval_steps"),
+        ("--checkpoint.best loss --eval_steps 4", "Use --save_steps 4"),
+    ],
+)
+def test_judging_evaluations_needs_them(line, text):
+    with pytest.raises(ConfigError) as caught:
+        resolved("zero3", line)
+    assert text in str(caught.value)
+
+
+def test_early_stopping_says_when_the_best_is_not_kept():
+    stopping = "--trainer.early_stopping loss:3 --eval_steps 4"
+    for line, is_said in (("", True), ("--save_steps 6", True), ("--save_steps 8", False)):
+        warnings = " ".join(resolved("zero3", f"{stopping} {line}").warnings)
+        assert ("the model of the last step will be exported" in warnings) is is_said
 
 
 def test_stage_out_of_range_is_refused():
