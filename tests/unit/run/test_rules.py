@@ -43,7 +43,6 @@ ERRORS = {
         "needs a sequence of its own",
     ),
     "check_data": ("zero3", "--data.clean.augment.swap 0.1", "augment.copies is 0"),
-    "check_task": ("zero3", "--task.prefix x", "--task causal_lm has no such setting"),
     "check_swap_buffers": ("zero3_nvme", f"{ZERO}.offload_optimizer.buffer_count=3", "at least 4"),
     "check_warmup": ("zero3", "--max_steps 5 --optim.warmup_steps 6", "never reach its peak"),
     "check_schedule_arguments": (
