@@ -6,7 +6,7 @@ one cursor serve every task. What is learned may be tokens of the text itself (`
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from bigft.data.example import Example
 from bigft.data.loading.collate import Batch
 from bigft.data.section import DataSection
+from bigft.data.tokens.prompts import Prompt
 from bigft.data.tokens.tokenize import OverlongError, Row, Tokenized
 
 if TYPE_CHECKING:
@@ -39,6 +40,14 @@ class Layout(Protocol):
 
     def show(self, row: Row) -> tuple[Row, str]:
         """Split a row into the part that is tokens, and words for the rest."""
+
+
+@runtime_checkable
+class PromptLayout(Protocol):
+    """A layout whose models write answers."""
+
+    def build_prompts(self, examples: Sequence[Example]) -> list[Prompt | ValueError]:
+        """Turn examples into what the model reads, or into the reason why there is none."""
 
 
 BuildLayout = Callable[["PreTrainedTokenizerBase", DataSection], Layout]
