@@ -11,7 +11,11 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "bigft/__init__.py").read_text())[1]
 
+# rouge-score has had one release since 2019; sacrebleu's signatures name its version.
+EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
+
 TEST = [
+    *EVAL,
     "pytest>=8",
     "pytest-timeout",
     "hypothesis",
@@ -79,6 +83,7 @@ setup(
     extras_require={
         "test": TEST,
         "docs": ["sphinx>=8", "myst-parser>=4", "furo"],
+        "eval": EVAL,
         "gpu": ["nvidia-ml-py"],
         "bench": ["accelerate>=1.10"],
         "wandb": ["wandb"],

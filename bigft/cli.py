@@ -18,7 +18,7 @@ from bigft import __version__
 from bigft.config.flags import to_path
 from bigft.config.help import render_command, render_overview
 from bigft.config.hints import suggest
-from bigft.config.options import COMMANDS
+from bigft.config.options import COMMANDS, options_of
 from bigft.config.request import Request
 from bigft.config.section import Section
 from bigft.config.typed import fields_of, is_boolean
@@ -128,8 +128,9 @@ def _read_words(
     A switch takes the next word only when that is `true` or `false`, so that `--json RUN` means
     what it says.
     """
-    options = COMMANDS[command].options or _SETTINGS.get(command, Run)
-    switches = {path for path, info in fields_of(options) if is_boolean(info)} | {"dry_run"}
+    options = COMMANDS[command].options
+    fields = options_of(options) if options else fields_of(_SETTINGS.get(command, Run))
+    switches = {path for path, info in fields if is_boolean(info)} | {"dry_run"}
     positional: list[str] = []
     flags: list[tuple[str, str]] = []
     rest = list(words)

@@ -1,83 +1,100 @@
-"""Score a model folder on a data set."""
+"""Score a model folder on a data set, or two of them side by side."""
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
+from bigft.commands.parts.scoring import Scored, name_task, score_folder
 from bigft.config.options import EvaluateOptions, read_options
 from bigft.config.request import Request
-from bigft.run.settings import DEFAULTS_OF_TASK, Run
-
-if TYPE_CHECKING:
-    from bigft.data.section import DataSection
-    from bigft.tasks.task import Task
+from bigft.errors import ConfigError
 
 
 def main(request: Request) -> None:
     """Load, score, print."""
     options = read_options(request, EvaluateOptions)
-
-    from bigft.data.build import build_evaluation
-    from bigft.data.loading.loader import Share
-    from bigft.evaluation.loop import evaluate, keep_rows, stay_alone
-    from bigft.evaluation.plain import check_model, load_plain, pick_device
-    from bigft.models.facts import read_facts
-    from bigft.models.section import ModelSection
-    from bigft.tasks.task import find_task
-
-    device = pick_device(options.device)
-    folder = request.words[0]
-    check_model(folder)
-    config = read_facts(ModelSection(name=folder)).config
-    name = find_task(config) if options.task == "auto" else options.task
-    section = _choose_data(options, name)
-    task = _build_task(options, name, section, config)
-    model, tokenizer = load_plain(folder, device, task.auto_class())
-    loader, info, sources = build_evaluation(
-        section, tokenizer=tokenizer, share=Share(options.batch_size), lay_out=task.rows.lay_out
-    )
-    scores = evaluate(
-        task,
-        model,
-        loader.eval_batches(),
-        device=device,
-        sum_over_ranks=stay_alone,
-        gather=keep_rows,
-        sources=sources,
-    )
-    if options.as_json:
-        sys.stdout.write(json.dumps({**scores, "rows": info["rows"], "model": folder}) + "\n")
+    if options.compare is not None:
+        _compare(*_order_models(request, options.compare), options)
         return
-    for key, value in scores.items():
-        sys.stdout.write(f"{key:<16}{value:,.4f}\n".replace(".0000\n", "\n"))
+    folder = request.words[0]
+    scored = score_folder(folder, options)
+    if options.as_json:
+        sys.stdout.write(json.dumps({**scored.numbers, **scored.details}) + "\n")
+        return
+    width = max(map(len, [*scored.numbers, *scored.signatures])) + 2
+    for key, value in scored.numbers.items():
+        sys.stdout.write(f"{key:<{width}}{value:,.4f}\n".replace(".0000\n", "\n"))
+    for key, text in scored.signatures.items():
+        sys.stdout.write(f"{key:<{width}}{text}\n")
 
 
-def _choose_data(options: EvaluateOptions, name: str) -> "DataSection":
-    from bigft.data.section import DataSection
+def _order_models(request: Request, compared: str) -> tuple[str, str]:
+    """Find which is A and which B: the order in which they were typed.
 
-    defaults = DEFAULTS_OF_TASK.get(name, {})
-    packing = options.packing
-    if packing == "auto":
-        packing = "none" if name in DEFAULTS_OF_TASK else "best_fit"
-    return DataSection(
-        train=options.data or defaults.get("data.train", Run().data.train),
-        max_length=options.max_length,
-        packing=packing,
-    )
+    `--compare A B` gives B as the word of the command, and `A --compare B` gives it A.
+    """
+    word = request.words[0]
+    for typed in request.argv[1:]:
+        if typed.partition("=")[0] == "--compare":
+            return compared, word
+        if typed == word:
+            break
+    return word, compared
 
 
-def _build_task(
-    options: EvaluateOptions, name: str, section: "DataSection", config: dict[str, Any]
-) -> "Task":
-    """Build the task as the model has it: what it predicts is not for the data to say."""
-    from bigft.tasks.classes import list_classes
-    from bigft.tasks.rows import build_rows
-    from bigft.tasks.section import TaskSection
-    from bigft.tasks.task import build_task
+def _compare(first: str, second: str, options: EvaluateOptions) -> None:
+    from bigft.evaluation.bootstrap import RESAMPLES, SEED, show_differences
 
-    labels = list_classes(config) if name == "classification" else None
-    # What the settings of a run are checked for is right here.
-    chosen = TaskSection.model_validate(
-        {"name": name, "labels": labels or None, "prefix": options.prefix}
-    )
-    return build_task(chosen, build_rows(chosen, section, config))
+    if options.packing == "best_fit":
+        raise ConfigError(
+            "--packing best_fit: --compare needs the loss of every example; leave --packing out"
+        )
+    tasks = [name_task(folder, options) for folder in (first, second)]
+    if tasks[0] != tasks[1]:
+        raise ConfigError(
+            f"--compare: {first} does {tasks[0]} and {second} {tasks[1]}; compare models of one"
+            " task"
+        )
+    options = options.model_copy(update={"packing": "none"})
+    # One after the other: two large models need not fit at once.
+    a = score_folder(first, options, keeps_examples=True)
+    b = score_folder(second, options, keeps_examples=True)
+    differences = _find_differences(a, b)
+    if options.as_json:
+        found = {
+            "a": {**a.numbers, **a.details},
+            "b": {**b.numbers, **b.details},
+            "differences": {name: asdict(one) for name, one in differences.items()},
+            "resamples": RESAMPLES,
+            "seed": SEED,
+        }
+        sys.stdout.write(json.dumps(found) + "\n")
+        return
+    others = {
+        name: (value, b.numbers[name])
+        for name, value in a.numbers.items()
+        if name in b.numbers and name not in differences and name not in a.counts
+    }
+    sys.stdout.write(f"A  {first}\nB  {second}\n\n{show_differences(differences, others)}\n")
+
+
+def _find_differences(a: Scored, b: Scored) -> dict[str, Any]:
+    from bigft.evaluation.bootstrap import compare, divide, has_same_terms
+    from bigft.evaluation.text_metrics import join_bleu
+
+    found = {}
+    for name in a.examples.keys() & b.examples.keys():
+        if name == "loss" and not has_same_terms(a.examples[name], b.examples[name]):
+            sys.stderr.write(
+                "bigft: the tokenizers of the two models cut the texts differently, so their losses"
+                " per token are not compared\n"
+            )
+            continue
+        difference = compare(
+            a.examples[name], b.examples[name], join_bleu if name == "bleu" else divide
+        )
+        if difference is not None:
+            found[name] = difference
+    # In the order of the scores.
+    return {name: found[name] for name in a.numbers if name in found}

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from bigft.config.flags import FLAGS
-from bigft.config.options import COMMANDS
+from bigft.config.options import COMMANDS, options_of
 from bigft.config.section import Section
 from bigft.config.typed import fields_of, section_of
 
@@ -63,7 +63,7 @@ def render_command(name: str, run: type[Section]) -> str:
     command = COMMANDS[name]
     if command.options is not None:
         word = command.word if command.is_word_required else f"[{command.word}]"
-        entries = [_entry(f"--{path}", info) for path, info in fields_of(command.options)]
+        entries = [_entry(f"--{path}", info) for path, info in options_of(command.options)]
         usage = f"usage: bigft {name} {word} [options]"
         return "\n".join([usage, "", command.options.__doc__ or "", "", *entries])
     usage = _LAUNCH if name == "train" else f"usage: bigft {name} [{command.word}] [settings]\n"

@@ -5,11 +5,12 @@ which live in the sections, and `data` those of them that concern data; the othe
 few options declared here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_origin
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from bigft.config.hints import suggest
 from bigft.config.request import Request
@@ -46,6 +47,25 @@ class ConsolidateOptions(Section):
     """Print one JSON object."""
 
 
+class GenerationOptions(Section):
+    """Answers that are written to be compared with the right ones."""
+
+    max_examples: Annotated[int, Field(gt=0)] | None = None
+    """Examples to answer, chosen by what they say and so the same ones for every model; absent:
+    all."""
+
+    max_new_tokens: Annotated[int, Field(gt=0)] = 256
+    """Tokens of an answer at most."""
+
+    num_beams: Annotated[int, Field(gt=0)] = 1
+    """Answers that are followed at once to find the likeliest one; 1 takes the likeliest token each
+    time."""
+
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Begin no further batch of answers after so long, and score what is written; absent: write
+    all."""
+
+
 class EvaluateOptions(Section):
     """Score a model folder on a data set: loss and the metrics of its task."""
 
@@ -73,6 +93,16 @@ class EvaluateOptions(Section):
 
     device: str = "auto"
     """torch device; `auto` takes the accelerator when there is one."""
+
+    metrics: list[Literal["bleu", "chrf", "rouge", "exact_match", "f1"]] = []
+    """Let the model answer each prompt, and compare: BLEU, chrF, ROUGE, or SQuAD's exact match and
+    F1. Needs `pip install "bigft[eval]"`."""
+
+    compare: str | None = None
+    """Another model: `--compare A B` shows both, and the differences B - A with 95% intervals."""
+
+    generation: GenerationOptions = GenerationOptions()
+    """How answers are written."""
 
     as_json: Annotated[bool, Field(alias="json")] = False
     """Print one JSON object."""
@@ -133,7 +163,7 @@ COMMANDS: Mapping[str, Command] = {
         is_word_required=False,
         options=ConsolidateOptions,
     ),
-    "evaluate": Command("Score a model folder.", "MODEL", options=EvaluateOptions),
+    "evaluate": Command("Score a model folder, or two.", "MODEL", options=EvaluateOptions),
     "generate": Command("Write text with a model folder.", "MODEL", options=GenerateOptions),
     "explain": Command(
         "Say what a setting means, its default, its value and where that came from.",
@@ -144,6 +174,25 @@ COMMANDS: Mapping[str, Command] = {
 """Verb -> command. Each is `main(request)` in `bigft.commands.<verb>`."""
 
 
+def options_of(model: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the flag and field of every option: unlike settings, those in subsections stand flat.
+
+    A subsection only keeps together what belongs together.
+    """
+    for path, info in fields_of(model):
+        yield path.rpartition(".")[2], info
+
+
+def _find_paths(model: type[Section]) -> dict[str, str]:
+    return {path.rpartition(".")[2]: path for path, _ in fields_of(model)}
+
+
+def _split_list(text: str, info: FieldInfo) -> str | list[str]:
+    if get_origin(info.annotation) is not list:
+        return text
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def read_options(request: Request, model: type[OptionsT]) -> OptionsT:
     """Check the options of a command.
 
@@ -151,7 +200,7 @@ def read_options(request: Request, model: type[OptionsT]) -> OptionsT:
         ConfigError: Options are unknown or do not fit; all are listed.
     """
     problems: list[str] = []
-    known = dict(fields_of(model))
+    known, paths = dict(options_of(model)), _find_paths(model)
     typed: dict[str, Typed] = {}
     for name, text in request.settings.items():
         if name not in known:
@@ -159,7 +208,7 @@ def read_options(request: Request, model: type[OptionsT]) -> OptionsT:
             repair = near or f"; `bigft {request.command} --help` lists them all"
             problems.append(f"--{name}: no such option of `bigft {request.command}`{repair}")
         else:
-            typed[name] = Typed(text, f"flag --{name}")
+            typed[paths[name]] = Typed(_split_list(text, known[name]), f"flag --{name}")
     for name, value in (("config", request.config), ("recipe", request.recipe)):
         if value:
             problems.append(f"--{name}: `bigft {request.command}` does not take it")

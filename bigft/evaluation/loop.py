@@ -2,19 +2,32 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from bigft.data.loading.collate import Batch
-from bigft.tasks.task import Forward, Score, Task, Totals
+from bigft.tasks.task import Forward, Score, Totals
 
 SumOverRanks = Callable[[list[float]], list[float]]
 GatherRows = Callable[[Tensor], Tensor]
 
 
+class Scorer(Protocol):
+    """The part of a task that an evaluation needs."""
+
+    unit: str
+
+    def score(self, forward: Forward, batch: Batch) -> Score:
+        """See `Task`."""
+
+    def judge(self, totals: Totals) -> dict[str, float]:
+        """See `Task`."""
+
+
 def evaluate(
-    task: Task,
+    task: Scorer,
     forward: Forward,
     batches: Iterable[Batch],
     *,

@@ -7,13 +7,14 @@ Rows need no torch; `bigft.data.loading.batches` makes tensors of them.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from bigft.data.example import Example
 from bigft.data.section import DataSection
+from bigft.data.tokens.prompts import Prompt
 from bigft.data.tokens.tokenize import OverlongError, Row, Tokenized
 
 if TYPE_CHECKING:
@@ -36,6 +37,14 @@ class Layout(Protocol):
 
     def show(self, row: Row) -> tuple[Row, str]:
         """Split a row into the part that is tokens, and words for the rest."""
+
+
+@runtime_checkable
+class PromptLayout(Protocol):
+    """A layout whose models write answers."""
+
+    def build_prompts(self, examples: Sequence[Example]) -> list[Prompt | ValueError]:
+        """Turn examples into what the model reads, or into the reason why there is none."""
 
 
 BuildLayout = Callable[["PreTrainedTokenizerBase", DataSection], Layout]

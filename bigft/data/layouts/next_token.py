@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from bigft.data.example import Example
 from bigft.data.layouts.layout import Counts, choose_pad_id
 from bigft.data.section import DataSection
+from bigft.data.tokens.prompts import Prompt, build_prompts
 from bigft.data.tokens.tokenize import Row, Tokenized, tokenize_batch
 
 if TYPE_CHECKING:
@@ -37,6 +38,19 @@ class NextToken:
             max_length=section.max_length,
             overlong=section.overlong,
         )
+
+    def build_prompts(self, examples: Sequence[Example]) -> list[Prompt | ValueError]:
+        """See `bigft.data.tokens.prompts`; what is longer than `max_length` is left out."""
+        return [self._judge(found) for found in build_prompts(examples, self._tokenizer)]
+
+    def _judge(self, found: Prompt | ValueError) -> Prompt | ValueError:
+        longest = self._section.max_length
+        if isinstance(found, Prompt) and len(found.input_ids) > longest:
+            # Cut off, it would lose its question or the words that ask for an answer.
+            return ValueError(f"a prompt of {len(found.input_ids)} tokens; --max_length {longest}")
+        if isinstance(found, Prompt) and not len(found.input_ids):
+            return ValueError("a prompt without a token")
+        return found
 
     def count(self, learned: Counts) -> Counts:
         """Return the same numbers."""

@@ -13,6 +13,7 @@ from bigft.data.example import Conversation, Example, Labelled, PromptAnswer, wr
 from bigft.data.layouts.layout import Counts, choose_pad_id, judge_length
 from bigft.data.section import DataSection
 from bigft.data.tokens.encode import TokenIds, encode_texts
+from bigft.data.tokens.prompts import Prompt
 from bigft.data.tokens.tokenize import Row, Tokenized
 
 if TYPE_CHECKING:
@@ -60,6 +61,21 @@ class SourceTarget:
             except ValueError as error:
                 results[number] = error
         return [results[number] for number in range(len(examples))]
+
+    def build_prompts(self, examples: Sequence[Example]) -> list[Prompt | ValueError]:
+        """Encode the sources; longer ones are cut off on the right, as in training."""
+        found: list[tuple[str, str] | ValueError] = []
+        for example in examples:
+            try:
+                found.append(split_example(example))
+            except ValueError as error:
+                found.append(error)
+        texts = [self._prefix + one[0] for one in found if not isinstance(one, ValueError)]
+        sources = map(self._cut, self._encode(texts))
+        return [
+            one if isinstance(one, ValueError) else Prompt(next(sources), (one[1],))
+            for one in found
+        ]
 
     def _encode(self, texts: list[str]) -> list[TokenIds]:
         eos = self._tokenizer.eos_token_id

@@ -253,6 +253,10 @@ class EvalLoader:
         """Count the batches of this rank, the same number on every rank."""
         return math.ceil(len(self._bins) / self._share.global_batch_size)
 
+    def list_digests(self) -> list[int]:
+        """List the examples that the sequences begin with; without packing, each has only one."""
+        return [int(self._rows.digests[self._bins[n][0]]) for n in range(len(self._bins))]
+
     def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Give this rank's batches in a fixed order; the last ones may be only padding.
 
