@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bigft.data.loading.collate import Batch
+from bigft.data.loading.collate import Batch, find_learned
 from bigft.tasks.task import Forward, Score, Totals
 
 SumOverRanks = Callable[[list[float]], list[float]]
@@ -50,23 +50,34 @@ def evaluate(
     Returns:
         `loss` (mean over its terms), the task's metrics, the number of terms by their name
         (`tokens`, `labels` or `numbers`); of several parts also `loss/<name>` of each that had a
-        term.
+        term, and `<metric>/<name>` of metrics that are made from the outcomes of rows.
 
     Collective: every rank, when `forward` is an engine.
     """
-    scores = [task.score(forward, batch.to(device)) for batch in batches]
+    scores, tables = [], []
+    for batch in batches:
+        score = task.score(forward, batch.to(device))
+        scores.append(score)
+        if score.outcomes is not None:
+            tables.append(_add_source(score.outcomes, batch))
     named = sources if len(sources) > 1 else ()
     loss, correct, terms, *by_source = sum_over_ranks(_total(scores, len(named)))
     mean = loss / max(terms, 1.0)
-    outcomes = gather(_join([s.outcomes for s in scores if s.outcomes is not None], device))
+    table = gather(_join(tables, device)).double().cpu()
+    outcomes, parts = table[:, :-1], table[:, -1:].flatten()
     return {
         "loss": mean,
-        **task.judge(Totals(mean, correct / max(terms, 1.0), outcomes.double().cpu())),
+        **task.judge(Totals(mean, correct / max(terms, 1.0), outcomes)),
         task.unit: terms,
         **{
             f"loss/{name}": by_source[2 * number] / by_source[2 * number + 1]
             for number, name in enumerate(named)
             if by_source[2 * number + 1]
+        },
+        **{
+            f"{metric}/{name}": value
+            for number, name in enumerate(named)
+            for metric, value in _judge_part(task, outcomes[parts == number]).items()
         },
     }
 
@@ -75,11 +86,29 @@ def describe_scores(scores: dict[str, float], unit: str) -> str:
     """Write the scores in a line for people."""
     words = [f"loss {scores['loss']:.4f}"]
     for name, value in scores.items():
-        if name in ("loss", unit) or name.startswith("loss/"):
+        if name in ("loss", unit) or "/" in name:
             continue
         shown = f"{100 * value:.1f}%" if name.endswith("accuracy") else f"{value:.4g}"
         words.append(f"{name.replace('_', ' ')} {shown}")
     return ", ".join(words)
+
+
+def _add_source(outcomes: Tensor, batch: Batch) -> Tensor:
+    """Put the number of the part of the data behind the outcome of each row, `(rows, n + 1)`."""
+    outcomes = outcomes.double()
+    if batch.sources is None:
+        sources = outcomes.new_zeros(len(outcomes))
+    else:
+        # As tasks do it: rows of padding have no outcome.
+        sources = batch.sources[find_learned(batch.labels).all(1)].amax(1).to(outcomes)
+    return torch.cat([outcomes, sources[:, None]], 1)
+
+
+def _judge_part(task: Scorer, outcomes: Tensor) -> dict[str, float]:
+    if not len(outcomes):
+        return {}
+    # Only what is made from outcomes is asked for.
+    return task.judge(Totals(math.nan, math.nan, outcomes))
 
 
 def _join(outcomes: list[Tensor], device: torch.device) -> Tensor:

@@ -183,3 +183,32 @@ def test_the_table_for_people(
     assert lines[4].startswith("loss")
     assert lines[4].endswith(str(ROWS))
     assert [line.split()[0] for line in lines[5:]] == ["perplexity", "token_accuracy"]
+
+
+def test_classifiers_part_by_part_and_side_by_side(evaluate: Any, tmp_path: Path) -> None:
+    from task_rows import bert_config
+    from transformers import BertForSequenceClassification
+
+    for seed, name in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        config = bert_config(id2label={0: "cat", 1: "dog"})
+        BertForSequenceClassification(config).save_pretrained(tmp_path / name)
+        make_tokenizer(tmp_path / name)
+    chooser = random.Random(0)
+    sizes = {"few": 6, "more": 15}
+    for name, size in sizes.items():
+        rows = [
+            {"text": " ".join(chooser.choices(WORDS, k=5)), "label": chooser.choice(["cat", "dog"])}
+            for _ in range(size)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = ("--data", f"{tmp_path}/few.jsonl,{tmp_path}/more.jsonl", "--batch_size", 4)
+    found = evaluate(tmp_path / "a", *data)
+    parts = [found[f"accuracy/{name}"] * size for name, size in sizes.items()]
+    assert sum(parts) / 21 == pytest.approx(found["accuracy"])
+    both = evaluate("--compare", tmp_path / "a", tmp_path / "b", *data)
+    assert both["differences"].keys() == {"loss", "accuracy"}
+    assert both["a"].pop("model") == found.pop("model")
+    assert both["a"] == pytest.approx(found, rel=1e-5)
+    accuracy = both["differences"]["accuracy"]
+    assert (accuracy["a"], accuracy["examples"]) == (pytest.approx(found["accuracy"]), 21)
