@@ -19,6 +19,7 @@ TEST = [
     "ruff",
     "mypy",
     "types-PyYAML",
+    "optuna>=4",  # bigft sweep
 ]
 
 NATIVE = ROOT / "bigft/optim/native"
@@ -79,6 +80,7 @@ setup(
         "docs": ["sphinx>=8", "myst-parser>=4", "furo"],
         "gpu": ["nvidia-ml-py"],
         "bench": ["accelerate>=1.10"],
+        "sweep": ["optuna>=4"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
         "dev": [*TEST, "pre-commit", "codespell"],

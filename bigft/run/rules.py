@@ -21,7 +21,7 @@ from bigft.models.facts import BUILTIN_MODELS
 from bigft.optim.place import suits_host
 from bigft.run.draft import Draft
 from bigft.run.settings import Run
-from bigft.tasks.section import OF_ONE_TASK
+from bigft.tasks.section import OF_ONE_TASK, TaskSection
 from bigft.units import parse_bytes
 
 
@@ -95,11 +95,12 @@ def check_task(draft: Draft, run: Run) -> Iterator[Finding]:
     """Settings of one task mean nothing to another, and only language models can pack."""
     name = run.task.name
     for setting, tasks in OF_ONE_TASK.items():
-        typed = draft.typed.get(f"task.{setting}")
-        if typed is not None and name not in tasks:
+        value = getattr(run.task, setting)
+        # Not by what was typed: the record of a run holds every setting.
+        if name not in tasks and value != TaskSection.model_fields[setting].default:
             yield Finding(
-                f"{typed}: --task {name} has no such setting (that is of {', '.join(tasks)})."
-                " Leave it out"
+                f"--task.{setting} {value}: --task {name} has no such setting (that is of"
+                f" {', '.join(tasks)}). Leave it out"
             )
     if name != "causal_lm" and run.data.packing != "none":
         yield Finding(
