@@ -59,13 +59,10 @@ def _run(plan: Plan, signals: StopSignals) -> list[Record]:
     study.begin(plan.baseline, plan.fixed, plan.grid)
     done = study.count_finished()
     console.say(f"sweep folder {plan.folder}" + (f", {done} trials done" if done else ""))
-    try:
-        run_sweep(plan, study, signals, console.say)
-    finally:
-        # Also what a stopped sweep has found so far can be looked at.
-        records = study.records()
-        if records:
-            write_results(plan, records)
+    run_sweep(plan, study, signals, console.say, lambda: write_results(plan, study.records()))
+    records = study.records()
+    # Once more: a sweep that was killed may have ended between a trial and its results.
+    write_results(plan, records)
     return records
 
 

@@ -30,8 +30,21 @@ _ENDS_ALL: dict[int, type[BigftError]] = {2: ConfigError, 3: DataError}
 _LARGE = ("checkpoints", "model", "nvme")
 
 
-def run_sweep(plan: Plan, study: Study, signals: StopSignals, say: Callable[[str], None]) -> None:
+def run_sweep(
+    plan: Plan,
+    study: Study,
+    signals: StopSignals,
+    say: Callable[[str], None],
+    keep_results: Callable[[], None] = lambda: None,
+) -> None:
     """Run trials until the planned number has come to an end.
+
+    Args:
+        plan: What was decided.
+        study: The trials so far, and what comes next.
+        signals: Looked at between and during trials.
+        say: Shows a line of progress.
+        keep_results: Called after every trial.
 
     Raises:
         StoppedError: A signal asked for it; the trial that ran goes on at the next start.
@@ -45,6 +58,7 @@ def run_sweep(plan: Plan, study: Study, signals: StopSignals, say: Callable[[str
         trial = study.next_trial()
         signals.place = f"in trial {trial.number} of {plan.total}, with all others in the study"
         _run_trial(plan, study, trial, signals, say)
+        keep_results()
         _keep_chosen(plan, study)
 
 

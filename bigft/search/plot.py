@@ -13,6 +13,7 @@ _WIDTH, _HEIGHT = 420, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 34, 46
 _COLUMNS = 2
 _TICKS = 4
+_WHOLE_TICKS = 12
 _CLIPPED = 3.0
 """Values further above the median than this many times its distance from the best are drawn at the
 edge: one run that went wrong would press all others into one line."""
@@ -27,6 +28,7 @@ class _Axis:
     low: float
     high: float
     is_log: bool = False
+    is_whole: bool = False
     names: tuple[str, ...] = ()
 
     def share(self, value: float) -> float:
@@ -36,6 +38,15 @@ class _Axis:
     def ticks(self) -> list[tuple[float, str]]:
         if self.names:
             return [(number, _cut(name)) for number, name in enumerate(self.names)]
+        if self.is_whole:
+            first, last = math.ceil(self.low), math.floor(self.high)
+            step = max(1, -(-(last - first) // _WHOLE_TICKS))
+            return [(number, str(number)) for number in range(first, last + 1, step)]
+        if self.is_log:
+            powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
+            step = max(1, len(powers) // _WHOLE_TICKS)
+            if len(powers) >= 2:
+                return [(10.0**power, f"1e{power}") for power in powers[::step]]
         low, high = self._scale(self.low), self._scale(self.high)
         places = [low + (high - low) * tick / _TICKS for tick in range(_TICKS + 1)]
         return [(v := math.exp(p) if self.is_log else p, f"{v:.3g}") for p in places]
@@ -83,7 +94,7 @@ def _build_value_axis(records: Sequence[Record], *, maximize: bool) -> _Axis:
 
 def _draw_trials(plan: Plan, records: Sequence[Record], values: _Axis) -> str:
     last = max([record.number for record in records], default=1)
-    axis = _Axis(1.0, float(max(last, 2)))
+    axis = _Axis(0.5, last + 0.5, is_whole=True)
     points = [(float(record.number), record) for record in records]
     parts = [*_frame("over the trials", "trial", plan.options.metric, axis, values)]
     parts += _draw_best(plan, records, axis, values)

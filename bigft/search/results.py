@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bigft.errors import LaunchError
+from bigft.errors import CheckpointError, LaunchError
 from bigft.redact import redact_text, redact_value
 from bigft.search.conduct import trial_folder
 from bigft.search.plan import Plan, shorten
@@ -39,7 +39,7 @@ def write_results(plan: Plan, records: Sequence[Record]) -> None:
 def render_recipe(plan: Plan, best: Record) -> str:
     """Return a recipe that repeats the best trial: its own, with its DeepSpeed JSON named in it."""
     resolved = trial_folder(plan.folder, best.number) / "resolved"
-    recipe = (resolved / "run.yaml").read_text(encoding="utf-8")
+    recipe = _read(resolved / "run.yaml")
     body = [line for line in recipe.splitlines() if not line.startswith("# ") or "***" in line]
     ranks = plan.options.num_gpus
     start = (
@@ -136,6 +136,16 @@ def _defuse(cell: Any) -> Any:
     """Keep a spreadsheet from running what a trial printed: quoted text, not a formula."""
     is_formula = isinstance(cell, str) and cell.startswith(("=", "+", "@", "\t", "\r"))
     return f"'{cell}" if is_formula else cell
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: the record of the best trial cannot be read ({error}); bring it back, or move"
+            " the sweep folder away and start anew"
+        ) from error
 
 
 def _write(path: Path, text: str) -> None:
