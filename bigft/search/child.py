@@ -83,7 +83,9 @@ class Child:
             place for place, line in enumerate(said) if re.match(r"bigft(, rank \d+)?: ", line)
         ]
         words = " ".join(said[starts[-1] :] if starts else said[-1:])
-        return redact_text(words)[:_LONGEST_REASON]
+        # They end in a table on the terminal, which nothing in them may steer.
+        plain = "".join(letter if letter.isprintable() else "?" for letter in words)
+        return redact_text(plain)[:_LONGEST_REASON]
 
 
 @contextlib.contextmanager

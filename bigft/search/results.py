@@ -134,8 +134,13 @@ def _summary(plan: Plan, records: Sequence[Record]) -> list[str]:
 
 def _defuse(cell: Any) -> Any:
     """Keep a spreadsheet from running what a trial printed: quoted text, not a formula."""
-    is_formula = isinstance(cell, str) and cell.startswith(("=", "+", "@", "\t", "\r"))
-    return f"'{cell}" if is_formula else cell
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def _read(path: Path) -> str:

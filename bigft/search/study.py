@@ -218,7 +218,11 @@ class Study:
         )
 
     def _settle(self, trial: Any) -> dict[str, str]:
-        """Return a trial's settings; what it lacks is proposed now."""
+        """Return a trial's settings; what it lacks is proposed now.
+
+        They come out of the searched ranges alone: what else a journal says, which somebody else
+        may have written, becomes no flag of a run.
+        """
         known = trial.user_attrs.get("settings")
         is_baseline = trial.user_attrs.get("baseline")
         fixed = trial.user_attrs.get("fixed", [])
@@ -229,9 +233,11 @@ class Study:
             # the sampler.
             if not is_baseline or parameter.path in fixed
         }
-        if known is None:
+        if is_baseline:
+            return dict(known or {})
+        if known != proposed:
             trial.set_user_attr("settings", proposed)
-        return dict(known or proposed)
+        return proposed
 
     def _build_sampler(self, number: int) -> Any:
         samplers = self._optuna.samplers

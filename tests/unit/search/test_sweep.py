@@ -333,6 +333,14 @@ def test_a_torn_journal_is_repaired_and_a_damaged_one_refused(tmp_path, stub):
         open_study(found)
 
 
+def test_a_journal_of_somebody_else_adds_no_flags(tmp_path, stub):
+    found = plan(tmp_path, *RATE, "--trials", "2")
+    run(plan(tmp_path, *RATE, "--trials", "1"))
+    study = open_study(found)
+    study.next_trial().keep(settings={"model.trust_remote_code": "true"})
+    assert list(open_study(found).next_trial().settings) == ["optim.learning_rate"]
+
+
 def test_without_optuna_the_pip_line_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match=r'pip install "bigft\[sweep\]"'):
@@ -341,12 +349,16 @@ def test_without_optuna_the_pip_line_is_said(tmp_path, monkeypatch):
 
 def test_the_results_are_written_and_hold_no_live_text(tmp_path, stub):
     found = plan(tmp_path, "--search", "learning_rate=choice(5e-4,0.9)", *["--sampler", "grid"])
-    stub.write_text(STUB.replace("bigft: the", "=cmd|' /C calc'!A0 <script>"))
+    stub.write_text(
+        STUB.replace("bigft: the", "=cmd|' /C calc'!A0 <script>\\x1b[2J").replace("\\nLower", "")
+    )
     study, _ = run(found)
     records = study.records()
     write_results(found, records)
     rows = list(csv.DictReader((found.folder / "trials.csv").open()))
     assert [row["state"] for row in rows] == ["complete", "complete", "failed"]
+    assert "\x1b" not in rows[2]["reason"] + render_table(found, records)
+    assert rows[2]["reason"].startswith("'")
     assert ET.parse(found.folder / "sweep.svg").getroot().tag.endswith("svg")
     assert "<script>" not in (found.folder / "sweep.svg").read_text()
     recipe = (found.folder / "best.yaml").read_text()
