@@ -23,6 +23,7 @@ TEST = [
     "ruff",
     "mypy",
     "types-PyYAML",
+    "optuna>=4",  # bigft sweep
 ]
 
 NATIVE = ROOT / "bigft/optim/native"
@@ -86,6 +87,7 @@ setup(
         "eval": EVAL,
         "gpu": ["nvidia-ml-py"],
         "bench": ["accelerate>=1.10"],
+        "sweep": ["optuna>=4"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
         "dev": [*TEST, "pre-commit", "codespell"],

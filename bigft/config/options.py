@@ -1,18 +1,19 @@
 """The commands, and the options of those that are not a training run.
 
 One table drives parsing, checking and help. `train` and `explain` take the settings of a run,
-which live in the sections, and `data` those of them that concern data; the other commands take the
-few options declared here.
+which live in the sections, `sweep` takes them beside options of its own, and `data` those of them
+that concern data; the other commands take the few options declared here.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, TypeVar, get_origin
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from bigft.config.hints import suggest
+from bigft.config.flags import FLAGS
+from bigft.config.hints import find_nearest, suggest
 from bigft.config.request import Request
 from bigft.config.section import Section
 from bigft.config.typed import Typed, build_section, fields_of
@@ -133,6 +134,40 @@ class GenerateOptions(Section):
     """Print one JSON object."""
 
 
+class SweepOptions(Section):
+    """Train several times with other values of some settings, and keep the best."""
+
+    search: str = ""
+    """What to try: `SETTING=RANGE`, several separated by `;` or in flags of their own, or a YAML
+    file. A range is `log(a,b)`, `uniform(a,b)`, `int(a,b)`, `int(a,b,step)` or `choice(x,y,z)`;
+    for a grid, `log(a,b,n)` and `uniform(a,b,n)` are n values."""
+
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """How values are chosen: `tpe` near what was good so far, `random`, or every combination."""
+
+    trials: Annotated[int, Field(gt=0)] | None = None
+    """Runs in all; the first takes the settings as they stand. Absent: 20, or the whole grid."""
+
+    metric: str = "eval_loss"
+    """What decides, by its name in `metrics.jsonl`; its last value of a run counts."""
+
+    direction: Literal["auto", "minimize", "maximize"] = "auto"
+    """Which values of the metric are better; `auto` knows those that bigft writes."""
+
+    pruner: Literal["none", "median", "halving"] = "none"
+    """When a run is stopped early, judged at every evaluation (`--eval_steps`): `median` below the
+    middle of the others at that step, `halving` outside their best third."""
+
+    num_gpus: Annotated[int, Field(gt=0)] | None = None
+    """Ranks of each run, started by the `deepspeed` launcher; absent: one process without it."""
+
+    keep: Literal["best", "all", "none"] = "best"
+    """Whose checkpoints and exported model stay on the disk; metrics and logs always do."""
+
+    as_json: Annotated[bool, Field(alias="json")] = False
+    """Print one JSON object."""
+
+
 @dataclass(frozen=True)
 class Command:
     """One verb of the command line."""
@@ -144,6 +179,12 @@ class Command:
     is_word_required: bool = True
     options: type[Section] | None = None
     """Options of the command; None: the settings of a run."""
+
+    own: type[Section] | None = None
+    """Options of the command beside the settings of a run."""
+
+    repeatable: frozenset[str] = frozenset()
+    """Own options that may be given several times; their texts are joined by `;`."""
 
     takes_config: bool = True
     """Of a command with the settings of a run: whether a DeepSpeed JSON is among them."""
@@ -164,6 +205,11 @@ COMMANDS: Mapping[str, Command] = {
         options=ConsolidateOptions,
     ),
     "evaluate": Command("Score a model folder, or two.", "MODEL", options=EvaluateOptions),
+    "sweep": Command(
+        "Train several times with other settings, and keep the best.",
+        own=SweepOptions,
+        repeatable=frozenset({"search"}),
+    ),
     "generate": Command("Write text with a model folder.", "MODEL", options=GenerateOptions),
     "explain": Command(
         "Say what a setting means, its default, its value and where that came from.",
@@ -216,3 +262,25 @@ def read_options(request: Request, model: type[OptionsT]) -> OptionsT:
     if problems:
         raise_together(ConfigError, problems)
     return options
+
+
+def split_options(
+    request: Request, model: type[OptionsT], problems: list[str]
+) -> tuple[OptionsT, Request]:
+    """Separate a command's own options from the settings of a run beside them.
+
+    Returns:
+        The options, and the request that is left for the run.
+    """
+    own = dict(fields_of(model))
+    typed: dict[str, Typed] = {}
+    rest: dict[str, str] = {}
+    for name, text in request.settings.items():
+        if name in own:
+            typed[name] = Typed(text, f"flag --{name}")
+        elif "." not in name and name not in FLAGS and (near := find_nearest(name, own)):
+            problems.append(f"--{name}: no such option; did you mean --{near}?")
+        else:
+            rest[name] = text
+    options = build_section(model, typed, problems)
+    return options, replace(request, settings=rest)
