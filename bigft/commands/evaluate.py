@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bigft.commands.parts.scoring import Scored, name_task, score_folder
-from bigft.config.options import EvaluateOptions, read_options
+from bigft.config.options import EvaluateOptions, GenerationOptions, read_options
 from bigft.config.request import Request
 from bigft.errors import ConfigError
 
@@ -14,6 +14,12 @@ from bigft.errors import ConfigError
 def main(request: Request) -> None:
     """Load, score, print."""
     options = read_options(request, EvaluateOptions)
+    idle = [f"--{name}" for name in GenerationOptions.model_fields if name in request.settings]
+    if idle and not options.metrics:
+        raise ConfigError(
+            f"{', '.join(idle)}: about written answers, and none are asked for; add --metrics, or"
+            " leave it out"
+        )
     if options.compare is not None:
         _compare(*_order_models(request, options.compare), options)
         return

@@ -12,6 +12,7 @@ from making import WORDS, llama_config, make_tokenizer
 from bigft.cli import main
 
 ROWS = 12
+SIZE = ("--max_new_tokens", 24)
 METRICS = "bleu,chrf,rouge,exact_match,f1"
 
 
@@ -106,9 +107,7 @@ def evaluate(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(*words: Any) -> dict[str, Any]:
-        main(
-            ["evaluate", *map(str, words), "--max_length", "64", "--max_new_tokens", "24", "--json"]
-        )
+        main(["evaluate", *map(str, words), "--max_length", "64", "--json"])
         out, _ = capsys.readouterr()
         return dict(json.loads(out))
 
@@ -119,7 +118,7 @@ def evaluate(
 def test_what_was_learned_by_heart_is_answered(
     evaluate: Any, folders: Path, name: str, data: str
 ) -> None:
-    words = ("--data", folders / f"{data}.jsonl", "--metrics", METRICS, "--batch_size", 5)
+    words = ("--data", folders / f"{data}.jsonl", "--metrics", METRICS, "--batch_size", 5, *SIZE)
     found = evaluate(folders / name, *words)
     assert found["examples"] == found["rows"] == ROWS
     ones = ("exact_match", "f1", "rouge1", "rouge2", "rougeL")
@@ -135,7 +134,7 @@ def test_what_was_learned_by_heart_is_answered(
 
 
 def test_two_models_side_by_side(evaluate: Any, folders: Path) -> None:
-    words = ("--data", folders / "qa.jsonl", "--metrics", "bleu,chrf,f1", "--batch_size", 4)
+    words = ("--data", folders / "qa.jsonl", "--metrics", "bleu,chrf,f1", *SIZE)
     found = evaluate("--compare", folders / "llama_new", folders / "llama", *words)
     assert (found["a"]["model"], found["b"]["model"]) == (
         str(folders / "llama_new"),

@@ -43,6 +43,12 @@ def test_packed_rows_have_no_losses_of_their_own(capsys):
     assert "--packing best_fit: --compare needs the loss of every example" in err
 
 
+def test_options_that_would_do_nothing_are_refused(capsys):
+    code, err = _refuse(capsys, "A", "--max_seconds", 3, "--max_examples", 5)
+    assert code == 2
+    assert "--max_examples, --max_seconds: about written answers" in err
+
+
 def test_metrics_of_texts_are_for_models_that_write(capsys, shared_folder):
     words = ("--task", "classification", "--metrics", "bleu,f1")
     code, err = _refuse(capsys, shared_folder / "model", *words)
