@@ -122,7 +122,8 @@ def split_example(example: Example) -> tuple[str, str]:
         ValueError: There is nothing to be written.
     """
     if isinstance(example, PromptAnswer):
-        return example.prompt, example.answer
+        # The line break that parts a source from its target where both are one text.
+        return example.prompt.removesuffix("\n"), example.answer
     if isinstance(example, Labelled):
         texts = (example.text, example.second)
         return "\n".join(t for t in texts if t is not None), write_label(example.label)

@@ -98,6 +98,7 @@ def source_target(tokenizer) -> SourceTarget:
     ("example", "source", "target"),
     [
         (PromptAnswer("p", "a"), "do: p", "a"),
+        (PromptAnswer("p\n", "a"), "do: p", "a"),
         (Labelled("t", "yes", "u"), "do: t\nu", "yes"),
         (Labelled("t", ["x", "y"]), "do: t", "x, y"),
         (
