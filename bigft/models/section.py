@@ -37,5 +37,10 @@ class ModelSection(Section):
     `--model.config.hidden_dropout_prob 0.1`, `attention_dropout` or `rope_theta`; the exported
     model carries them. Sizes can be changed only of models with random weights."""
 
+    freeze: list[str] = []
+    """Parameters that are not trained: regular expressions, separated by commas, searched in their
+    names, such as `embed_tokens,layers\\.[0-3]\\.`; they take no gradient and no
+    optimizer state."""
+
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for authors you trust."""

@@ -6,6 +6,7 @@ warning; a run that cannot work is an error. To add a rule: write the function, 
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -319,6 +320,18 @@ def check_chat_template(draft: Draft, run: Run) -> Iterator[Finding]:
     )
 
 
+def check_freeze(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Patterns are regular expressions; what they match is known once the model is there."""
+    for pattern in run.model.freeze:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield Finding(
+                f"--model.freeze {pattern}: no regular expression ({error}). Commas separate"
+                " patterns; write one that has a comma as JSON, such as '[\"layers.{1,2}\"]'"
+            )
+
+
 def check_shard_size(draft: Draft, run: Run) -> Iterator[Finding]:
     """The size is text with a unit; a bad one would only be found at the export."""
     try:
@@ -352,6 +365,7 @@ RULES: tuple[Rule, ...] = (
     check_warmup,
     check_schedule_arguments,
     check_chat_template,
+    check_freeze,
     check_shard_size,
     check_early_stopping,
     check_best,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from bigft.distributed.collectives import errors_shared
 from bigft.distributed.world import World
 from bigft.engine.build import build_engine
 from bigft.engine.engine import Engine
@@ -13,6 +14,7 @@ from bigft.engine.host_memory import fix_malloc_limits, give_back_freed_memory
 from bigft.engine.swap_verify import SwapGuard
 from bigft.errors import TrainingError
 from bigft.log import Console
+from bigft.models.freeze import freeze
 from bigft.models.load import LoadedModel, count_parameters
 from bigft.models.savers import save_activations
 from bigft.optim.build import OptimizerPlan
@@ -34,6 +36,9 @@ def build_run_engine(
 ) -> Engine:
     """Build the engine around a loaded model. Collective: every rank."""
     module = model.module
+    if run.model.freeze:
+        with errors_shared():
+            console.say(f"note: {freeze(module, run.model.freeze)}")
     note = save_activations(module, run.model.activation_checkpointing, world.device)
     for line in [*model.notes, *([note] if note else [])]:
         console.say(f"note: {line}")

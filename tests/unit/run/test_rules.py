@@ -51,6 +51,7 @@ ERRORS = {
         "needs a minimum",
     ),
     "check_chat_template": ("zero3", "--model.chat_template nowhere.jinja", "no such file"),
+    "check_freeze": ("zero3", "--model.freeze layers.(0", "no regular expression"),
     "check_shard_size": ("zero3", "--checkpoint.max_shard_size big", "is not a size"),
     "check_early_stopping": ("zero3", "--trainer.early_stopping loss:3", "Give --eval_steps"),
     "check_best": (
