@@ -1,6 +1,8 @@
 """Settings of the model."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from bigft.config.section import Section
 
@@ -41,6 +43,11 @@ class ModelSection(Section):
     """Parameters that are not trained: regular expressions, separated by commas, searched in their
     names, such as `embed_tokens,layers\\.[0-3]\\.`; they take no gradient and no
     optimizer state."""
+
+    neftune_alpha: Annotated[float, Field(gt=0)] | None = None
+    """NEFTune: uniform noise of at most alpha / sqrt(tokens of the example x size of an embedding)
+    is added to the embeddings in training; 5 to 15 in the paper (arXiv 2310.05914), which tunes
+    chat models with it."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for authors you trust."""

@@ -47,6 +47,35 @@ def test_dropout_is_active_in_training_alone_and_exported(
     assert config["attention_dropout"] == 0.5
 
 
+# --- NEFTune ---
+
+
+@pytest.mark.parametrize("packing", ["none", "best_fit"])
+def test_noise_is_in_training_alone(two_ranks, shared_folder, tmp_path, packing):
+    settings = small_settings(shared_folder, packing=packing)
+    _run(two_ranks, settings, tmp_path / "plain", "zero3_offload")
+    for name in ("one", "two"):
+        noisy = {**settings, "model.neftune_alpha": 5}
+        said = _run(two_ranks, noisy, tmp_path / name, "zero3_offload")
+        assert "note: NEFTune: noise of alpha 5 on the embeddings" in said
+    plain, one, two = (read_losses(tmp_path / name) for name in ("plain", "one", "two"))
+    assert abs(one[0] - plain[0]) > 1e-4
+    assert one == two
+    evaluations = [_read_evaluations(tmp_path / name) for name in ("plain", "one")]
+    assert evaluations[0][0] == evaluations[1][0]
+    assert evaluations[0][1] != evaluations[1][1]
+    ours, theirs = (load_file(tmp_path / f"{n}/model/model.safetensors") for n in ("one", "plain"))
+    assert ours.keys() == theirs.keys()
+    assert {name: t.shape for name, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
+
+
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_a_resumed_run_draws_the_same_noise(two_ranks, shared_folder, tmp_path, config):
+    changes = {"model.neftune_alpha": 5, "gradient_accumulation_steps": 2, DROPOUT: 0.1}
+    settings, ds = make_settings(shared_folder, tmp_path, config, **changes)
+    check_equal(two_ranks, settings, ds, tmp_path, STOP)
+
+
 # --- Parameters that are not trained ---
 
 FREEZE = r"^model.embed_tokens,layers\.0\.,norm"

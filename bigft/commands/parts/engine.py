@@ -16,6 +16,7 @@ from bigft.errors import TrainingError
 from bigft.log import Console
 from bigft.models.freeze import freeze
 from bigft.models.load import LoadedModel, count_parameters
+from bigft.models.noise import add_noise
 from bigft.models.savers import save_activations
 from bigft.optim.build import OptimizerPlan
 from bigft.optim.groups import build_groups
@@ -60,6 +61,9 @@ def build_run_engine(
         expected_optimizer=optimizer.class_name,
     )
     give_back_freed_memory()
+    if run.model.neftune_alpha is not None:
+        # After the engine has its own hooks there: it learns of the noise like of any layer.
+        console.say(f"note: {add_noise(module, run.model.neftune_alpha)}")
     engine.guard_swap(swap_guard)
     # Laid out, or known only after the first step.
     found = engine.measure_state_bytes_per_parameter() or optimizer.state_bytes_per_parameter
