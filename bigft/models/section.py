@@ -44,6 +44,10 @@ class ModelSection(Section):
     names, such as `embed_tokens,layers\\.[0-3]\\.`; they take no gradient and no
     optimizer state."""
 
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Lower layers learn more slowly: the head with `--learning_rate`, each layer below it, and at
+    last the embeddings, with this share of the rate above; 0.65 to 0.95 are common."""
+
     neftune_alpha: Annotated[float, Field(gt=0)] | None = None
     """NEFTune: uniform noise of at most alpha / sqrt(tokens of the example x size of an embedding)
     is added to the embeddings in training; 5 to 15 in the paper (arXiv 2310.05914), which tunes

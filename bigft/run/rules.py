@@ -332,6 +332,17 @@ def check_freeze(draft: Draft, run: Run) -> Iterator[Finding]:
             )
 
 
+def check_layer_decay(draft: Draft, run: Run) -> Iterator[Finding]:
+    """DeepSpeed's own schedules give every parameter the same learning rate."""
+    kind = draft.get("scheduler.type")
+    if run.model.layer_decay is not None and kind:
+        yield Finding(
+            f'--model.layer_decay {run.model.layer_decay:g} with scheduler.type = "{kind}"'
+            f" ({draft.where('scheduler.type')}), which gives all layers one learning rate. Drop"
+            " the scheduler block and use --optim.lr_scheduler_type"
+        )
+
+
 def check_shard_size(draft: Draft, run: Run) -> Iterator[Finding]:
     """The size is text with a unit; a bad one would only be found at the export."""
     try:
@@ -366,6 +377,7 @@ RULES: tuple[Rule, ...] = (
     check_schedule_arguments,
     check_chat_template,
     check_freeze,
+    check_layer_decay,
     check_shard_size,
     check_early_stopping,
     check_best,

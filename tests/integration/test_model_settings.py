@@ -76,6 +76,39 @@ def test_a_resumed_run_draws_the_same_noise(two_ranks, shared_folder, tmp_path, 
     check_equal(two_ranks, settings, ds, tmp_path, STOP)
 
 
+# --- Learning rates by depth ---
+
+
+@pytest.mark.parametrize(
+    ("place", "optim"),
+    [("zero2", "adamw"), ("zero3", "adamw"), ("zero2_offload", "adamw"),
+     ("zero3_offload", "adamw_8bit"), ("zero3_nvme", "adamw")],
+)  # fmt: skip
+def test_lower_layers_learn_more_slowly(two_ranks, shared_folder, tmp_path, place, optim):
+    """Adam's first step moves each weight by its learning rate, whatever the gradient is."""
+    changes = {
+        "model.layer_decay": 0.5,
+        "optim": optim,
+        "optim.weight_decay": 0,
+        "optim.adam_epsilon": 1e-12,
+        "save_steps": 1,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+    }
+    settings, ds = make_settings(shared_folder, tmp_path, place, **changes)
+    check_equal(two_ranks, settings, ds, tmp_path, 2)
+    consolidate(tmp_path / "whole/checkpoints/step_00000001", tmp_path / "export", dtype="auto")
+    folders = shared_folder / "model", tmp_path / "export"
+    before, after = (load_file(folder / "model.safetensors") for folder in folders)
+    depths = {"embed_tokens": 0, "layers.0.": 1, "layers.1.": 2, "model.norm": 3, "lm_head": 3}
+    for name, weight in before.items():
+        depth = next(depth for part, depth in depths.items() if part in name)
+        moved = float((after[name] - weight).abs().max())
+        assert moved == pytest.approx(1e-3 * 0.5 ** (3 - depth), rel=2e-3), name
+    rows = [row["learning_rate"] for row in read_metrics(tmp_path / "whole")]
+    assert rows == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
 # --- Parameters that are not trained ---
 
 FREEZE = r"^model.embed_tokens,layers\.0\.,norm"

@@ -20,6 +20,7 @@ from bigft.models.noise import add_noise
 from bigft.models.savers import save_activations
 from bigft.optim.build import OptimizerPlan
 from bigft.optim.groups import build_groups
+from bigft.optim.layers import find_depths, split_by_depth
 from bigft.optim.schedule import build_schedule
 from bigft.run.settings import Run
 from bigft.units import format_count
@@ -47,13 +48,15 @@ def build_run_engine(
         f"{type(module).__name__}, {format_count(count_parameters(module))} parameters, attention"
         f" {model.attention}, activation checkpointing {run.model.activation_checkpointing}"
     )
+    groups = build_groups(module, run.optim.weight_decay, fp32_embeddings=run.optim.fp32_embeddings)
+    if run.model.layer_decay is not None:
+        with errors_shared():
+            groups = _decay_layers(run.model.layer_decay, run, module, groups, console)
     fix_malloc_limits(count_parameters(module))
     engine = build_engine(
         module,
         ds=ds,
-        groups=build_groups(
-            module, run.optim.weight_decay, fp32_embeddings=run.optim.fp32_embeddings
-        ),
+        groups=groups,
         build_optimizer=optimizer.build,
         build_scheduler=None
         if "scheduler" in ds
@@ -72,6 +75,19 @@ def build_run_engine(
         " parameter"
     )
     return engine
+
+
+def _decay_layers(
+    decay: float, run: Run, module: Any, groups: list[dict[str, Any]], console: Console
+) -> list[dict[str, Any]]:
+    """Give lower layers lower learning rates, and say so."""
+    depths = find_depths(module)
+    split = split_by_depth(groups, depths, run.optim.learning_rate, decay)
+    console.say(
+        f"note: --model.layer_decay {decay:g}: learning rate {split[0]['lr']:.3g} at the top, down"
+        f" to {split[-1]['lr']:.3g} at the bottom, over {depths.head - 1} layers"
+    )
+    return split
 
 
 def training_dtype(ds: dict[str, Any]) -> torch.dtype:
