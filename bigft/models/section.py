@@ -45,7 +45,7 @@ class ModelSection(Section):
     optimizer state."""
 
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Lower layers learn more slowly: the head with `--learning_rate`, each layer below it, and at
+    """Lower layers learn more slowly: the head with the whole rate, each layer below it, and at
     last the embeddings, with this share of the rate above; 0.65 to 0.95 are common."""
 
     neftune_alpha: Annotated[float, Field(gt=0)] | None = None
