@@ -353,9 +353,10 @@ def _is_expert_list(part: nn.Module) -> bool:
     return len({type(child) for child in children}) == 1
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Count parameters, each tied one once, partitioned or not."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+def count_parameters(module: nn.Module, *, trained: bool = False) -> int:
+    """Count parameters, or only those that are trained; each tied one once, partitioned or not."""
+    wanted = (p for p in module.parameters() if p.requires_grad or not trained)
+    return sum(getattr(p, "ds_numel", p.numel()) for p in wanted)
 
 
 def plan_parameters(

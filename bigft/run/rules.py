@@ -6,6 +6,7 @@ warning; a run that cannot work is an error. To add a rule: write the function, 
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,6 +321,29 @@ def check_chat_template(draft: Draft, run: Run) -> Iterator[Finding]:
     )
 
 
+def check_freeze(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Patterns are regular expressions; what they match is known once the model is there."""
+    for pattern in run.model.freeze:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield Finding(
+                f"--model.freeze {pattern}: no regular expression ({error}). Commas separate"
+                " patterns; write one that has a comma as JSON, such as '[\"layers.{1,2}\"]'"
+            )
+
+
+def check_layer_decay(draft: Draft, run: Run) -> Iterator[Finding]:
+    """DeepSpeed's own schedules give every parameter the same learning rate."""
+    kind = draft.get("scheduler.type")
+    if run.model.layer_decay is not None and kind:
+        yield Finding(
+            f'--model.layer_decay {run.model.layer_decay:g} with scheduler.type = "{kind}"'
+            f" ({draft.where('scheduler.type')}), which gives all layers one learning rate. Drop"
+            " the scheduler block and use --optim.lr_scheduler_type"
+        )
+
+
 def check_shard_size(draft: Draft, run: Run) -> Iterator[Finding]:
     """The size is text with a unit; a bad one would only be found at the export."""
     try:
@@ -353,6 +377,8 @@ RULES: tuple[Rule, ...] = (
     check_warmup,
     check_schedule_arguments,
     check_chat_template,
+    check_freeze,
+    check_layer_decay,
     check_shard_size,
     check_early_stopping,
     check_best,

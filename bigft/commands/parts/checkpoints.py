@@ -49,6 +49,7 @@ def bound_facts(
         "zero_stage": ds["zero_optimization"]["stage"],
         "optimizer": optimizer.rule,
         "parameters": count_parameters(model.module),
+        "freeze": resolved.run.model.freeze,
         "global_batch_size": ds["train_batch_size"],
         "asked_batch": list(resolved.asked_batch or batch),
         "data": data.info["digest"],
@@ -220,7 +221,10 @@ def check_space(
     """
     # fp32 master weights and the optimizer's states; config and tokenizer are small.
     of_weight = run.optim.master_bits / 8
-    size = int(count_parameters(model.module) * (of_weight + optimizer.state_bytes_per_parameter))
+    trained = count_parameters(model.module, trained=True)
+    frozen = count_parameters(model.module) - trained
+    # What is frozen is kept as the forward pass has it, in 4 bytes at most.
+    size = int(trained * (of_weight + optimizer.state_bytes_per_parameter)) + 4 * frozen
     free = shutil.disk_usage(folder).free
     existing = len(find_candidates(folder / "checkpoints"))
     is_one = not 0 < run.checkpoint.save_steps < total_steps

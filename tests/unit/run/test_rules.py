@@ -51,6 +51,12 @@ ERRORS = {
         "needs a minimum",
     ),
     "check_chat_template": ("zero3", "--model.chat_template nowhere.jinja", "no such file"),
+    "check_layer_decay": (
+        "zero3",
+        "--model.layer_decay 0.9 --max_steps 5 --ds.scheduler.type=WarmupLR",
+        "gives all layers one learning rate",
+    ),
+    "check_freeze": ("zero3", "--model.freeze layers.(0", "no regular expression"),
     "check_shard_size": ("zero3", "--checkpoint.max_shard_size big", "is not a size"),
     "check_early_stopping": ("zero3", "--trainer.early_stopping loss:3", "Give --eval_steps"),
     "check_best": (
