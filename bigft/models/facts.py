@@ -44,18 +44,26 @@ Wide and shallow: it learns faster per token than 6 layers of 256, and a step ha
 (docs/log.md, 2026-11-22).
 """
 
+# ModernBERT norms before each block, as decoders do: after 100 steps on `builtin/modules` it is
+# right on 72% of the held-out rows, a BERT of this size on 17% (docs/log.md, 2026-11-22).
 _BUILTIN_BERT: dict[str, Any] = {
-    "architectures": ["BertForMaskedLM"],
-    "model_type": "bert",
+    "architectures": ["ModernBertForMaskedLM"],
+    "model_type": "modernbert",
     "hidden_size": 256,
-    "intermediate_size": 1024,
+    "intermediate_size": 512,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
-    "hidden_act": "gelu",
     "vocab_size": 4096,
     "max_position_embeddings": 1024,
-    "type_vocab_size": 2,
+    "global_attn_every_n_layers": 2,
+    "local_attention": 128,
+    "classifier_pooling": "mean",
     "tie_word_embeddings": True,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "cls_token_id": None,
+    "sep_token_id": None,
 }
 _BUILTIN_T5: dict[str, Any] = {
     "architectures": ["T5ForConditionalGeneration"],
