@@ -28,6 +28,10 @@ _FREE_SECONDS = 600.0
 """How long a run may take to commit after its launcher has gone."""
 
 
+_GONE_SECONDS = 60.0
+"""How long processes of a run may take to leave after it has let go of its folder."""
+
+
 class Child:
     """One training run in its own session, so that Ctrl-C reaches the sweep alone."""
 
@@ -70,6 +74,10 @@ class Child:
         code = self._process.wait()
         # A launcher that is stopped leaves before its ranks, which still commit.
         wait_until_free(self._folder)
+        # They hold memory of the device until they are gone, and the next trial needs it.
+        end = time.monotonic() + _GONE_SECONDS
+        while _has_members(self._process.pid) and time.monotonic() < end:
+            time.sleep(0.1)
         return code
 
     def last_words(self) -> str:
@@ -200,6 +208,17 @@ def wait_until_free(folder: Path, seconds: float = _FREE_SECONDS) -> None:
             if time.monotonic() > end:
                 raise
         time.sleep(0.1)
+
+
+def _has_members(session: int) -> bool:
+    """Say whether a process of a session still runs."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            # The name in parentheses may contain anything, also a parenthesis.
+            state, _, _, number = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(number) == session and state != "Z":
+                return True
+    return False
 
 
 def _find_free_port() -> int:

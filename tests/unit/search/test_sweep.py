@@ -16,7 +16,7 @@ from bigft.config.options import COMMANDS
 from bigft.distributed.signals import StopSignals
 from bigft.errors import BigftError, CheckpointError, ConfigError, StoppedError
 from bigft.search import conduct
-from bigft.search.child import MetricRows, build_command
+from bigft.search.child import Child, MetricRows, build_command
 from bigft.search.plan import Plan, plan_sweep, render_plan
 from bigft.search.record import find_best
 from bigft.search.results import render_csv, render_json, render_table, write_results
@@ -391,6 +391,14 @@ def test_the_command_of_a_trial_replaces_what_is_searched(tmp_path):
     launched = build_command(request, {}, tmp_path, 2)
     assert launched[1:5] == ["-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
     assert "--learning_rate=1" in launched
+
+
+def test_a_trial_is_over_when_all_of_its_processes_are(tmp_path):
+    script = "import subprocess; subprocess.Popen(['sleep', '1.5'])"
+    child = Child([sys.executable, "-c", script], tmp_path)
+    started = time.monotonic()
+    assert child.wait() == 0
+    assert time.monotonic() - started > 1.4
 
 
 def test_metrics_are_read_while_they_grow(tmp_path):
