@@ -11,7 +11,11 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "bigft/__init__.py").read_text())[1]
 
+# rouge-score has had one release since 2019; sacrebleu's signatures name its version.
+EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
+
 TEST = [
+    *EVAL,
     "pytest>=8",
     "pytest-timeout",
     "hypothesis",
@@ -19,6 +23,7 @@ TEST = [
     "ruff",
     "mypy",
     "types-PyYAML",
+    "optuna>=4",  # bigft sweep
 ]
 
 NATIVE = ROOT / "bigft/optim/native"
@@ -69,6 +74,8 @@ setup(
         "tensorboard>=2.19",
         "fire>=0.7",
         "safetensors>=0.5",
+        "scikit-learn>=1.5",
+        "scipy>=1.11",
         "pydantic>=2.7",
         "PyYAML>=6",
         "tqdm>=4.60",
@@ -77,8 +84,10 @@ setup(
     extras_require={
         "test": TEST,
         "docs": ["sphinx>=8", "myst-parser>=4", "furo"],
+        "eval": EVAL,
         "gpu": ["nvidia-ml-py"],
         "bench": ["accelerate>=1.10"],
+        "sweep": ["optuna>=4"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
         "dev": [*TEST, "pre-commit", "codespell"],

@@ -18,7 +18,7 @@ from bigft import __version__
 from bigft.config.flags import to_path
 from bigft.config.help import render_command, render_overview
 from bigft.config.hints import suggest
-from bigft.config.options import COMMANDS
+from bigft.config.options import COMMANDS, options_of
 from bigft.config.request import Request
 from bigft.config.section import Section
 from bigft.config.typed import fields_of, is_boolean
@@ -64,6 +64,7 @@ def parse(words: Sequence[str]) -> Request:
     problems: list[str] = []
     positional, flags = _read_words(name, rest, problems)
     _check_positional(name, positional, problems)
+    flags = _join_repeatable(name, flags)
     _check_repeated(flags, problems)
     if problems:
         raise_together(ConfigError, problems)
@@ -128,8 +129,10 @@ def _read_words(
     A switch takes the next word only when that is `true` or `false`, so that `--json RUN` means
     what it says.
     """
-    options = COMMANDS[command].options or _SETTINGS.get(command, Run)
-    switches = {path for path, info in fields_of(options) if is_boolean(info)} | {"dry_run"}
+    options, own = COMMANDS[command].options, COMMANDS[command].own
+    fields = [*options_of(options)] if options else [*fields_of(_SETTINGS.get(command, Run))]
+    fields += fields_of(own or Section)
+    switches = {path for path, info in fields if is_boolean(info)} | {"dry_run"}
     positional: list[str] = []
     flags: list[tuple[str, str]] = []
     rest = list(words)
@@ -170,6 +173,16 @@ def _check_positional(command: str, words: Sequence[str], problems: list[str]) -
     ]
     if spec.word and spec.is_word_required and not words:
         problems.append(f"{spec.word}: required, not given: `bigft {command} {spec.word}`")
+
+
+def _join_repeatable(command: str, flags: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Make one flag of those that a command takes several times."""
+    joined: list[tuple[str, str]] = []
+    for name in sorted(COMMANDS[command].repeatable):
+        texts = [text for flag, text in flags if flag == name]
+        if texts:
+            joined.append((name, ";".join(texts)))
+    return [*(flag for flag in flags if flag[0] not in COMMANDS[command].repeatable), *joined]
 
 
 def _check_repeated(flags: Sequence[tuple[str, str]], problems: list[str]) -> None:

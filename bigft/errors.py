@@ -18,6 +18,9 @@ class BigftError(Exception):
     is_local = False
     """Raised in a run by a rank other than 0, for itself: that rank has to say it."""
 
+    problems: tuple[str, ...] = ()
+    """The problems one by one, where several were raised together."""
+
 
 class ConfigError(BigftError):
     """A setting is unknown, contradictory or out of range."""
@@ -66,4 +69,11 @@ def raise_together(error: type[BigftError], problems: Sequence[str]) -> NoReturn
     if len(problems) == 1:
         raise error(problems[0])
     lines = [f"{number}. {problem}" for number, problem in enumerate(problems, 1)]
-    raise error("\n".join([f"{len(problems)} problems:", *lines]))
+    several = error("\n".join([f"{len(problems)} problems:", *lines]))
+    several.problems = tuple(problems)
+    raise several
+
+
+def list_problems(error: BigftError) -> list[str]:
+    """Return the problems of an error one by one, to show them together with others."""
+    return list(error.problems) or [str(error)]

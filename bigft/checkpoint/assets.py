@@ -113,7 +113,8 @@ def write_model_card(folder: Path, facts: dict[str, Any], dtype: str, num_parame
     base = str(facts.get("model") or "")
     header = ["---", "library_name: transformers", "tags:", "- bigft"]
     # Hugging Face rejects a card whose base_model is no repository's name, such as a local path.
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():
+    is_repository = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.startswith("builtin/")
+    if is_repository and not Path(base).exists():
         header.append(f"base_model: {base}")
     rows = [("Base model", f"`{base}`" if base else "not recorded")]
     rows += [(label, text) for label, text in _describe(facts)]
@@ -121,8 +122,19 @@ def write_model_card(folder: Path, facts: dict[str, Any], dtype: str, num_parame
     rows += [("Number format", dtype)]
     table = ["| | |", "|---|---|", *(f"| {label} | {text} |" for label, text in rows)]
     lines = [*header, "---", "", f"# {_make_title(base)}", "", _INTRODUCTION, "", *table, ""]
-    card = redact_text("\n".join([*lines, _USAGE]))
+    usage = _USAGE.replace("AutoModelForCausalLM", _find_auto_class(folder))
+    card = redact_text("\n".join([*lines, usage]))
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _find_auto_class(folder: Path) -> str:
+    """Name the class of transformers that loads the model."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (architecture, *_) = config.get("architectures") or [""]
+    for kind in ("ForSequenceClassification", "ForMaskedLM"):
+        if architecture.endswith(kind):
+            return f"AutoModel{kind}"
+    return f"AutoModelFor{'Seq2SeqLM' if config.get('is_encoder_decoder') else 'CausalLM'}"
 
 
 def _make_title(base: str) -> str:

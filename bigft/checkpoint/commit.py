@@ -26,6 +26,7 @@ from bigft.checkpoint.folder import (
     final_place,
     make_durably,
     partial_place,
+    point_best,
     point_latest,
     publish,
     remove,
@@ -52,6 +53,7 @@ def write_checkpoint(  # noqa: PLR0913 (what, where and with whom)
     keep_last: int,
     protected: Path | None,
     save_id: str,
+    best: Path | None = None,
 ) -> Path:
     """Write, commit and rotate; when this returns the checkpoint survives a power cut.
 
@@ -70,6 +72,8 @@ def write_checkpoint(  # noqa: PLR0913 (what, where and with whom)
         keep_last: Newest checkpoints that rotation leaves, counting those alone that verify.
         protected: A checkpoint that rotation never takes: the one this run resumed from.
         save_id: Letters, digits and `._-`; the same on every rank, another one for every save.
+        best: The run's best checkpoint, which may be this one: rotation leaves it, and `best`
+            names it.
 
     Returns:
         The committed folder `step_XXXXXXXX`.
@@ -95,7 +99,9 @@ def write_checkpoint(  # noqa: PLR0913 (what, where and with whom)
         replaced = _lead(save, held, {**facts, "step": step})
         # Nothing from here on can fail the save: it is committed, and the others know.
         remove(replaced)
-        rotate(checkpoints, keep_last, protected)
+        if best is not None and best.parent == checkpoints:
+            point_best(best)
+        rotate(checkpoints, keep_last, protected, best)
     return save.final
 
 

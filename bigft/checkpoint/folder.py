@@ -5,6 +5,7 @@ step_00000500             committed: complete, always
 .aside-step_00000500      replaced at this moment; gets its name back if nothing took it
 damaged-step_00000500     did not verify at a resume; kept for a person to look at
 latest                    name of the newest, for people and scripts; bigft never asks
+best                      name of the best by a metric, where the run keeps it; likewise
 """
 
 import itertools
@@ -15,7 +16,13 @@ from pathlib import Path
 
 from bigft.checkpoint.exchange import exchange
 from bigft.checkpoint.files import Files, sync
-from bigft.checkpoint.manifest import LATEST_NAME, find_committed, read_manifest, set_aside
+from bigft.checkpoint.manifest import (
+    BEST_NAME,
+    LATEST_NAME,
+    find_committed,
+    read_manifest,
+    set_aside,
+)
 from bigft.distributed.claim import claimed
 from bigft.errors import CheckpointError
 
@@ -107,17 +114,26 @@ def publish(partial: Path, final: Path) -> Path | None:
 
 def point_latest(final: Path) -> None:
     """Say which checkpoint is the newest; a failure costs nothing but a warning."""
-    partial = final.with_name(f"{_UNFINISHED}{LATEST_NAME}")
+    _point(final, LATEST_NAME)
+
+
+def point_best(final: Path) -> None:
+    """Say which checkpoint is the best; a failure costs nothing but a warning."""
+    _point(final, BEST_NAME)
+
+
+def _point(final: Path, name: str) -> None:
+    partial = final.with_name(f"{_UNFINISHED}{name}")
     try:
         with Files(final.parent).create(partial.name) as file:
             file.write(f"{final.name}\n".encode())
-        partial.replace(final.with_name(LATEST_NAME))
+        partial.replace(final.with_name(name))
         sync(final.parent)
     except OSError as error:
-        logger.warning("%s is committed, but `latest` is not up to date: %s", final, error)
+        logger.warning("%s is committed, but `%s` is not up to date: %s", final, name, error)
 
 
-def rotate(checkpoints: Path, keep_last: int, protected: Path | None) -> None:
+def rotate(checkpoints: Path, keep_last: int, *protected: Path | None) -> None:
     """Remove what is older than the newest `keep_last` checkpoints that verify.
 
     A folder that does not verify is neither counted nor removed. A failure is a warning.
@@ -125,11 +141,11 @@ def rotate(checkpoints: Path, keep_last: int, protected: Path | None) -> None:
     Args:
         checkpoints: The run's folder.
         keep_last: Checkpoints to leave, from 1.
-        protected: Stays in any case.
+        protected: Stay in any case.
     """
     try:
         for old in find_committed(checkpoints)[:-keep_last]:
-            if protected is None or not protected.exists() or not old.samefile(protected):
+            if not any(one and one.exists() and old.samefile(one) for one in protected):
                 remove(_to_trash(old))
                 logger.info("rotated out %s", old.name)
     except (OSError, CheckpointError) as error:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
 LATEST_NAME = "latest"
+BEST_NAME = "best"
 
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -24,6 +24,7 @@ _BOUND = {
         "sequences per step",
         "--per_device_train_batch_size, --gradient_accumulation_steps",
     ),
+    "freeze": ("parameters that are not trained", "--model.freeze"),
     "data": ("data, tokenizer or their settings", "--data"),
     "seed": ("seed", "--seed"),
 }

@@ -76,7 +76,14 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._result: Path | BaseException | None = None
 
-    def save(self, step: int, facts: dict[str, Any], *, is_last: bool = False) -> Path:
+    def save(
+        self,
+        step: int,
+        facts: dict[str, Any],
+        *,
+        is_last: bool = False,
+        best: Path | None = None,
+    ) -> Path:
         """Write and commit a checkpoint.
 
         Args:
@@ -84,6 +91,7 @@ class Checkpoints:
             facts: Kept in the manifest; plain values.
             is_last: Whether the engine is not needed afterwards: where there is no room for the
                 checkpoint beside the swap files, it takes theirs.
+            best: The run's best checkpoint, which may be this one; it is kept.
 
         Returns:
             The committed folder `step_XXXXXXXX`.
@@ -98,7 +106,7 @@ class Checkpoints:
         self.wait()
         with self._collected() as (state, index):
             release = self._find_release(state, is_last=is_last)
-            return self._commit(step, facts, replace(state, release=release), index)
+            return self._commit(step, facts, replace(state, release=release), index, best)
 
     def _find_release(self, state: RankState, *, is_last: bool) -> Callable[[Tensor], None] | None:
         """What to do with mapped swap files once they are written: to save memory, and disk."""
@@ -114,8 +122,13 @@ class Checkpoints:
         )
         return chosen
 
-    def begin(self, step: int, facts: dict[str, Any]) -> None:
+    def begin(self, step: int, facts: dict[str, Any], *, best: Path | None = None) -> None:
         """Copy the state, and write and commit it in the background; `wait` says how it went.
+
+        Args:
+            step: Optimizer steps done.
+            facts: Kept in the manifest; plain values.
+            best: The run's best checkpoint, which may be this one; it is kept.
 
         Raises:
             CheckpointError: The save before this one failed.
@@ -129,7 +142,7 @@ class Checkpoints:
 
         def work() -> None:
             try:
-                self._result = self._commit(step, facts, copied, index)
+                self._result = self._commit(step, facts, copied, index, best)
             except BaseException as error:  # noqa: BLE001 - raised again by `wait`
                 self._result = error
 
@@ -173,7 +186,9 @@ class Checkpoints:
             self._unreadable = error
             yield state, index
 
-    def _commit(self, step: int, facts: dict[str, Any], state: RankState, index: Index) -> Path:
+    def _commit(
+        self, step: int, facts: dict[str, Any], state: RankState, index: Index, best: Path | None
+    ) -> Path:
         unreadable = self._unreadable
 
         def write(files: Files) -> None:
@@ -201,4 +216,5 @@ class Checkpoints:
             keep_last=self._keep_last,
             protected=self._protected,
             save_id=f"{self._name}-{self._number}",
+            best=best,
         )

@@ -20,6 +20,11 @@ class CheckpointSection(Section):
     keep_last: Annotated[int, Field(ge=1)] = 2
     """Committed checkpoints that rotation leaves in the run folder."""
 
+    best: str | None = None
+    """Metric of the evaluation (`loss`, `eval_accuracy`, ...) by which the best checkpoint is kept
+    beside the newest ones, named in `checkpoints/best`, and exported at the end instead of the
+    last; needs `--save_steps` to be a multiple of `--eval_steps`."""
+
     write: Literal["foreground", "background"] = "foreground"
     """`background` lets training go on once the state has been copied into host memory, which
     must hold it twice; states on NVMe are always written in the foreground."""

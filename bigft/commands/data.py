@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from bigft.config.request import Request
@@ -28,19 +27,23 @@ def main(request: Request) -> None:
     """Tokenise, unless that was done before; count, decode, print."""
     settings = resolve_preview(request)
 
+    from bigft.commands.parts.task import load_rows
     from bigft.data.open import open_all
     from bigft.data.preview import build_preview
-    from bigft.data.tokens.builtin import default_cache_dir, load_builtin_tokenizer
-    from bigft.data.tokens.templates import TEMPLATES
     from bigft.models.facts import read_facts
-    from bigft.models.tokenizer import load_tokenizer
 
     section, seed = settings.data, settings.trainer.seed
     facts = read_facts(settings.model)
-    load_builtin = partial(load_builtin_tokenizer, default_cache_dir(section.loading.cache_dir))
-    tokenizer = load_tokenizer(settings.model, facts, load_builtin, TEMPLATES)
-    opened = open_all(section, tokenizer, seed, plain_console().say)
-    preview = build_preview(opened, section, tokenizer, seed=seed, num_examples=settings.examples)
+    rows, tokenizer = load_rows(settings.task, settings.model, section, facts)
+    opened = open_all(section, tokenizer, seed, plain_console().say, rows.lay_out)
+    preview = build_preview(
+        opened,
+        section,
+        tokenizer,
+        seed=seed,
+        num_examples=settings.examples,
+        lay_out=rows.lay_out,
+    )
     has_template = tokenizer.chat_template is not None
     if settings.as_json:
         text = render_json(preview, settings, has_template=has_template)

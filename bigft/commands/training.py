@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from bigft.checkpoint.consolidate import consolidate
+from bigft.checkpoint.manifest import find_newest
 from bigft.commands.parts.announce import announce_data
 from bigft.commands.parts.checkpoints import RunCheckpoints, bound_facts, check_space
 from bigft.commands.parts.checks import check_first
@@ -16,9 +17,8 @@ from bigft.commands.parts.guards import Guards
 from bigft.commands.parts.hooks import StateBytes, build_hooks
 from bigft.commands.parts.resume import restore
 from bigft.commands.parts.swap import reserve_swap, swap_folder
+from bigft.commands.parts.task import load_rows
 from bigft.data.store.rejected import keep_rejected
-from bigft.data.tokens.builtin import default_cache_dir, load_builtin_tokenizer
-from bigft.data.tokens.templates import TEMPLATES
 from bigft.data.tokens.tokenize import find_end_token_ids
 from bigft.distributed.collectives import (
     barrier,
@@ -31,7 +31,7 @@ from bigft.log import Console
 from bigft.models.download import fetch_weights
 from bigft.models.facts import read_facts
 from bigft.models.load import load_model
-from bigft.models.tokenizer import adopt_special_tokens, load_tokenizer
+from bigft.models.tokenizer import adopt_special_tokens
 from bigft.monitor.events import Events
 from bigft.monitor.sinks import build_sinks
 from bigft.redact import redact_value
@@ -51,7 +51,7 @@ def train(
     """Train as resolved and leave a committed checkpoint of the last step.
 
     Returns:
-        That checkpoint.
+        The checkpoint to export: that one, or the best where the run keeps it.
 
     Collective: every rank.
     """
@@ -62,15 +62,19 @@ def train(
 
     # --- Data ---
     facts = read_facts(run.model)
-    task = build_task(run.task.name)
-    cache = default_cache_dir(run.data.loading.cache_dir)
     # First on one rank of each host: the built-in tokenizer may have to be trained.
     with errors_shared(), local_rank_zero_first(world):
-        load_builtin = partial(load_builtin_tokenizer, cache)
-        tokenizer = load_tokenizer(run.model, facts, load_builtin, TEMPLATES)
+        rows, tokenizer = load_rows(run.task, run.model, run.data, facts)
+    task = build_task(run.task, rows)
     with errors_shared():
         data = build_run_data(
-            resolved, tokenizer, world, folder, goes_on=resumed is not None, tell=console.say
+            resolved,
+            tokenizer,
+            rows,
+            world,
+            folder,
+            goes_on=resumed is not None,
+            tell=console.say,
         )
         # A stream adds its rows while it is read.
         if world.is_rank_zero and not run.data.loading.streaming:
@@ -95,6 +99,8 @@ def train(
                 dtype=training_dtype(ds),
                 device=world.device,
                 seed=run.trainer.seed,
+                configure=partial(task.configure, tokenizer=tokenizer),
+                has_new_head=task.has_new_head,
             )
         if not facts.has_weights:
             adopt_special_tokens(model.module, tokenizer, find_end_token_ids(tokenizer))
@@ -172,6 +178,9 @@ def train(
                 rendezvous=rendezvous,
             )
     barrier()
+    if saver.kept is not None:
+        console.say(f"the best checkpoint is exported: {saver.kept.best}")
+        return saver.kept.folder
     return _must_exist(saver.newest)
 
 
@@ -183,8 +192,9 @@ def export(resolved: Resolved, checkpoint: Path, model: Path, console: Console) 
         model,
         dtype=section.export_dtype,
         max_shard_bytes=parse_bytes(section.max_shard_size),
-        # This run wrote and hashed it a moment ago, or has verified it to resume from it.
-        is_source_verified=True,
+        # This run wrote and hashed it a moment ago, or has verified it to resume from it; the best
+        # one may be of the run before.
+        is_source_verified=checkpoint == find_newest(checkpoint.parent),
     )
     console.say(
         f"exported and verified {format_count(result.parameters)} parameters,"

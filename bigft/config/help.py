@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from bigft.config.flags import FLAGS
-from bigft.config.options import COMMANDS
+from bigft.config.options import COMMANDS, options_of
 from bigft.config.section import Section
 from bigft.config.typed import fields_of, section_of
 
@@ -63,13 +63,17 @@ def render_command(name: str, run: type[Section]) -> str:
     command = COMMANDS[name]
     if command.options is not None:
         word = command.word if command.is_word_required else f"[{command.word}]"
-        entries = [_entry(f"--{path}", info) for path, info in fields_of(command.options)]
+        entries = [_entry(f"--{path}", info) for path, info in options_of(command.options)]
         usage = f"usage: bigft {name} {word} [options]"
         return "\n".join([usage, "", command.options.__doc__ or "", "", *entries])
-    usage = _LAUNCH if name == "train" else f"usage: bigft {name} [{command.word}] [settings]\n"
+    word = f" [{command.word}]" if command.word else ""
+    usage = _LAUNCH if name == "train" else f"usage: bigft {name}{word} [settings]\n"
     rules = _RULES + (_CONFIG_RULE if command.takes_config else "")
     flags = _flag_entries(run, takes_config=command.takes_config)
-    return "\n".join([usage, command.summary, "", rules, *flags, *_dotted_entries(run)]) + "\n"
+    own = _own_entries(name, command.own) if command.own is not None else ()
+    return (
+        "\n".join([usage, command.summary, "", *own, rules, *flags, *_dotted_entries(run)]) + "\n"
+    )
 
 
 def describe_type(info: FieldInfo) -> str:
@@ -148,6 +152,13 @@ def _flag_entries(run: type[Section], *, takes_config: bool) -> Iterator[str]:
             yield _entry(f"--{path}", info)
     if takes_config:
         yield _wrap("--dry_run", "Resolve, check, print, stop.")
+
+
+def _own_entries(name: str, own: type[Section]) -> Iterator[str]:
+    yield f"Options of `bigft {name}`:"
+    for path, info in fields_of(own):
+        yield _entry(f"--{path}", info)
+    yield ""
 
 
 def _dotted_entries(run: type[Section]) -> Iterator[str]:

@@ -1,17 +1,19 @@
 """The commands, and the options of those that are not a training run.
 
 One table drives parsing, checking and help. `train` and `explain` take the settings of a run,
-which live in the sections, and `data` those of them that concern data; the other commands take the
-few options declared here.
+which live in the sections, `sweep` takes them beside options of its own, and `data` those of them
+that concern data; the other commands take the few options declared here.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, TypeVar, get_origin
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
-from bigft.config.hints import suggest
+from bigft.config.flags import FLAGS
+from bigft.config.hints import find_nearest, suggest
 from bigft.config.request import Request
 from bigft.config.section import Section
 from bigft.config.typed import Typed, build_section, fields_of
@@ -46,11 +48,39 @@ class ConsolidateOptions(Section):
     """Print one JSON object."""
 
 
-class EvaluateOptions(Section):
-    """Score a model folder: loss, perplexity and token accuracy on a data set."""
+class GenerationOptions(Section):
+    """Answers that are written to be compared with the right ones."""
 
-    data: str = "builtin"
-    """File, folder, glob or hub id; several separated by commas."""
+    max_examples: Annotated[int, Field(gt=0)] | None = None
+    """Examples to answer, chosen by what they say and so the same ones for every model; absent:
+    all."""
+
+    max_new_tokens: Annotated[int, Field(gt=0)] = 256
+    """Tokens of an answer at most."""
+
+    num_beams: Annotated[int, Field(gt=0)] = 1
+    """Answers that are followed at once to find the likeliest one; 1 takes the likeliest token each
+    time."""
+
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Begin no further batch of answers after so long, and score what is written; absent: write
+    all."""
+
+
+class EvaluateOptions(Section):
+    """Score a model folder on a data set: loss and the metrics of its task."""
+
+    data: str | None = None
+    """File, folder, glob or hub id; several separated by commas. Absent: the built-in data of the
+    task."""
+
+    task: Literal["auto", "causal_lm", "classification", "regression", "seq2seq", "masked_lm"] = (
+        "auto"
+    )
+    """What the model does; `auto` reads it in its config."""
+
+    prefix: str = ""
+    """Text before every source, of a model that writes targets."""
 
     max_length: Annotated[int, Field(gt=1)] = 1024
     """Tokens per sequence."""
@@ -58,11 +88,22 @@ class EvaluateOptions(Section):
     batch_size: Annotated[int, Field(gt=0)] = 1
     """Sequences in one forward pass."""
 
-    packing: Literal["none", "best_fit"] = "best_fit"
-    """`best_fit` puts several examples into one sequence; they do not see each other."""
+    packing: Literal["auto", "none", "best_fit"] = "auto"
+    """`best_fit` puts several examples into one sequence; they do not see each other. `auto`:
+    where the task is to predict the next token."""
 
     device: str = "auto"
     """torch device; `auto` takes the accelerator when there is one."""
+
+    metrics: list[Literal["bleu", "chrf", "rouge", "exact_match", "f1"]] = []
+    """Let the model answer each prompt, and compare: BLEU, chrF, ROUGE, or SQuAD's exact match and
+    F1. Needs `pip install "bigft[eval]"`."""
+
+    compare: str | None = None
+    """Another model: `--compare A B` shows both, and the differences B - A with 95% intervals."""
+
+    generation: GenerationOptions = GenerationOptions()
+    """How answers are written."""
 
     as_json: Annotated[bool, Field(alias="json")] = False
     """Print one JSON object."""
@@ -93,6 +134,40 @@ class GenerateOptions(Section):
     """Print one JSON object."""
 
 
+class SweepOptions(Section):
+    """Train several times with other values of some settings, and keep the best."""
+
+    search: str = ""
+    """What to try: `SETTING=RANGE`, several separated by `;` or in flags of their own, or a YAML
+    file. A range is `log(a,b)`, `uniform(a,b)`, `int(a,b)`, `int(a,b,step)` or `choice(x,y,z)`;
+    for a grid, `log(a,b,n)` and `uniform(a,b,n)` are n values."""
+
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """How values are chosen: `tpe` near what was good so far, `random`, or every combination."""
+
+    trials: Annotated[int, Field(gt=0)] | None = None
+    """Runs in all; the first takes the settings as they stand. Absent: 20, or the whole grid."""
+
+    metric: str = "eval_loss"
+    """What decides, by its name in `metrics.jsonl`; its last value of a run counts."""
+
+    direction: Literal["auto", "minimize", "maximize"] = "auto"
+    """Which values of the metric are better; `auto` knows those that bigft writes."""
+
+    pruner: Literal["none", "median", "halving"] = "none"
+    """When a run is stopped early, judged at every evaluation (`--eval_steps`): `median` below the
+    middle of the others at that step, `halving` outside their best third."""
+
+    num_gpus: Annotated[int, Field(gt=0)] | None = None
+    """Ranks of each run, started by the `deepspeed` launcher; absent: one process without it."""
+
+    keep: Literal["best", "all", "none"] = "best"
+    """Whose checkpoints and exported model stay on the disk; metrics and logs always do."""
+
+    as_json: Annotated[bool, Field(alias="json")] = False
+    """Print one JSON object."""
+
+
 @dataclass(frozen=True)
 class Command:
     """One verb of the command line."""
@@ -104,6 +179,12 @@ class Command:
     is_word_required: bool = True
     options: type[Section] | None = None
     """Options of the command; None: the settings of a run."""
+
+    own: type[Section] | None = None
+    """Options of the command beside the settings of a run."""
+
+    repeatable: frozenset[str] = frozenset()
+    """Own options that may be given several times; their texts are joined by `;`."""
 
     takes_config: bool = True
     """Of a command with the settings of a run: whether a DeepSpeed JSON is among them."""
@@ -123,7 +204,12 @@ COMMANDS: Mapping[str, Command] = {
         is_word_required=False,
         options=ConsolidateOptions,
     ),
-    "evaluate": Command("Score a model folder.", "MODEL", options=EvaluateOptions),
+    "evaluate": Command("Score a model folder, or two.", "MODEL", options=EvaluateOptions),
+    "sweep": Command(
+        "Train several times with other settings, and keep the best.",
+        own=SweepOptions,
+        repeatable=frozenset({"search"}),
+    ),
     "generate": Command("Write text with a model folder.", "MODEL", options=GenerateOptions),
     "explain": Command(
         "Say what a setting means, its default, its value and where that came from.",
@@ -134,6 +220,25 @@ COMMANDS: Mapping[str, Command] = {
 """Verb -> command. Each is `main(request)` in `bigft.commands.<verb>`."""
 
 
+def options_of(model: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the flag and field of every option: unlike settings, those in subsections stand flat.
+
+    A subsection only keeps together what belongs together.
+    """
+    for path, info in fields_of(model):
+        yield path.rpartition(".")[2], info
+
+
+def _find_paths(model: type[Section]) -> dict[str, str]:
+    return {path.rpartition(".")[2]: path for path, _ in fields_of(model)}
+
+
+def _split_list(text: str, info: FieldInfo) -> str | list[str]:
+    if get_origin(info.annotation) is not list:
+        return text
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def read_options(request: Request, model: type[OptionsT]) -> OptionsT:
     """Check the options of a command.
 
@@ -141,7 +246,7 @@ def read_options(request: Request, model: type[OptionsT]) -> OptionsT:
         ConfigError: Options are unknown or do not fit; all are listed.
     """
     problems: list[str] = []
-    known = dict(fields_of(model))
+    known, paths = dict(options_of(model)), _find_paths(model)
     typed: dict[str, Typed] = {}
     for name, text in request.settings.items():
         if name not in known:
@@ -149,7 +254,7 @@ def read_options(request: Request, model: type[OptionsT]) -> OptionsT:
             repair = near or f"; `bigft {request.command} --help` lists them all"
             problems.append(f"--{name}: no such option of `bigft {request.command}`{repair}")
         else:
-            typed[name] = Typed(text, f"flag --{name}")
+            typed[paths[name]] = Typed(_split_list(text, known[name]), f"flag --{name}")
     for name, value in (("config", request.config), ("recipe", request.recipe)):
         if value:
             problems.append(f"--{name}: `bigft {request.command}` does not take it")
@@ -157,3 +262,25 @@ def read_options(request: Request, model: type[OptionsT]) -> OptionsT:
     if problems:
         raise_together(ConfigError, problems)
     return options
+
+
+def split_options(
+    request: Request, model: type[OptionsT], problems: list[str]
+) -> tuple[OptionsT, Request]:
+    """Separate a command's own options from the settings of a run beside them.
+
+    Returns:
+        The options, and the request that is left for the run.
+    """
+    own = dict(fields_of(model))
+    typed: dict[str, Typed] = {}
+    rest: dict[str, str] = {}
+    for name, text in request.settings.items():
+        if name in own:
+            typed[name] = Typed(text, f"flag --{name}")
+        elif "." not in name and name not in FLAGS and (near := find_nearest(name, own)):
+            problems.append(f"--{name}: no such option; did you mean --{near}?")
+        else:
+            rest[name] = text
+    options = build_section(model, typed, problems)
+    return options, replace(request, settings=rest)

@@ -85,7 +85,7 @@ def read_flags(
 def read_recipe(path: str, model: type[Section], problems: list[str]) -> dict[str, Typed]:
     """Read a recipe YAML into typed values by dotted path; mistakes become problems."""
     try:
-        content = _load_yaml(Path(path).expanduser(), path)
+        content = load_yaml(path)
     except ConfigError as error:
         problems.append(str(error))
         return {}
@@ -231,21 +231,31 @@ def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
-def _load_yaml(file: Path, shown: str) -> dict[str, Any]:
+def load_yaml(shown: str, flag: str = "recipe") -> dict[str, Any]:
+    """Read a YAML file that holds one mapping without repeated keys.
+
+    Args:
+        shown: Path as typed.
+        flag: Which flag named it, for messages.
+
+    Raises:
+        ConfigError: It is missing, not YAML, or no mapping.
+    """
+    file = Path(shown).expanduser()
     if not file.is_file():
         siblings = [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
         near = suggest_file(file, siblings)
-        raise ConfigError(f"--recipe {shown}: no such file{near}")
+        raise ConfigError(f"--{flag} {shown}: no such file{near}")
     try:
         # _StrictLoader is a SafeLoader.
         content = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506
     except ConfigError as error:
-        raise ConfigError(f"--recipe {shown}: {error}") from None
+        raise ConfigError(f"--{flag} {shown}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
-        raise ConfigError(f"--recipe {shown}: not YAML: {text}") from None
+        raise ConfigError(f"--{flag} {shown}: not YAML: {text}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"--recipe {shown}: must hold `setting: value` lines")
+        raise ConfigError(f"--{flag} {shown}: must hold `setting: value` lines")
     return {str(key): value for key, value in content.items()}

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigft.data.cache import default_cache_dir, write_text_atomically
-from bigft.data.loading.collate import collate_packed, collate_padded
-from bigft.data.loading.loader import Collate, EvalLoader, Loader, Share, StoreLoader
+from bigft.data.layouts.layout import BuildLayout
+from bigft.data.layouts.next_token import NextToken
+from bigft.data.loading.batches import build_collate
+from bigft.data.loading.loader import EvalLoader, Loader, Share, StoreLoader
 from bigft.data.loading.stream import StreamLoader
 from bigft.data.open import (
     Opened,
@@ -69,6 +71,7 @@ def build_data(
     barrier: Callable[[], None],
     reject: Callable[[list[Rejected]], None] = refuse_bad_rows,
     tell: Tell = tell_nobody,
+    lay_out: BuildLayout = NextToken,
 ) -> Data:
     """Build the loaders of a run; local rank 0 tokenises first, where that was not done before.
 
@@ -85,6 +88,7 @@ def build_data(
         barrier: Returns when every rank has called it.
         reject: When streaming, told of raw rows that became no tokens.
         tell: Shows a line now and then where tokenising takes long.
+        lay_out: Makes rows and batches of examples.
 
     Raises:
         DataError: The data are missing, bad or empty; raised on every rank.
@@ -93,8 +97,11 @@ def build_data(
     """
     section = seed_copies(section, seed)
     if section.loading.streaming:
-        return _build_streamed(section, tokenizer, share, eval_batch_size, seed, reject)
-    opened = _open_shared(section, tokenizer, seed, tell, local_rank=local_rank, barrier=barrier)
+        return _build_streamed(section, tokenizer, share, eval_batch_size, seed, reject, lay_out)
+    opened = _open_shared(
+        section, tokenizer, seed, tell, lay_out, local_rank=local_rank, barrier=barrier
+    )
+    layout = lay_out(tokenizer, section)
     _set_chat_template(tokenizer, opened.stores)
     selection = opened.selection
     plan = selection.build_plan(opened.train, section, seed=seed)
@@ -103,15 +110,17 @@ def build_data(
         plan,
         share,
         seed=seed,
-        collate=_choose_collate(section, tokenizer, len(opened.names)),
+        collate=build_collate(layout, len(opened.names)),
         num_workers=section.loading.num_workers,
         order="by_length" if section.packing == "none" else "shuffled",
+        count=layout.count,
     )
     evaluation = EvalLoader(
         opened.evaluation,
         selection.evaluation,
         replace_share(share, eval_batch_size),
-        collate=_choose_collate(section, tokenizer, len(opened.eval_names)),
+        collate=build_collate(layout, len(opened.eval_names)),
+        count=layout.count,
     )
     return Data(
         train,
@@ -130,6 +139,7 @@ def _build_streamed(
     eval_batch_size: int,
     seed: int,
     reject: Callable[[list[Rejected]], None],
+    lay_out: BuildLayout,
 ) -> Data:
     """Build a loader of a stream; only evaluation data are tokenised first."""
     parts = find_sources(section.train, "--data")
@@ -140,14 +150,16 @@ def _build_streamed(
         )
     if tokenizer.chat_template is None:
         tokenizer.chat_template = find_chat_template(tokenizer)
+    layout = lay_out(tokenizer, section)
     train = StreamLoader(
         [partial(_read_part, part) for part in parts],
-        ChunkTokenizer(section, tokenizer),
+        ChunkTokenizer(section, layout),
         share,
         packing=section.packing,
         max_length=section.max_length,
         seed=seed,
-        collate=_choose_collate(section, tokenizer, len(parts)),
+        collate=build_collate(layout, len(parts)),
+        count=layout.count,
         reject=refuse_bad_rows if section.on_bad_row == "error" else reject,
         runs_ahead=section.loading.num_workers > 0,
     )
@@ -157,10 +169,10 @@ def _build_streamed(
         with_eval = section.model_copy(update={"train": section.eval})
         evaluation, _, eval_names = build_evaluation(
             with_eval, tokenizer=tokenizer, share=replace_share(share, eval_batch_size),
-            flag="--eval_data",
+            flag="--eval_data", lay_out=lay_out,
         )  # fmt: skip
     found = [source.compute_fingerprint() for part in parts for source in part.sources]
-    digest = compute_store_digest([*describe_request(section, tokenizer), *found])
+    digest = compute_store_digest([*describe_request(section, tokenizer, layout), *found])
     names = find_names(parts)
     return Data(train, evaluation, names, eval_names, {"format": "streamed", "digest": digest}, ())
 
@@ -181,6 +193,7 @@ def build_evaluation(
     tokenizer: "PreTrainedTokenizerBase",
     share: Share,
     flag: str = "--data",
+    lay_out: BuildLayout = NextToken,
 ) -> tuple[EvalLoader, dict[str, Any], tuple[str, ...]]:
     """Build batches of everything in `section.train`, for scoring a model.
 
@@ -190,11 +203,12 @@ def build_evaluation(
     Raises:
         DataError: The data are missing, bad or empty.
     """
-    parts, rows = open_rows(section.train, flag, section, tokenizer)
+    parts, rows = open_rows(section.train, flag, section, tokenizer, lay_out=lay_out)
     _set_chat_template(tokenizer, rows.stores)
     bins = select_all(rows, section)
-    collate = _choose_collate(section, tokenizer, len(parts))
-    loader = EvalLoader(rows, bins, share, collate=collate)
+    layout = lay_out(tokenizer, section)
+    collate = build_collate(layout, len(parts))
+    loader = EvalLoader(rows, bins, share, collate=collate, count=layout.count)
     return loader, describe_stores(rows.stores), find_names(parts)
 
 
@@ -205,7 +219,8 @@ def _open_shared(
     section: DataSection,
     tokenizer: "PreTrainedTokenizerBase",
     seed: int,
-    tell: Tell = tell_nobody,
+    tell: Tell,
+    lay_out: BuildLayout,
     *,
     local_rank: int,
     barrier: Callable[[], None],
@@ -215,16 +230,17 @@ def _open_shared(
     What went wrong is left in a file, so this works before any process group exists. Every run
     writes it anew before the barrier, so the note of an earlier run is never read.
     """
-    request = [*describe_request(section, tokenizer), section.model_dump_json(), str(seed)]
+    layout = lay_out(tokenizer, section)
+    request = [*describe_request(section, tokenizer, layout), section.model_dump_json(), str(seed)]
     folder = default_cache_dir(section.loading.cache_dir) / "handoff"
     note = folder / f"{compute_store_digest(request)}.json"
     if local_rank != 0:
         barrier()
         _raise_noted(note)
-        return open_all(section, tokenizer, seed)
+        return open_all(section, tokenizer, seed, lay_out=lay_out)
     error_text = None
     try:
-        return open_all(section, tokenizer, seed, tell)
+        return open_all(section, tokenizer, seed, tell, lay_out)
     except Exception as error:
         error_text = (
             str(error) if isinstance(error, BigftError) else f"{type(error).__name__}: {error}"
@@ -258,15 +274,3 @@ def _set_chat_template(
             "the tokenizer has no chat template; conversations are written as ChatML, and the "
             "exported tokenizer gets that template"
         )
-
-
-def _choose_collate(
-    section: DataSection, tokenizer: "PreTrainedTokenizerBase", num_sources: int
-) -> Collate:
-    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return partial(
-        collate_padded if section.packing == "none" else collate_packed,
-        pad_id=next(int(token) for token in candidates if token is not None),
-        max_length=section.max_length,
-        num_sources=num_sources,
-    )

@@ -32,17 +32,30 @@ class Conversation:
     tools: list[dict[str, Any]] | None = None
 
 
+Label = str | int | float
+"""A class by its name or number, or a number to predict."""
+
+
 @dataclass(frozen=True)
 class Labelled:
-    """A text, or a pair of texts, with a label; a causal language model learns to write it."""
+    """A text, or a pair of texts, with a label; a language model learns to write it."""
 
     text: str
-    label: str | int | float
+    label: Label | list[Label]
+    """A list has all labels that apply, maybe none, or several numbers to predict."""
+
     second: str | None = None
     """The other text of a pair."""
 
 
 Example = Text | PromptAnswer | Conversation | Labelled
+
+
+def write_label(label: Label | list[Label]) -> str:
+    """Write a label as a language model learns to."""
+    parts = label if isinstance(label, list) else [label]
+    # An answer without any words would be learned as the end of the text alone.
+    return ", ".join(map(str, parts)) or "none"
 
 
 _COPY_BITS = 0x1F

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bigft.data.layouts.layout import BuildLayout
+from bigft.data.layouts.next_token import NextToken
 from bigft.data.order.pack import Bins
 from bigft.data.order.select import Selection, describe_selection, open_selection
 from bigft.data.section import DataSection, seed_copies
@@ -64,6 +66,7 @@ def open_all(
     tokenizer: "PreTrainedTokenizerBase",
     seed: int,
     tell: Tell = tell_nobody,
+    lay_out: BuildLayout = NextToken,
 ) -> Opened:
     """Tokenise what is not yet in the cache, choose and pack, in this process.
 
@@ -72,6 +75,7 @@ def open_all(
         tokenizer: Of the model.
         seed: Decides what weighted parts contribute, and changed copies.
         tell: Shows a line now and then where tokenising takes long.
+        lay_out: Makes rows and batches of examples.
 
     Raises:
         DataError: The data are missing, bad or empty; all problems are listed.
@@ -84,7 +88,7 @@ def open_all(
     found = []
     for spec, flag in specs:
         try:
-            found.append(open_rows(spec, flag, section, tokenizer, tell))
+            found.append(open_rows(spec, flag, section, tokenizer, tell, lay_out))
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -101,6 +105,7 @@ def open_rows(
     section: DataSection,
     tokenizer: "PreTrainedTokenizerBase",
     tell: Tell = tell_nobody,
+    lay_out: BuildLayout = NextToken,
 ) -> tuple[tuple[Part, ...], Rows]:
     """Open the rows of everything that one setting names.
 
@@ -110,6 +115,7 @@ def open_rows(
         section: How the rows are read and tokenised; its own `train` and `eval` do not matter.
         tokenizer: Of the model.
         tell: Shows a line now and then where tokenising takes long.
+        lay_out: Makes rows and batches of examples.
 
     Raises:
         DataError: The data are missing, bad or empty; all problems are listed.
@@ -119,7 +125,7 @@ def open_rows(
     parts = find_sources(spec, flag, weighted=flag == "--data")
     for part in parts:
         try:
-            stores.append(open_store(part, section, tokenizer, tell))
+            stores.append(open_store(part, section, tokenizer, tell, lay_out))
         except DataError as error:
             problems.append(str(error))
     if problems:

@@ -3,13 +3,15 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bigft.data.layouts.layout import BuildLayout, Layout
+from bigft.data.layouts.next_token import NextToken
 from bigft.data.open import Opened, describe
 from bigft.data.order.pack import Bins
 from bigft.data.section import DataSection
@@ -109,6 +111,7 @@ def build_preview(
     *,
     seed: int,
     num_examples: int,
+    lay_out: BuildLayout = NextToken,
 ) -> Preview:
     """Count and decode what a run would train on.
 
@@ -118,6 +121,7 @@ def build_preview(
         tokenizer: The one that the rows were made with.
         seed: Decides what the first epoch takes of weighted parts.
         num_examples: Rows to decode: the first ones of each part in turn.
+        lay_out: What the rows were made with.
     """
     bins = opened.selection.build_plan(opened.train, section, seed=seed).bins(0)
     counts = describe(opened, bins, section)
@@ -126,6 +130,7 @@ def build_preview(
     counts["supervised_share"] = counts["supervised_tokens"] / max(counts["tokens"], 1)
     numbers = _choose_examples(opened.train, np.unique(bins.rows), num_examples)
     rows = [opened.train.load_row(number) for number in numbers]
+    layout = lay_out(tokenizer, section)
     lengths = [opened.train.lengths]
     if opened.has_own_evaluation:
         lengths.append(opened.evaluation.lengths)
@@ -134,7 +139,7 @@ def build_preview(
         tuple(_describe_sources(opened, bins)),
         _describe_lengths(np.concatenate(lengths)),
         tuple(find_rejected(opened.stores)),
-        tuple(decode_row(row, tokenizer, opened.names[row.source]) for row in rows),
+        tuple(_show_row(row, layout, tokenizer, opened.names[row.source]) for row in rows),
     )
 
 
@@ -154,6 +159,22 @@ def find_rejected(stores: Sequence[TokenStore]) -> Iterator[RejectedPreview]:
             break
     yield from found[True]
     yield from found[False]
+
+
+def _show_row(
+    row: Row, layout: Layout, tokenizer: "PreTrainedTokenizerBase", source: str
+) -> ExamplePreview:
+    """Decode what is tokens, and put the rest, which is learned, behind it."""
+    tokens, rest = layout.show(row)
+    shown = decode_row(tokens, tokenizer, source)
+    if not rest:
+        return shown
+    text = f"{shown.text}\n{rest}"
+    span = (len(text) - len(rest), len(text))
+    learned = int(np.count_nonzero(row.supervised))
+    return replace(
+        shown, text=text, spans=(*shown.spans, span), tokens=len(row), supervised_tokens=learned
+    )
 
 
 def decode_row(row: Row, tokenizer: "PreTrainedTokenizerBase", source: str) -> ExamplePreview:

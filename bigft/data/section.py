@@ -32,7 +32,8 @@ class DataSection(Section):
     train: str = "builtin"
     """File, folder, glob or hub id; several separated by commas, each with an optional `:weight`
     (share of the tokens). Of a hub id also `org/name/subset@split`. `builtin` is a corpus read from
-    the running Python's standard library documentation."""
+    the running Python's standard library documentation; `builtin/modules` and its like are small
+    data sets for other tasks, made from the same sources."""
 
     eval: str | None = None
     """As `train`, without weights; absent: a held-out share of the training data."""

@@ -39,6 +39,28 @@ def gather_rows(row: list[float], device: torch.device) -> Tensor:
     return torch.stack(rows).cpu()
 
 
+def gather_table(rows: Tensor) -> Tensor:
+    """Stack the rows of all ranks, in rank order.
+
+    Args:
+        rows: `(n, k)` on this rank's device; n may differ between ranks, k is that of every rank
+            that has a row.
+
+    Returns:
+        `(sum of n, k)`, fp64 on the same device.
+
+    Collective: every rank.
+    """
+    shapes = gather_rows([float(size) for size in rows.shape], rows.device).long()
+    most, width = (int(size) for size in shapes.amax(0))
+    mine = torch.zeros(most, width, dtype=torch.float64, device=rows.device)
+    mine[: len(rows), : rows.shape[1]] = rows
+    found = [torch.empty_like(mine) for _ in shapes]
+    torch.distributed.all_gather(found, mine)
+    lengths = shapes[:, 0].tolist()
+    return torch.cat([table[:length] for table, length in zip(found, lengths, strict=True)])
+
+
 def gather_errors(problem: str | None) -> list[str | None]:
     """Return what is wrong on each rank, in rank order. Collective: every rank."""
     found: list[str | None] = [None] * torch.distributed.get_world_size()

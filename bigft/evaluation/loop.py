@@ -1,27 +1,42 @@
-"""Score a model on held-out batches, weighted by tokens over all ranks."""
+"""Score a model on held-out batches, weighted by the terms of the loss over all ranks."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from bigft.data.loading.collate import Batch
-from bigft.tasks.task import Forward, Score, Task
+from bigft.data.loading.collate import Batch, find_learned
+from bigft.tasks.task import Forward, Score, Totals
 
 SumOverRanks = Callable[[list[float]], list[float]]
+GatherRows = Callable[[Tensor], Tensor]
+
+
+class Scorer(Protocol):
+    """The part of a task that an evaluation needs."""
+
+    unit: str
+
+    def score(self, forward: Forward, batch: Batch) -> Score:
+        """See `Task`."""
+
+    def judge(self, totals: Totals) -> dict[str, float]:
+        """See `Task`."""
 
 
 def evaluate(
-    task: Task,
+    task: Scorer,
     forward: Forward,
     batches: Iterable[Batch],
     *,
     device: torch.device,
     sum_over_ranks: SumOverRanks,
+    gather: GatherRows,
     sources: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Score every batch and combine the sums of all ranks.
+    """Score every batch and combine what all ranks have found.
 
     Args:
         task: How to score.
@@ -29,35 +44,75 @@ def evaluate(
         batches: This rank's share; every rank must have the same number of batches.
         device: Where the model computes.
         sum_over_ranks: Adds a row of numbers over ranks; identity for one process.
+        gather: Stacks the rows `(n, k)` of all ranks, n of each its own; identity for one process.
         sources: Names of the parts of the data.
 
     Returns:
-        `loss` (mean over supervised tokens), `perplexity`, `token_accuracy`, `tokens`; of several
-        parts also `loss/<name>` of each that had a token.
+        `loss` (mean over its terms), the task's metrics, the number of terms by their name
+        (`tokens`, `labels` or `numbers`); of several parts also `loss/<name>` of each that had a
+        term, and `<metric>/<name>` of metrics that are made from the outcomes of rows.
 
     Collective: every rank, when `forward` is an engine.
     """
-    scores = [task.score(forward, batch.to(device)) for batch in batches]
+    scores, tables = [], []
+    for batch in batches:
+        score = task.score(forward, batch.to(device))
+        scores.append(score)
+        if score.outcomes is not None:
+            tables.append(_add_source(score.outcomes, batch))
     named = sources if len(sources) > 1 else ()
-    loss, correct, tokens, *by_source = sum_over_ranks(_total(scores, len(named)))
-    mean = loss / max(tokens, 1.0)
+    loss, correct, terms, *by_source = sum_over_ranks(_total(scores, len(named)))
+    mean = loss / max(terms, 1.0)
+    table = gather(_join(tables, device)).double().cpu()
+    outcomes, parts = table[:, :-1], table[:, -1:].flatten()
     return {
         "loss": mean,
-        "perplexity": _perplexity(mean),
-        "token_accuracy": correct / max(tokens, 1.0),
-        "tokens": tokens,
+        **task.judge(Totals(mean, correct / max(terms, 1.0), outcomes)),
+        task.unit: terms,
         **{
             f"loss/{name}": by_source[2 * number] / by_source[2 * number + 1]
             for number, name in enumerate(named)
             if by_source[2 * number + 1]
         },
+        **{
+            f"{metric}/{name}": value
+            for number, name in enumerate(named)
+            for metric, value in _judge_part(task, outcomes[parts == number]).items()
+        },
     }
 
 
-def _perplexity(mean: float) -> float:
-    largest = math.log(float(torch.finfo(torch.float32).max))
-    # In this order, so that the perplexity of NaN is NaN.
-    return math.inf if mean > largest else math.exp(mean)
+def describe_scores(scores: dict[str, float], unit: str) -> str:
+    """Write the scores in a line for people."""
+    words = [f"loss {scores['loss']:.4f}"]
+    for name, value in scores.items():
+        if name in ("loss", unit) or "/" in name:
+            continue
+        shown = f"{100 * value:.1f}%" if name.endswith("accuracy") else f"{value:.4g}"
+        words.append(f"{name.replace('_', ' ')} {shown}")
+    return ", ".join(words)
+
+
+def _add_source(outcomes: Tensor, batch: Batch) -> Tensor:
+    """Put the number of the part of the data behind the outcome of each row, `(rows, n + 1)`."""
+    outcomes = outcomes.double()
+    if batch.sources is None:
+        sources = outcomes.new_zeros(len(outcomes))
+    else:
+        # As tasks do it: rows of padding have no outcome.
+        sources = batch.sources[find_learned(batch.labels).all(1)].amax(1).to(outcomes)
+    return torch.cat([outcomes, sources[:, None]], 1)
+
+
+def _judge_part(task: Scorer, outcomes: Tensor) -> dict[str, float]:
+    if not len(outcomes):
+        return {}
+    # Only what is made from outcomes is asked for.
+    return task.judge(Totals(math.nan, math.nan, outcomes))
+
+
+def _join(outcomes: list[Tensor], device: torch.device) -> Tensor:
+    return torch.cat(outcomes) if outcomes else torch.zeros(0, 0, device=device)
 
 
 def _total(scores: list[Score], num_sources: int) -> list[float]:
@@ -81,3 +136,8 @@ def stay_alone(row: list[float]) -> list[float]:
 def sum_rows(rows: Tensor) -> list[float]:
     """Sum gathered rows `(world_size, n)` over ranks."""
     return [float(value) for value in rows.sum(0)]
+
+
+def keep_rows(rows: Tensor) -> Tensor:
+    """Return the rows themselves: those of one process."""
+    return rows

@@ -30,20 +30,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_plain(folder: str, device: torch.device) -> tuple[Any, Any]:
-    """Load a model and its tokenizer from a folder or hub id, in their own number format.
-
-    Returns:
-        Model in evaluation mode on `device`, tokenizer.
+def check_model(folder: str) -> None:
+    """Check that a folder holds a model; hub ids pass.
 
     Raises:
-        CheckpointError: There is no loadable model; says what to give instead.
+        CheckpointError: It does not; says what to give instead.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    # What these commands print is their result; a bar for each file is not.
-    logging.disable_progress_bar()
     path = Path(folder)
     if is_local(folder) and not path.exists():
         raise CheckpointError(
@@ -60,8 +52,34 @@ def load_plain(folder: str, device: torch.device) -> tuple[Any, Any]:
         )
     if path.is_dir():
         check_pickles(path.glob("*.bin"))
+
+
+def load_plain(folder: str, device: torch.device, auto_class: Any = None) -> tuple[Any, Any]:
+    """Load a model and its tokenizer from a folder or hub id, in their own number format.
+
+    Args:
+        folder: A path or a hub id.
+        device: Where the model goes.
+        auto_class: Of transformers; absent: `AutoModelForCausalLM`.
+
+    Returns:
+        Model in evaluation mode on `device`, tokenizer.
+
+    Raises:
+        CheckpointError: There is no loadable model; says what to give instead.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    # What these commands print is their result; a bar for each file is not.
+    logging.disable_progress_bar()
+    # Nor is its report of missing weights: they are an error here.
+    logging.set_verbosity_error()
+    check_model(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        model, found = (auto_class or AutoModelForCausalLM).from_pretrained(
+            folder, dtype="auto", output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except UnpicklingError as error:
         raise CheckpointError(
@@ -71,4 +89,11 @@ def load_plain(folder: str, device: torch.device) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{folder}: cannot be loaded as a model ({first})") from error
+    if missing := sorted(found["missing_keys"]):
+        made_for = (model.config.architectures or ["something else"])[0]
+        raise CheckpointError(
+            f"{folder}: was made for something else ({made_for}): {type(model).__name__} needs"
+            f" {missing[0]} and {len(missing) - 1} more weights that are not there. `bigft"
+            " evaluate` finds by itself what a model was made for"
+        )
     return model.to(device).eval(), tokenizer

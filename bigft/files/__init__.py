@@ -1,1 +1,1 @@
-"""Readers of file formats that other people wrote: they believe nothing and run nothing."""
+"""Readers of files that others wrote, or that a crash cut off: they believe and run nothing."""

@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,9 +13,16 @@ import torch
 from torch import nn
 
 from bigft.errors import CheckpointError, ConfigError
-from bigft.models.facts import ModelFacts
+from bigft.models.facts import BUILTIN_MODELS, ModelFacts
+from bigft.models.overrides import override
 from bigft.models.section import ModelSection
-from bigft.models.weights import check_names, check_pickles, check_values, read_headers
+from bigft.models.weights import (
+    NewHead,
+    check_names,
+    check_pickles,
+    check_values,
+    read_headers,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +64,15 @@ class LoadedModel:
     notes: list[str]
 
 
+def leave_as_is(config: Any) -> None:
+    """Change nothing of a config."""
+
+
 def build_config(section: ModelSection, facts: ModelFacts, num_tokens: int) -> Any:
     """Build the transformers config; for random weights the vocabulary fits the tokenizer."""
     from transformers import AutoConfig
 
-    if facts.has_weights or facts.source != "builtin":
+    if facts.has_weights or facts.source not in BUILTIN_MODELS:
         source = section.name if facts.has_weights or Path(section.name).is_dir() else None
         config = (
             AutoConfig.from_pretrained(
@@ -73,6 +85,8 @@ def build_config(section: ModelSection, facts: ModelFacts, num_tokens: int) -> A
         )
     else:
         config = _config_from_dict(facts.config)
+    if section.config:
+        config = override(config, section.config, None if facts.has_weights else facts.config)
     text = config.get_text_config()
     # Not every architecture has a vocabulary: `load_model` says so in better words.
     if not facts.has_weights and num_tokens > getattr(text, "vocab_size", num_tokens):
@@ -102,6 +116,8 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     seed: int,
+    configure: Callable[[Any], None] = leave_as_is,
+    has_new_head: bool = False,
 ) -> LoadedModel:
     """Build the model under ZeRO, load its weights, and check them against the files.
 
@@ -114,6 +130,9 @@ def load_model(
         dtype: Of the weights that the forward pass uses.
         device: Of this rank.
         seed: Of random weights; the same on every rank.
+        configure: Changes the config before the model is built.
+        has_new_head: Whether layers after the base model may lack in the files; then they start
+            from random weights, and those that the model has no place for are left out.
 
     Raises:
         CheckpointError: Weights are missing, unexpected or of another shape; all are named.
@@ -124,27 +143,36 @@ def load_model(
     """
     attention = pick_attention(section.attention, device, dtype)
     config = _understood(lambda: build_config(section, facts, len(tokenizer)), section.name)
+    configure(config)
     model_class = _model_class(auto_class, config, section)
     attention = _supported_attention(attention, model_class, explicit=section.attention != "auto")
     notes: list[str] = []
     skeleton = _build_skeleton(auto_class, config, section, attention, dtype)
     check_pickles(facts.weight_files)
     headers = read_headers(facts.weight_files)
+    head = NewHead()
     if headers:
-        check_names(skeleton, headers, section.name)
+        head = check_names(skeleton, headers, section.name, has_new_head=has_new_head)
+        notes += head.describe()
     torch.manual_seed(seed)
-    arguments = {"dtype": dtype, "attn_implementation": attention}
+    arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
     # transformers imports the model's file lazily; inside zero.Init that would patch it halfway.
     with zero.building():
         if facts.has_weights:
-            module = _load_weights(auto_class, section, config=config, **arguments)
+            # Under another name they are left out; transformers has no other way under ZeRO-3.
+            moved = {f"^{re.escape(name)}$": f"replaced.{name}" for name in head.replaced}
+            with _report_silenced(head):
+                module = _load_weights(
+                    auto_class, section, config=config, key_mapping=moved or None, **arguments
+                )
         else:
             module = auto_class.from_config(
                 config, trust_remote_code=section.trust_remote_code, **arguments
             )
             notes.append(f"{section.name}: no weights there, training starts from random ones")
     if headers:
-        check_values(module, headers, zero, section.name)
+        kept = {name: header for name, header in headers.items() if name not in head.replaced}
+        check_values(module, kept, zero, section.name)
     if note := grow_vocabulary(module, len(tokenizer), zero):
         notes.append(note)
     zero.check_partitioned(module)
@@ -153,6 +181,20 @@ def load_model(
     if experts:
         notes.append(f"mixture of experts: {', '.join(c.__name__ for c in experts)} gathered whole")
     return LoadedModel(module, attention, notes)
+
+
+@contextlib.contextmanager
+def _report_silenced(head: NewHead) -> Iterator[None]:
+    """Keep transformers from reporting, once per rank, what the notes say."""
+    from transformers.utils import logging as hf_logging
+
+    before = hf_logging.get_verbosity()
+    if head != NewHead():
+        hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
 
 
 def _load_weights(auto_class: Any, section: ModelSection, **arguments: Any) -> Any:
@@ -311,15 +353,21 @@ def _is_expert_list(part: nn.Module) -> bool:
     return len({type(child) for child in children}) == 1
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Count parameters, each tied one once, partitioned or not."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+def count_parameters(module: nn.Module, *, trained: bool = False) -> int:
+    """Count parameters, or only those that are trained; each tied one once, partitioned or not."""
+    wanted = (p for p in module.parameters() if p.requires_grad or not trained)
+    return sum(getattr(p, "ds_numel", p.numel()) for p in wanted)
 
 
 def plan_parameters(
-    section: ModelSection, facts: ModelFacts, auto_class: Any, num_tokens: int
+    section: ModelSection,
+    facts: ModelFacts,
+    auto_class: Any,
+    num_tokens: int,
+    configure: Callable[[Any], None] = leave_as_is,
 ) -> int:
     """Count the parameters that a model will have, without building any of them."""
     config = _understood(lambda: build_config(section, facts, num_tokens), section.name)
+    configure(config)
     skeleton = _build_skeleton(auto_class, config, section, "eager", torch.bfloat16)
     return count_parameters(skeleton)

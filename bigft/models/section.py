@@ -1,6 +1,8 @@
 """Settings of the model."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from bigft.config.section import Section
 
@@ -10,7 +12,8 @@ class ModelSection(Section):
 
     name: str = "builtin"
     """Hub id, folder with weights, or folder or file with only a `config.json` (random weights).
-    `builtin` is a small Llama-style model with random weights that needs no download."""
+    `builtin` is a small Llama-style decoder with random weights that needs no download,
+    `builtin/bert` an encoder, `builtin/t5` both; what is absent follows from the task."""
 
     revision: str | None = None
     """Branch, tag or commit of a hub model; the newest when absent."""
@@ -30,6 +33,25 @@ class ModelSection(Section):
     attention: str = "auto"
     """Attention implementation by its transformers name (`sdpa`, `eager`, `flash_attention_2`,
     ...); `auto` picks the fastest one installed here and prints it."""
+
+    config: dict[str, Any] = {}
+    """Values of the model's config.json to change, by their names in transformers, such as
+    `--model.config.hidden_dropout_prob 0.1`, `attention_dropout` or `rope_theta`; the exported
+    model carries them. Sizes can be changed only of models with random weights."""
+
+    freeze: list[str] = []
+    """Parameters that are not trained: regular expressions, separated by commas, searched in their
+    names, such as `embed_tokens,layers\\.[0-3]\\.`; they take no gradient and no
+    optimizer state."""
+
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Lower layers learn more slowly: the head with the whole rate, each layer below it, and at
+    last the embeddings, with this share of the rate above; 0.65 to 0.95 are common."""
+
+    neftune_alpha: Annotated[float, Field(gt=0)] | None = None
+    """NEFTune: uniform noise of at most alpha / sqrt(tokens of the example x size of an embedding)
+    is added to the embeddings in training; 5 to 15 in the paper (arXiv 2310.05914), which tunes
+    chat models with it."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for authors you trust."""

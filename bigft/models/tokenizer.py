@@ -125,7 +125,9 @@ def adopt_special_tokens(module: Any, tokenizer: Any, end_ids: list[int]) -> Non
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
-    generation = module.generation_config
+    generation = getattr(module, "generation_config", None)
+    if generation is None:
+        return  # It does not write text.
     generation.bos_token_id = tokenizer.bos_token_id
     generation.eos_token_id = end_ids
     generation.pad_token_id = tokenizer.pad_token_id

@@ -11,6 +11,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +50,26 @@ class Header:
 
     file: Path
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NewHead:
+    """Weights outside the base model that files and architecture do not share."""
+
+    missing: tuple[str, ...] = ()
+    """Of the architecture; they start from random numbers."""
+    unexpected: tuple[str, ...] = ()
+    """In the files, and without a place."""
+    replaced: tuple[str, ...] = ()
+    """In the files, but of another shape; they start from random numbers, too."""
+
+    def describe(self) -> list[str]:
+        """Say what becomes of them, in notes for people."""
+        new = [*self.missing, *self.replaced]
+        return [
+            *([f"new, from random weights: {_list(new)}"] if new else []),
+            *([f"in the files, and left out: {_list(self.unexpected)}"] if self.unexpected else []),
+        ]
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, Header]:
@@ -90,13 +111,20 @@ def check_pickles(files: Iterable[Path]) -> None:
             )
 
 
-def check_names(skeleton: nn.Module, headers: dict[str, Header], source: str) -> None:
+def check_names(
+    skeleton: nn.Module, headers: dict[str, Header], source: str, *, has_new_head: bool = False
+) -> NewHead:
     """Compare the files' names and shapes with the architecture's.
 
     Args:
         skeleton: The model, built without storage.
         headers: From `read_headers`.
         source: The model's name, for the message.
+        has_new_head: Whether the layers outside the base model may be missing, unexpected or of
+            another shape: a head for another task.
+
+    Returns:
+        What was found of such layers; nothing without `has_new_head`.
 
     Raises:
         CheckpointError: Names every missing, unexpected and mismatched weight (the first few of
@@ -105,31 +133,38 @@ def check_names(skeleton: nn.Module, headers: dict[str, Header], source: str) ->
     expected = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}
     rename = _renamer(skeleton, expected)
     found: set[str] = set()
-    unexpected, mismatched = [], []
+    unexpected: list[str] = []
+    mismatched: dict[str, str] = {}
     converted: dict[tuple[str, ...], list[int]] = {}
     for name, header in headers.items():
         targets, is_counted = rename(name)
         if not set(targets) <= expected.keys():
             unexpected.append(name)
         elif is_counted is None and header.shape != expected[targets[0]]:
-            mismatched.append(f"{name}: file {header.shape}, model {expected[targets[0]]}")
+            mismatched[name] = f"{name}: file {header.shape}, model {expected[targets[0]]}"
         elif is_counted:
             converted.setdefault(targets, []).append(math.prod(header.shape))
         found.update(targets)
     for targets, counts in converted.items():
         wanted = sum(math.prod(expected[target]) for target in targets)
         if sum(counts) != wanted:
-            mismatched.append(
+            mismatched[targets[0]] = (
                 f"{targets[0]}: {sum(counts):,} numbers in {len(counts)} tensors of the files,"
                 f" model {wanted:,}"
             )
-    missing = _find_missing(skeleton, expected.keys() - found, found)
+    missing = _without(_find_missing(skeleton, expected.keys() - found, found), skeleton, "missing")
+    unexpected = _without(unexpected, skeleton, "unexpected")
+    head = NewHead()
+    if has_new_head:
+        of_head = partial(_is_of_head, prefix=f"{skeleton.base_model_prefix}.")
+        head = NewHead(*(tuple(filter(of_head, n)) for n in (missing, unexpected, mismatched)))
+        missing = [name for name in missing if not of_head(name)]
+        unexpected = [name for name in unexpected if not of_head(name)]
+        mismatched = {name: text for name, text in mismatched.items() if not of_head(name)}
     problems = [
-        _describe("missing from the files", _without(missing, skeleton, "missing")),
-        _describe(
-            "in the files but not in the model", _without(unexpected, skeleton, "unexpected")
-        ),
-        _describe("of another shape", mismatched),
+        _describe("missing from the files", missing),
+        _describe("in the files but not in the model", unexpected),
+        _describe("of another shape", mismatched.values()),
     ]
     if any(problems):
         text = "; ".join(problem for problem in problems if problem)
@@ -137,14 +172,23 @@ def check_names(skeleton: nn.Module, headers: dict[str, Header], source: str) ->
             f"--model {source}: the weights do not fit the architecture in config.json: {text}."
             " Check that config.json and the weights belong together"
         )
+    return head
+
+
+def _is_of_head(name: str, prefix: str) -> bool:
+    # What is trained to guess words leaves out the layer that sums a text up.
+    return not name.startswith(prefix) or ".pooler." in name
 
 
 def _describe(kind: str, names: Iterable[str]) -> str:
+    listed = list(names)
+    return f"{len(listed)} {kind} ({_list(listed)})" if listed else ""
+
+
+def _list(names: Iterable[str]) -> str:
     listed = sorted(names)
-    if not listed:
-        return ""
     rest = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-    return f"{len(listed)} {kind} ({', '.join(listed[:_SHOWN])}{rest})"
+    return f"{', '.join(listed[:_SHOWN])}{rest}"
 
 
 def _without(names: Iterable[str], module: nn.Module, kind: str) -> list[str]:

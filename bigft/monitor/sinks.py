@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from bigft.errors import ConfigError
+from bigft.files.lines import drop_torn_line
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         """Append to `path`; a line that a crash or a full disk cut off is removed first."""
         if path.is_file():
-            _drop_torn_line(path)
+            drop_torn_line(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, row: Numbers) -> None:
@@ -43,21 +43,6 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def _drop_torn_line(path: Path) -> None:
-    with path.open("rb+") as file:
-        end = size = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - 4096)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
 
 
 def _finite(value: float | int | None) -> float | int | None:

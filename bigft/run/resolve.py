@@ -36,7 +36,7 @@ from bigft.run.bridge import bridge
 from bigft.run.draft import Draft
 from bigft.run.fill import fill_json
 from bigft.run.rules import RULES
-from bigft.run.settings import Run
+from bigft.run.settings import DEFAULTS_OF_TASK, Run
 
 # From random weights, 1e-5 barely moves; 3e-4 is the usual peak for small Llama-style models.
 _RATE_FROM_SCRATCH = 3e-4
@@ -136,6 +136,7 @@ def with_output_dir(resolved: Resolved, path: Path | str) -> Resolved:
 def _finish(
     draft: Draft, request: Request, config: str, dry_run: bool, *, is_sound: bool
 ) -> Resolved:
+    _adopt_of_task(draft, draft.build_run())
     run = draft.build_run()
     if is_local(run.model.name) or not draft.problems:
         # A hub model is only asked for when everything else is right: it may take seconds.
@@ -171,6 +172,14 @@ def _facts_of(run: Run, draft: Draft) -> ModelFacts | None:
             raise
         draft.problems.append(str(error))
         return None
+
+
+def _adopt_of_task(draft: Draft, run: Run) -> None:
+    """Let defaults follow from the task, where nobody typed something else."""
+    name = run.task.name
+    for path, value in DEFAULTS_OF_TASK.get(name, {}).items():
+        if path not in draft.typed:
+            draft.adopt(path, value, f"default of --task {name}")
 
 
 def _adopt_rate(draft: Draft) -> None:

@@ -6,6 +6,7 @@ warning; a run that cannot work is an error. To add a rule: write the function, 
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,13 @@ from bigft.data.section import DataSection
 from bigft.data.sources.spec import split_spec, split_weight
 from bigft.data.tokens.templates import TEMPLATES
 from bigft.errors import DataError
+from bigft.models.facts import BUILTIN_MODELS
 from bigft.optim.place import suits_host
 from bigft.run.draft import Draft
+from bigft.run.goals import are_saves_evaluated
 from bigft.run.settings import Run
+from bigft.tasks.section import OF_ONE_TASK, TaskSection
+from bigft.trainer.patience import parse_patience
 from bigft.units import parse_bytes
 
 
@@ -87,6 +92,40 @@ def _find_what_needs_all_rows(data: DataSection) -> Iterator[str]:
 def check_data(draft: Draft, run: Run) -> Iterator[Finding]:
     """Settings of the data that contradict each other, or name what does not exist."""
     yield from map(Finding, find_contradictions(run.data))
+
+
+def check_task(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Settings of one task mean nothing to another, and only language models can pack."""
+    name = run.task.name
+    for setting, tasks in OF_ONE_TASK.items():
+        value = getattr(run.task, setting)
+        # Not by what was typed: the record of a run holds every setting.
+        if name not in tasks and value != TaskSection.model_fields[setting].default:
+            yield Finding(
+                f"--task.{setting} {value}: --task {name} has no such setting (that is of"
+                f" {', '.join(tasks)}). Leave it out"
+            )
+    if name != "causal_lm" and run.data.packing != "none":
+        yield Finding(
+            f"--packing {run.data.packing}: every example of --task {name} needs a sequence of its"
+            " own. Use --packing none"
+        )
+    if run.data.overlong == "split" and name in ("classification", "regression", "seq2seq"):
+        yield Finding(
+            f"--data.overlong split: a part of an example of --task {name} says nothing about the"
+            " rest. Use truncate, drop or error"
+        )
+    if run.task.focal_gamma and run.task.label_smoothing:
+        yield Finding(
+            "--task.focal_gamma and --task.label_smoothing pull in opposite directions. Keep one"
+        )
+    if name == "classification" and run.data.loading.streaming and run.task.labels is None:
+        yield Finding(
+            "--data.loading.streaming true: the labels cannot be found before training. Name them:"
+            " --task.labels a,b,c"
+        )
+    if run.task.labels is not None and len(set(run.task.labels)) < len(run.task.labels):
+        yield Finding(f"--task.labels {','.join(run.task.labels)}: a name stands twice")
 
 
 def refuse_eight_bit_on_nvme(draft: Draft, run: Run) -> Iterator[Finding]:
@@ -203,6 +242,48 @@ def warn_epochs_without_effect(draft: Draft, run: Run) -> Iterator[Finding]:
         )
 
 
+def check_early_stopping(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Early stopping decides by evaluations during the run."""
+    text = run.trainer.early_stopping
+    if text is None:
+        return
+    flag = f"--trainer.early_stopping {text}"
+    try:
+        parse_patience(text)
+    except ValueError as error:
+        yield Finding(f"--trainer.early_stopping: {error}")
+    yield from _find_missing_evaluations(run, flag)
+    if run.checkpoint.best is None and not are_saves_evaluated(run):
+        yield Finding(
+            f"{flag}: the model of the last step will be exported, not that of the best. To keep"
+            f" the best, give --save_steps a multiple of --eval_steps {run.evaluation.eval_steps}",
+            is_error=False,
+        )
+
+
+def check_best(draft: Draft, run: Run) -> Iterator[Finding]:
+    """A metric belongs to a checkpoint only if it was measured at the same step."""
+    if run.checkpoint.best is None:
+        return
+    flag = f"--checkpoint.best {run.checkpoint.best}"
+    yield from _find_missing_evaluations(run, flag)
+    save, evaluate = run.checkpoint.save_steps, run.evaluation.eval_steps
+    if evaluate > 0 and not are_saves_evaluated(run):
+        yield Finding(
+            f"{flag}: --save_steps {save} is no multiple of --eval_steps {evaluate}, so checkpoints"
+            f" would have no metric. Use --save_steps {max(1, round(save / evaluate)) * evaluate}"
+        )
+
+
+def _find_missing_evaluations(run: Run, flag: str) -> Iterator[Finding]:
+    if run.evaluation.eval_steps == 0:
+        yield Finding(f"{flag} needs evaluations during the run. Give --eval_steps")
+    if run.data.eval is None and run.data.eval_fraction == 0:
+        yield Finding(
+            f"{flag} needs evaluation data. Give --eval_data, or --data.eval_fraction above 0"
+        )
+
+
 def warn_evaluation_without_data(draft: Draft, run: Run) -> Iterator[Finding]:
     """Evaluation needs held-out data."""
     if run.data.eval is None and run.data.eval_fraction == 0 and run.evaluation.eval_steps:
@@ -223,7 +304,7 @@ def warn_held_out_share_without_effect(draft: Draft, run: Run) -> Iterator[Findi
 def warn_revision_without_effect(draft: Draft, run: Run) -> Iterator[Finding]:
     """Only hub models have revisions."""
     typed = draft.typed.get("model.revision")
-    is_here = run.model.name == "builtin" or Path(run.model.name).expanduser().exists()
+    is_here = run.model.name in BUILTIN_MODELS or Path(run.model.name).expanduser().exists()
     if typed is not None and is_here:
         yield Finding(f"{typed} has no effect: {run.model.name} is not a hub model", is_error=False)
 
@@ -238,6 +319,29 @@ def check_chat_template(draft: Draft, run: Run) -> Iterator[Finding]:
         f"--model.chat_template {name}: no such file{near}; give a Jinja file or one of"
         f" {', '.join(TEMPLATES)}"
     )
+
+
+def check_freeze(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Patterns are regular expressions; what they match is known once the model is there."""
+    for pattern in run.model.freeze:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield Finding(
+                f"--model.freeze {pattern}: no regular expression ({error}). Commas separate"
+                " patterns; write one that has a comma as JSON, such as '[\"layers.{1,2}\"]'"
+            )
+
+
+def check_layer_decay(draft: Draft, run: Run) -> Iterator[Finding]:
+    """DeepSpeed's own schedules give every parameter the same learning rate."""
+    kind = draft.get("scheduler.type")
+    if run.model.layer_decay is not None and kind:
+        yield Finding(
+            f'--model.layer_decay {run.model.layer_decay:g} with scheduler.type = "{kind}"'
+            f" ({draft.where('scheduler.type')}), which gives all layers one learning rate. Drop"
+            " the scheduler block and use --optim.lr_scheduler_type"
+        )
 
 
 def check_shard_size(draft: Draft, run: Run) -> Iterator[Finding]:
@@ -267,12 +371,17 @@ RULES: tuple[Rule, ...] = (
     refuse_eight_bit_on_nvme,
     check_host_choices,
     check_data,
+    check_task,
     check_streaming,
     check_swap_buffers,
     check_warmup,
     check_schedule_arguments,
     check_chat_template,
+    check_freeze,
+    check_layer_decay,
     check_shard_size,
+    check_early_stopping,
+    check_best,
     warn_sequence_longer_than_positions,
     warn_epochs_without_effect,
     warn_evaluation_without_data,

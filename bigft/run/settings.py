@@ -10,6 +10,30 @@ from bigft.optim.section import OptimSection
 from bigft.tasks.section import TaskSection
 from bigft.trainer.section import TrainerSection
 
+DEFAULTS_OF_TASK: dict[str, dict[str, str]] = {
+    "classification": {
+        "model.name": "builtin/bert",
+        "data.train": "builtin/modules",
+        "data.packing": "none",
+    },
+    "regression": {
+        "model.name": "builtin/bert",
+        "data.train": "builtin/readability",
+        "data.packing": "none",
+    },
+    "seq2seq": {
+        "model.name": "builtin/t5",
+        "data.train": "builtin/summaries",
+        "data.packing": "none",
+    },
+    "masked_lm": {
+        "model.name": "builtin/bert",
+        "data.train": "builtin/prose",
+        "data.packing": "none",
+    },
+}
+"""Task -> settings whose defaults it changes."""
+
 
 class Run(Section):
     """One training run: what is trained, on what, for how long, and where it is kept.

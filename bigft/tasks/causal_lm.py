@@ -1,24 +1,44 @@
 """Predict the next token: fine-tuning on answers, continued pretraining, training from scratch."""
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bigft.data.loading.collate import Batch
-from bigft.tasks.cross_entropy import sum_cross_entropy
-from bigft.tasks.task import Forward, LossSum, Score
+from bigft.data.loading.collate import IGNORED, Batch
+from bigft.tasks.cross_entropy import PLAIN, LossForm
+from bigft.tasks.rows import NextTokenRows, TaskRows
+from bigft.tasks.section import TaskSection
+from bigft.tasks.task import Forward, LossSum, Score, Totals
+from bigft.tasks.tokens import (
+    Predicted,
+    build_form,
+    judge_tokens,
+    pick_learned,
+    score_tokens,
+    sum_losses,
+)
 
-IGNORED = -100
-"""Label of a token that does not count, as transformers spells it."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def build(section: TaskSection, rows: NextTokenRows) -> "CausalLM":
+    """Build the task; all such rows are alike."""
+    return CausalLM(build_form(section))
 
 
 class CausalLM:
     """Next-token prediction on the supervised tokens of each sequence."""
 
-    def __init__(self) -> None:
-        """Make the task; it has no settings."""
+    unit = "tokens"
+    has_new_head = False
+
+    def __init__(self, form: LossForm = PLAIN) -> None:
+        """Take the form of the loss."""
+        self.rows: TaskRows = NextTokenRows()
+        self._form = form
         self._keeps_columns: bool | None = None
 
     def auto_class(self) -> Any:
@@ -27,25 +47,23 @@ class CausalLM:
 
         return AutoModelForCausalLM
 
+    def configure(self, config: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Do nothing."""
+
     def loss(self, forward: Forward, batch: Batch) -> LossSum:
         """Sum the cross-entropy over the supervised tokens of one micro-batch."""
-        logits, targets, sources = self._predict(forward, batch)
-        losses = None if sources is None else logits.new_empty(len(targets), dtype=torch.float32)
-        total = sum_cross_entropy(logits, targets, losses)
-        return LossSum(total, len(targets), _sum_by_source(losses, sources, batch.num_sources))
+        return sum_losses(self._predict(forward, batch), self._form)
 
     @torch.no_grad()
     def score(self, forward: Forward, batch: Batch) -> Score:
         """Sum loss and correctly predicted tokens of one micro-batch."""
-        logits, targets, sources = self._predict(forward, batch)
-        correct = int((logits.argmax(-1) == targets).sum())
-        losses = None if sources is None else logits.new_empty(len(targets), dtype=torch.float32)
-        total = float(sum_cross_entropy(logits, targets, losses))
-        by_source = _sum_by_source(losses, sources, batch.num_sources)
-        return Score(total, correct, len(targets), by_source)
+        return score_tokens(self._predict(forward, batch))
 
-    def _predict(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return logits `(N, V)`, targets and sources `(N,)` of the N supervised tokens."""
+    def judge(self, totals: Totals) -> dict[str, float]:
+        """Return perplexity and token accuracy."""
+        return judge_tokens(totals)
+
+    def _predict(self, forward: Forward, batch: Batch) -> Predicted:
         # The logits of a token predict the next one: shift the labels, not the logits.
         targets_BT = torch.full_like(batch.labels, IGNORED)
         targets_BT[:, :-1] = batch.labels[:, 1:]
@@ -53,6 +71,7 @@ class CausalLM:
         if batch.attention_mask is not None:
             inputs["attention_mask"] = batch.attention_mask
         else:
+            assert batch.position_ids is not None, "one of the two is there"
             inputs["position_ids"] = batch.position_ids
             inputs |= _find_flash_bounds(forward, batch.position_ids)
         columns = self._needed_columns(forward, targets_BT)
@@ -63,11 +82,7 @@ class CausalLM:
             targets_BT = targets_BT[:, columns]
             sources_BT = None if sources_BT is None else sources_BT[:, columns]
         logits_BTV = forward(**inputs).logits
-        supervised = targets_BT != IGNORED
-        sources = None if sources_BT is None else sources_BT[supervised]
-        if bool(supervised.all()):
-            return logits_BTV.flatten(0, 1), targets_BT.flatten(), sources
-        return logits_BTV[supervised], targets_BT[supervised], sources
+        return pick_learned(logits_BTV, targets_BT, sources_BT, batch.num_sources)
 
     def _needed_columns(self, forward: Forward, targets_BT: Tensor) -> Tensor | None:
         """Positions whose logits are needed at all, or None when the model cannot leave any out.
@@ -84,15 +99,6 @@ class CausalLM:
         columns = (targets_BT != IGNORED).any(0).nonzero().squeeze(1)
         # At least one, so that the head takes part in the step on every rank (ZeRO-3 gathers it).
         return columns if len(columns) else torch.zeros(1, dtype=torch.int64, device=columns.device)
-
-
-def _sum_by_source(
-    losses: Tensor | None, sources: Tensor | None, num_sources: int
-) -> Tensor | None:
-    if losses is None or sources is None:
-        return None
-    sums = losses.new_zeros(num_sources, 2)
-    return sums.index_add_(0, sources, torch.stack([losses, torch.ones_like(losses)], 1))
 
 
 def _find_flash_bounds(forward: Forward, positions_BT: Tensor) -> dict[str, Any]:

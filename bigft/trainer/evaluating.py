@@ -6,9 +6,9 @@ import torch
 
 from bigft.data.loading.collate import Batch
 from bigft.data.loading.loader import EvalLoader
-from bigft.distributed.collectives import gather_rows
+from bigft.distributed.collectives import gather_rows, gather_table
 from bigft.engine.engine import Engine
-from bigft.evaluation.loop import evaluate, sum_rows
+from bigft.evaluation.loop import describe_scores, evaluate, sum_rows
 from bigft.evaluation.section import EvaluationSection
 from bigft.log import Console
 from bigft.monitor.sinks import Numbers, Sinks
@@ -68,6 +68,7 @@ class Evaluator:
             batches,
             device=self._device,
             sum_over_ranks=lambda row: sum_rows(gather_rows(row, self._device)),
+            gather=gather_table,
             sources=self._sources,
         )
         self._engine.set_training(True)
@@ -76,13 +77,12 @@ class Evaluator:
         if state.evaluation_due:
             return
         state.eval_loss = scores["loss"]
+        state.scores, state.scored_step = scores, state.step
         row: Numbers = {"step": state.step}
         row.update({f"eval_{name}": value for name, value in scores.items()})
         self._sinks.write(row)
-        self._console.say(
-            f"evaluation at step {state.step}: loss {scores['loss']:.4f}, perplexity"
-            f" {scores['perplexity']:.2f}, token accuracy {100 * scores['token_accuracy']:.1f}%"
-        )
+        shown = describe_scores(scores, self._task.unit)
+        self._console.say(f"evaluation at step {state.step}: {shown}")
 
     def _until_stop(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:

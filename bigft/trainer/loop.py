@@ -30,7 +30,7 @@ def fit(
     device: torch.device,
     rendezvous: Rendezvous,
 ) -> State:
-    """Train until `total_steps` optimizer steps are done.
+    """Train until `total_steps` optimizer steps are done, or a hook says that it is over.
 
     The loss of a step is the mean over the supervised tokens of its whole global batch, so it
     does not depend on ranks, accumulation or packing.
@@ -52,6 +52,7 @@ def fit(
     Collective: every rank.
     """
     clock = PhaseClock(device)
+    state.is_over = False
     for hook in hooks:
         hook.started(state, total_steps)
     rendezvous.settle()
@@ -61,7 +62,7 @@ def fit(
         )
     steps = loader.steps_from(state.cursor)
     engine.set_training(True)
-    while state.step < total_steps:
+    while state.step < total_steps and not state.is_over:
         started = time.perf_counter()
         with clock.phase("data"):
             data = next(steps)

@@ -62,6 +62,7 @@ class Reporter:
         self._stream = stream
         self._sources = sources if len(sources) > 1 else ()
         self._progress: _Progress | None = None
+        self._latest: StepReport | None = None
         self._start_interval()
 
     def _start_interval(self) -> None:
@@ -87,8 +88,11 @@ class Reporter:
         self._tokens += report.tokens
         self._seconds += report.seconds
         self._steps += 1
-        if not is_due(state.step, self._logging_steps, self._total_steps):
-            return
+        self._latest = report
+        if is_due(state.step, self._logging_steps, self._total_steps):
+            self._write(state, report)
+
+    def _write(self, state: State, report: StepReport) -> None:
         row = self._build_row(state, report)
         self._sinks.write(row)
         if self._progress is not None:
@@ -126,7 +130,9 @@ class Reporter:
         return row
 
     def finished(self, state: State) -> None:
-        """Close the progress bar."""
+        """Write the steps that a run has taken since the last row, if it ended early."""
+        if self._steps and self._latest is not None:
+            self._write(state, self._latest)
         if self._progress is not None:
             self._progress.close()
 

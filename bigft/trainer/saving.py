@@ -48,6 +48,7 @@ class Saver:
         self._events = events
         self._failed_in_a_row = 0
         self._begun = 0
+        self._is_last = False
 
     def started(self, state: State, total_steps: int) -> None:
         """Learn where the end is."""
@@ -60,7 +61,8 @@ class Saver:
             CheckpointError: It failed, and this was the last chance: the run ends here, or it was
                 the third failure in a row.
         """
-        is_last = self._rendezvous.stop is not None or state.step == self._total_steps
+        is_end = state.is_over or state.step == self._total_steps
+        is_last = self._is_last = is_end or self._rendezvous.stop is not None
         if not is_last and not is_due(state.step, self._save_steps, self._total_steps):
             return
         self._collect(is_last)
@@ -97,7 +99,7 @@ class Saver:
         stop = self._rendezvous.stop
         if stop is not None:
             raise _explain(error, f"the run was stopped by {stop} at step {self._begun}") from error
-        if self._begun == self._total_steps:
+        if self._is_last:
             raise error
         self._give_up_or_go_on(error)
 

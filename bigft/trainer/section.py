@@ -25,5 +25,12 @@ class TrainerSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Seed of the initial weights, the data order and dropout."""
 
+    early_stopping: str | None = None
+    """`METRIC:PATIENCE`, such as `loss:3` or `eval_f1_macro:5`: end the run after so many
+    evaluations (`--eval_steps`) without a better value of this metric, by its name in
+    `metrics.jsonl`. Losses, perplexity and errors are better when smaller, everything else when
+    larger. With `--save_steps` a multiple of `--eval_steps`, the model of the best checkpoint is
+    exported (`--checkpoint.best`)."""
+
     max_skipped_in_a_row: Annotated[int, Field(gt=0)] = 20
     """The run stops when this many steps in a row had gradients that are not finite."""

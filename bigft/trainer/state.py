@@ -7,6 +7,20 @@ from bigft.data.order.cursor import Cursor
 
 
 @dataclass
+class Progress:
+    """How the metric of early stopping has gone."""
+
+    metric: str = ""
+    """Without `eval_`; empty before anybody asked."""
+    best: float | None = None
+    best_step: int = 0
+    without_improvement: int = 0
+    """Evaluations since the best one."""
+    judged_step: int | None = None
+    """Of the newest evaluation that is counted."""
+
+
+@dataclass
 class State:
     """Counters of the run, and its place in the data."""
 
@@ -28,6 +42,14 @@ class State:
     """An evaluation was due after the latest step, and gave way to a request to stop."""
     spikes: dict[str, list[float]] = field(default_factory=dict)
     """The recent past of `loss` and `grad_norm`, by which the next ones are judged."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Every metric of the newest evaluation."""
+    scored_step: int | None = None
+    """The step after which that was."""
+    progress: Progress = field(default_factory=Progress)
+    """What early stopping decides by."""
+    is_over: bool = False
+    """A hook asks the loop to end here, the same on every rank; hooks decide anew in each run."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a manifest."""
@@ -38,4 +60,5 @@ class State:
         """Read what `to_dict` wrote; unknown keys of newer versions are ignored."""
         known = cls.__dataclass_fields__
         found = {key: value for key, value in values.items() if key in known}
-        return cls(**{**found, "cursor": Cursor(**values["cursor"])})
+        progress = Progress(**values.get("progress", {}))
+        return cls(**{**found, "cursor": Cursor(**values["cursor"]), "progress": progress})

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -65,11 +66,12 @@ def test_commands_of_the_pages_resolve(command: str, tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"text": "x"}\n')
     (tmp_path / "sft.yaml").write_text("learning_rate: 1e-5\n")
     _record_run(tmp_path / "a", tmp_path, tmp_path / "mine.jsonl")
-    words = command.split()
+    words = shlex.split(command)
     words = words[
         next(n for n, w in enumerate(words) if w == "train" or w.endswith("run.py")) + 1 :
     ]
-    known = {"Qwen/Qwen3-8B": tmp_path, "FOLDER_OR_ID": tmp_path, "...": tmp_path}
+    models = ("Qwen/Qwen3-8B", "google-bert/bert-base-uncased", "google-t5/t5-base")
+    known = dict.fromkeys([*models, "FOLDER_OR_ID", "..."], tmp_path)
     words = [str(known.get(word, word)) for word in words]
     words = [w.replace("mine.jsonl", str(tmp_path / "mine.jsonl")) for w in words]
     words = [w.replace("sft.yaml", str(tmp_path / "sft.yaml")) for w in words]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "transformers", "deepspeed", "datasets", "numpy")
+HEAVY = ("torch", "transformers", "deepspeed", "datasets", "numpy", "optuna")
 
 
 def python(*words):
@@ -28,6 +28,7 @@ def python(*words):
         "bigft.run.reference",
         "bigft.commands.explain",
         "bigft.commands.data",
+        "bigft.commands.sweep",
         "bigft.models.facts",
         "bigft.config.deepspeed_check",
     ],

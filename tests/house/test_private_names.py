@@ -38,6 +38,8 @@ USED = {
     "_release_sub_group": (STAGE_3, [PARTITION]),
     "_step_count": (SCHEDULER, ["checkpoint/state/numbers.py"]),
     "_swappable_optimizer_subgroup": (STAGE_3, [PARTITION]),
+    # A trial that was running when the sweep ended goes on as the same trial.
+    "_trial_id": ("optuna.trial._frozen", ["search/study.py"]),
     "_wrapped_by_lr_sched": (SCHEDULER, ["engine/nonfinite.py"]),
 }
 OF_THE_STANDARD_LIBRARY = {"_exit", "_replace"}

@@ -18,6 +18,7 @@ def _inside(model, prefix=""):
 
 SECTIONS = dict(_inside(Run))
 SECTIONS |= {name: command.options for name, command in COMMANDS.items() if command.options}
+SECTIONS |= {f"{name} (own)": command.own for name, command in COMMANDS.items() if command.own}
 SECTIONS |= {"data command": PreviewSettings, "order": OrderSection}
 
 

@@ -60,17 +60,24 @@ def try_train(settings: dict[str, Any], folder: str, config: str) -> tuple[str, 
 
 def load_run_model(resolved: Any, world: Any, zero: Any, tokenizer: Any) -> Any:
     """Load the model of a run as training does."""
+    from functools import partial
+
     from bigft.commands.parts.engine import training_dtype
     from bigft.models.facts import read_facts
     from bigft.models.load import load_model
+    from bigft.tasks.rows import build_rows
     from bigft.tasks.task import build_task
 
     run = resolved.run
+    facts = read_facts(run.model)
+    task = build_task(run.task, build_rows(run.task, run.data, facts.config))
     return load_model(
         run.model,
-        read_facts(run.model),
+        facts,
         zero,
-        auto_class=build_task(run.task.name).auto_class(),
+        auto_class=task.auto_class(),
+        configure=partial(task.configure, tokenizer=tokenizer),
+        has_new_head=task.has_new_head,
         tokenizer=tokenizer,
         dtype=training_dtype(resolved.ds),
         device=world.device,
@@ -94,6 +101,7 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
     from bigft.models.facts import read_facts
     from bigft.models.tokenizer import load_tokenizer
     from bigft.optim.build import plan_optimizer
+    from bigft.tasks.rows import build_rows
     from bigft.tasks.task import build_task
 
     resolved = _resolve(settings, folder, config)
@@ -101,13 +109,14 @@ def gradients(settings: dict[str, Any], folder: str, config: str, steps: int) ->
     run = resolved.run
     open_communication(world.device)
     facts = read_facts(run.model)
-    task = build_task(run.task.name)
+    rows = build_rows(run.task, run.data, facts.config)
+    task = build_task(run.task, rows)
     tokenizer = load_tokenizer(
         run.model,
         facts,
         partial(load_builtin_tokenizer, default_cache_dir(run.data.loading.cache_dir)),
     )
-    data = build_run_data(resolved, tokenizer, world, Path(folder))
+    data = build_run_data(resolved, tokenizer, rows, world, Path(folder))
     zero = Zero(resolved.ds)
     model = load_run_model(resolved, world, zero, tokenizer)
     console = Console(io.StringIO(), io.StringIO(), is_rank_zero=False)
@@ -139,3 +148,39 @@ def mapped_shared_buffers() -> list[str]:
     open_communication(_world().device)
     maps = Path("/proc/self/maps").read_text().splitlines()
     return [line for line in maps if "deepspeed_allreduce_buffer" in line]
+
+
+class _StopAt:
+    """A hook that asks for a stop, so that the run leaves after the step that follows."""
+
+    def __init__(self, rendezvous: Any, step: int) -> None:
+        self._signals = rendezvous._signals
+        self._step = step
+
+    def started(self, state: Any, total_steps: int) -> None:
+        """Do nothing."""
+
+    def stepped(self, state: Any, report: Any) -> None:
+        """Ask at the step before the last."""
+        if state.step == self._step:
+            self._signals.request("SIGTERM")
+
+    def finished(self, state: Any) -> None:
+        """Do nothing."""
+
+
+def train_until(settings: dict[str, Any], folder: str, config: str, step: int) -> tuple:
+    """A run that SIGTERM stops after a step; returns its error."""
+    from bigft.commands import training
+
+    fit = training.fit
+
+    def fit_until(*args: Any, **options: Any) -> Any:
+        hooks = [_StopAt(options["rendezvous"], step - 1), *args[4]]
+        return fit(*args[:4], hooks, **options)
+
+    training.fit = fit_until
+    try:
+        return try_train(settings, folder, config)
+    finally:
+        training.fit = fit

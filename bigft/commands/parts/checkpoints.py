@@ -1,25 +1,30 @@
 """The checkpoints of a run, and what they are bound to."""
 
 import shutil
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from bigft import __version__
-from bigft.checkpoint.manifest import find_candidates
+from bigft.checkpoint.folder import final_place
+from bigft.checkpoint.manifest import find_candidates, read_manifest
 from bigft.checkpoint.save import Checkpoints
 from bigft.config.deepspeed import leaves
 from bigft.data.build import Data
 from bigft.distributed.world import World
 from bigft.engine.engine import Engine
 from bigft.engine.host_swap import HostSwap
-from bigft.errors import PlanError
+from bigft.errors import CheckpointError, PlanError
+from bigft.evaluation.ranking import strip_prefix
 from bigft.log import Console
 from bigft.models.load import LoadedModel, count_parameters
 from bigft.optim.build import OptimizerPlan
 from bigft.redact import redact_value
+from bigft.run.goals import find_best_metric
 from bigft.run.resolve import Resolved
 from bigft.run.settings import Run
+from bigft.trainer.best import Best, pick_best
 from bigft.trainer.state import State
 from bigft.units import format_bytes
 
@@ -44,6 +49,7 @@ def bound_facts(
         "zero_stage": ds["zero_optimization"]["stage"],
         "optimizer": optimizer.rule,
         "parameters": count_parameters(model.module),
+        "freeze": resolved.run.model.freeze,
         "global_batch_size": ds["train_batch_size"],
         "asked_batch": list(resolved.asked_batch or batch),
         "data": data.info["digest"],
@@ -69,8 +75,16 @@ def _describe_settings(resolved: Resolved) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The best checkpoint, and where it is."""
+
+    best: Best
+    folder: Path
+
+
 class RunCheckpoints:
-    """Saves checkpoints of this run and remembers the newest."""
+    """Saves checkpoints of this run and remembers the newest, and the best where one is asked."""
 
     def __init__(
         self,
@@ -97,6 +111,11 @@ class RunCheckpoints:
         in_background = run.checkpoint.write == "background"
         self._in_background = in_background and not engine.is_swapped
         self.newest = resumed
+        found = find_best_metric(run)
+        self._folder = folder
+        self._metric = strip_prefix(found[0]) if found else None
+        self.kept = read_kept(resumed, self._metric) if resumed and self._metric else None
+        self._coming: Kept | None = None
 
     def save(self, state: State, is_last: bool) -> Path | None:
         """Write and commit a checkpoint, or begin to. Collective: every rank.
@@ -108,17 +127,22 @@ class RunCheckpoints:
         Returns:
             The committed folder; None in the background.
         """
+        if self._in_background:
+            self.wait()  # What it commits may be the best.
+        coming = self._coming = self._choose(state, final_place(self._folder, state.step))
+        best = coming.folder if coming else None
         facts = {
             **self._bound,
             "tokens": state.tokens,
             "eval_loss": state.eval_loss,
             "state": state.to_dict(),
+            **({"best": asdict(coming.best)} if coming else {}),
         }
         if self._in_background:
-            self.wait()
-            self._writer.begin(state.step, facts)
+            self._writer.begin(state.step, facts, best=best)
             return None
-        self.newest = self._writer.save(state.step, facts, is_last=is_last)
+        self.newest = self._writer.save(state.step, facts, is_last=is_last, best=best)
+        self.kept = coming
         return self.newest
 
     def wait(self) -> Path | None:
@@ -128,8 +152,24 @@ class RunCheckpoints:
             The folder that it committed.
         """
         committed = self._writer.wait()
-        self.newest = committed or self.newest
+        if committed is not None:
+            self.newest, self.kept = committed, self._coming
         return committed
+
+    def consider_resumed(self, state: State) -> None:
+        """Take an evaluation of the checkpoint that this run resumed from, made after its save."""
+        if self.newest is not None:
+            self.kept = self._choose(state, self.newest)
+
+    def _choose(self, state: State, folder: Path) -> Kept | None:
+        """Say which is best once `folder` is committed, that or the one before."""
+        before = self.kept
+        if self._metric is None:
+            return None
+        best = pick_best(self._metric, before.best if before else None, state)
+        if best is None or (before is not None and best == before.best):
+            return before
+        return Kept(best, folder)
 
     def _write_assets(self, folder: Path) -> None:
         self._tokenizer.save_pretrained(folder)
@@ -142,6 +182,26 @@ class RunCheckpoints:
         config.save_pretrained(folder)
         if getattr(self._module, "generation_config", None) is not None:
             self._module.generation_config.save_pretrained(folder)
+
+
+def read_kept(checkpoint: Path, metric: str) -> Kept | None:
+    """Find the best checkpoint that the run of a checkpoint knew.
+
+    Returns:
+        None when it kept none by this metric, or it is there no more, or another took its name.
+    """
+    written = read_manifest(checkpoint).get("best")
+    if not isinstance(written, dict) or written.get("metric") != metric:
+        return None
+    try:
+        best = Best(**written)
+        folder = final_place(checkpoint.parent, best.step)
+        state = read_manifest(folder)["state"]
+        # Without a value of its own it was evaluated by the run that resumed from it.
+        is_same = state["scored_step"] != best.step or state["scores"][metric] == best.value
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return None
+    return Kept(best, folder) if is_same else None
 
 
 def check_space(
@@ -161,14 +221,18 @@ def check_space(
     """
     # fp32 master weights and the optimizer's states; config and tokenizer are small.
     of_weight = run.optim.master_bits / 8
-    size = int(count_parameters(model.module) * (of_weight + optimizer.state_bytes_per_parameter))
+    trained = count_parameters(model.module, trained=True)
+    frozen = count_parameters(model.module) - trained
+    # What is frozen is kept as the forward pass has it, in 4 bytes at most.
+    size = int(trained * (of_weight + optimizer.state_bytes_per_parameter)) + 4 * frozen
     free = shutil.disk_usage(folder).free
     existing = len(find_candidates(folder / "checkpoints"))
     is_one = not 0 < run.checkpoint.save_steps < total_steps
     # While the next one is written, all that are kept are there.
-    needed = size * (1 if is_one else max(1, run.checkpoint.keep_last + 1 - existing))
+    kept = run.checkpoint.keep_last + (find_best_metric(run) is not None)
+    needed = size * (1 if is_one else max(1, kept + 1 - existing))
     console.say(
-        f"a checkpoint takes about {format_bytes(size)}, {run.checkpoint.keep_last} are kept;"
+        f"a checkpoint takes about {format_bytes(size)}, {kept} are kept;"
         f" {format_bytes(free)} free in {folder}"
     )
     advice = "free some space, name an --output_dir on a larger disk"
@@ -188,7 +252,7 @@ def check_space(
         )
     if free < needed:
         console.say(
-            f"warning: {run.checkpoint.keep_last} checkpoints and one being written will need"
+            f"warning: {kept} checkpoints and one being written will need"
             f" {format_bytes(needed)} more; {advice}, or lower --checkpoint.keep_last"
         )
 

@@ -10,11 +10,13 @@ from bigft.data.store.rejected import RejectedLog, ignore_rejected
 from bigft.distributed.collectives import barrier
 from bigft.distributed.world import World
 from bigft.run.resolve import Resolved
+from bigft.tasks.rows import TaskRows
 
 
 def build_run_data(
     resolved: Resolved,
     tokenizer: Any,
+    rows: TaskRows,
     world: World,
     folder: Path,
     *,
@@ -39,4 +41,5 @@ def build_run_data(
         barrier=barrier,
         reject=log,
         tell=tell,
+        lay_out=rows.lay_out,
     )

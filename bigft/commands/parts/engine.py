@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from bigft.distributed.collectives import errors_shared
 from bigft.distributed.world import World
 from bigft.engine.build import build_engine
 from bigft.engine.engine import Engine
@@ -13,10 +14,13 @@ from bigft.engine.host_memory import fix_malloc_limits, give_back_freed_memory
 from bigft.engine.swap_verify import SwapGuard
 from bigft.errors import TrainingError
 from bigft.log import Console
+from bigft.models.freeze import freeze
 from bigft.models.load import LoadedModel, count_parameters
+from bigft.models.noise import add_noise
 from bigft.models.savers import save_activations
 from bigft.optim.build import OptimizerPlan
 from bigft.optim.groups import build_groups
+from bigft.optim.layers import find_depths, split_by_depth
 from bigft.optim.schedule import build_schedule
 from bigft.run.settings import Run
 from bigft.units import format_count
@@ -34,6 +38,9 @@ def build_run_engine(
 ) -> Engine:
     """Build the engine around a loaded model. Collective: every rank."""
     module = model.module
+    if run.model.freeze:
+        with errors_shared():
+            console.say(f"note: {freeze(module, run.model.freeze)}")
     note = save_activations(module, run.model.activation_checkpointing, world.device)
     for line in [*model.notes, *([note] if note else [])]:
         console.say(f"note: {line}")
@@ -41,13 +48,15 @@ def build_run_engine(
         f"{type(module).__name__}, {format_count(count_parameters(module))} parameters, attention"
         f" {model.attention}, activation checkpointing {run.model.activation_checkpointing}"
     )
+    groups = build_groups(module, run.optim.weight_decay, fp32_embeddings=run.optim.fp32_embeddings)
+    if run.model.layer_decay is not None:
+        with errors_shared():
+            groups = _decay_layers(run.model.layer_decay, run, module, groups, console)
     fix_malloc_limits(count_parameters(module))
     engine = build_engine(
         module,
         ds=ds,
-        groups=build_groups(
-            module, run.optim.weight_decay, fp32_embeddings=run.optim.fp32_embeddings
-        ),
+        groups=groups,
         build_optimizer=optimizer.build,
         build_scheduler=None
         if "scheduler" in ds
@@ -55,6 +64,9 @@ def build_run_engine(
         expected_optimizer=optimizer.class_name,
     )
     give_back_freed_memory()
+    if run.model.neftune_alpha is not None:
+        # After the engine has its own hooks there: it learns of the noise like of any layer.
+        console.say(f"note: {add_noise(module, run.model.neftune_alpha)}")
     engine.guard_swap(swap_guard)
     # Laid out, or known only after the first step.
     found = engine.measure_state_bytes_per_parameter() or optimizer.state_bytes_per_parameter
@@ -63,6 +75,19 @@ def build_run_engine(
         " parameter"
     )
     return engine
+
+
+def _decay_layers(
+    decay: float, run: Run, module: Any, groups: list[dict[str, Any]], console: Console
+) -> list[dict[str, Any]]:
+    """Give lower layers lower learning rates, and say so."""
+    depths = find_depths(module)
+    split = split_by_depth(groups, depths, run.optim.learning_rate, decay)
+    console.say(
+        f"note: --model.layer_decay {decay:g}: learning rate {split[0]['lr']:.3g} at the top, down"
+        f" to {split[-1]['lr']:.3g} at the bottom, over {depths.head - 1} layers"
+    )
+    return split
 
 
 def training_dtype(ds: dict[str, Any]) -> torch.dtype:

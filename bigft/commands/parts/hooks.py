@@ -10,6 +10,7 @@ from bigft.distributed.collectives import gather_rows
 from bigft.distributed.world import World
 from bigft.engine.engine import Engine
 from bigft.engine.host_swap import HostSwap
+from bigft.errors import ConfigError
 from bigft.log import Console
 from bigft.models.facts import ModelFacts
 from bigft.models.load import LoadedModel, count_parameters
@@ -18,8 +19,10 @@ from bigft.monitor.meters import count_flops_per_token, find_peak_flops
 from bigft.monitor.sinks import Sinks
 from bigft.optim.build import OptimizerPlan
 from bigft.optim.host import HostAdamW
+from bigft.run.goals import find_best_metric, find_patience
 from bigft.run.settings import Run
 from bigft.tasks.task import Task
+from bigft.trainer.best import BestWatch
 from bigft.trainer.evaluating import Evaluator
 from bigft.trainer.health import Health
 from bigft.trainer.hooks import Hook
@@ -27,6 +30,7 @@ from bigft.trainer.rendezvous import Rendezvous
 from bigft.trainer.reporting import Rate, Reporter
 from bigft.trainer.saving import Saver
 from bigft.trainer.state import State
+from bigft.trainer.stopping import EarlyStopping
 from bigft.units import format_bytes
 
 
@@ -91,6 +95,7 @@ def build_hooks(
                 data.eval_sources,
             )
         )
+    hooks += _build_judges(run, data, checkpoints, console)
     hooks.append(
         Saver(
             checkpoints.save,
@@ -101,6 +106,31 @@ def build_hooks(
             events,
         )
     )
+    return hooks
+
+
+def _build_judges(
+    run: Run, data: Data, checkpoints: RunCheckpoints, console: Console
+) -> list[Hook]:
+    """Build the hooks that judge evaluations: after these, and before the save.
+
+    Raises:
+        ConfigError: There is nothing to evaluate.
+    """
+    patience, best = find_patience(run), find_best_metric(run)
+    if (patience or best) and data.evaluation is None:
+        flag = best[1] if best else f"--trainer.early_stopping {run.trainer.early_stopping}"
+        error = ConfigError(
+            f"{flag}: no row was held out for the evaluation. Give --eval_data, or a larger"
+            f" --data.eval_fraction than {run.data.eval_fraction:g}"
+        )
+        error.is_shared = True
+        raise error
+    hooks: list[Hook] = []
+    if patience:
+        hooks.append(EarlyStopping(patience, console.say))
+    if best:
+        hooks.append(BestWatch(*best, checkpoints, console.say))
     return hooks
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,13 @@ def _open_swap(
     world: World,
 ) -> None:
     swap.remove_orphans(resolved.ds)
-    count = plan_parameters(resolved.run.model, facts, task.auto_class(), len(tokenizer))
+    count = plan_parameters(
+        resolved.run.model,
+        facts,
+        task.auto_class(),
+        len(tokenizer),
+        partial(task.configure, tokenizer=tokenizer),
+    )
     needed = swap.plan_swap_bytes(
         resolved.ds, optimizer.swap_bytes_per_parameter, count, world.local_size / world.size
     )

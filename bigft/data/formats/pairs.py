@@ -3,6 +3,10 @@
 `prompt` + `completion` is a text and its continuation and stays as it is written (what TRL does
 with these two columns). All other pairs are a user's turn and the assistant's, so they get the
 chat template. A side may also be a list of turns.
+
+Of several accepted answers (SQuAD's `{"text": [...], "answer_start": [...]}`) the first is learned.
+A question of SQuAD 2.0 without any is a row with no text to learn, like one with an empty answer:
+what a model should say then is not for us to make up.
 """
 
 from collections.abc import Mapping
@@ -10,7 +14,7 @@ from itertools import product
 from typing import Any
 
 from bigft.data.example import Conversation, PromptAnswer
-from bigft.data.formats.checks import check_text, describe_kind, is_blank
+from bigft.data.formats.checks import EmptyTextError, check_text, describe_kind, is_blank
 from bigft.data.formats.shape import SYSTEM_COLUMNS, Shape
 from bigft.data.formats.turns import build_conversation, check_order, read_turns
 
@@ -40,7 +44,8 @@ def fits(record: Mapping[str, Any], shape: Shape) -> bool:
     request, answer = (record[column] for column in shape.needed)
     if not (isinstance(request, str) or _holds_turns(request)):
         return False
-    return isinstance(_choose_answer(answer), str) or _holds_turns(answer)
+    chosen = _choose_answer(answer)
+    return isinstance(chosen, str) or chosen == [] or _holds_turns(answer)
 
 
 def read(record: Mapping[str, Any], shape: Shape) -> PromptAnswer | Conversation:
@@ -51,6 +56,11 @@ def read(record: Mapping[str, Any], shape: Shape) -> PromptAnswer | Conversation
     """
     request_column, answer_column = shape.needed
     request, answer = record.get(request_column), _choose_answer(record.get(answer_column))
+    if answer == []:
+        raise EmptyTextError(
+            f"`{answer_column}` is empty: a question without an answer; --data.clean.empty drop "
+            'leaves such rows out, or write one yourself ("unanswerable")'
+        )
     if shape.needed == _CONTINUATION and isinstance(request, str) and isinstance(answer, str):
         return _read_continuation(record, request, answer)
     turns = [
@@ -95,11 +105,9 @@ def _choose_answer(value: object) -> object:
     """Choose the first of several accepted answers: `["Paris"]`, or SQuAD's `{"text": [...]}`."""
     if isinstance(value, dict):
         value = value.get("text", value)
-    if not isinstance(value, list):
-        return value
-    if not value:
-        return ""
-    return value[0] if all(isinstance(item, str) for item in value) else value
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return value[0]
+    return value
 
 
 def _holds_turns(value: object) -> bool:

@@ -5,7 +5,8 @@ padding, which fills up the last batch of an epoch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,39 +23,47 @@ _LENGTH_MULTIPLE = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch; every tensor is int64 of shape `(B, T)`."""
+    """One micro-batch; every tensor is int64 of shape `(B, T)` where nothing else is said."""
 
     input_ids: torch.Tensor
     labels: torch.Tensor
-    """Aligned with `input_ids`, not shifted; -100 where the token does not count."""
+    """What is learned, and -100 where nothing is. Of language models aligned with `input_ids`, not
+    shifted; of an encoder and decoder the tokens of the target `(B, S)`; else the label of each
+    row `(B, size)`, which may be fp32 and NaN where there is none."""
 
-    position_ids: torch.Tensor
+    position_ids: torch.Tensor | None
     attention_mask: torch.Tensor | None
     """None when several examples share a sequence: then `position_ids` restart at each example,
-    and that is how the model tells them apart."""
+    and that is how the model tells them apart. One of the two is there."""
 
     sources: torch.Tensor | None = None
-    """Number of the part of the data that each token comes from; None when there is one part."""
+    """Number of the part of the data that each label comes from, in the shape of `labels`; None
+    when there is one part."""
 
     num_sources: int = 1
     """Parts that the data have."""
 
+    token_type_ids: torch.Tensor | None = None
+    """0 for the first text of a pair, 1 for the second."""
+
     def to(self, device: torch.device | str) -> "Batch":
         """Copy the tensors to a device."""
-        mask, sources = self.attention_mask, self.sources
-        return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.position_ids.to(device, non_blocking=True),
-            None if mask is None else mask.to(device, non_blocking=True),
-            None if sources is None else sources.to(device, non_blocking=True),
-            self.num_sources,
-        )
+        tensors: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **tensors)
 
     @property
     def supervised_tokens(self) -> int:
-        """Tokens that count in the loss."""
-        return int((self.labels != IGNORED).sum())
+        """Terms of the loss."""
+        return int(find_learned(self.labels).sum())
+
+
+def find_learned(labels: torch.Tensor) -> torch.Tensor:
+    """Find the labels that count in the loss, boolean, in the same shape."""
+    return ~labels.isnan() if labels.is_floating_point() else labels != IGNORED
 
 
 def collate_packed(

@@ -29,6 +29,12 @@ from bigft.data.tokens.tokenize import Row
 
 Numbers = npt.NDArray[np.int64]
 Collate = Callable[[Sequence[Sequence[Row]]], Batch]
+Count = Callable[[npt.NDArray[np.integer]], npt.NDArray[np.integer]]
+
+
+def keep_counts(learned: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    """Count every learned entry as one term of the loss."""
+    return learned
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,7 @@ class StoreLoader:
         collate: Collate,
         num_workers: int = 0,
         order: str = "shuffled",
+        count: Count = keep_counts,
     ) -> None:
         """Prepare the order; no token is read yet.
 
@@ -136,7 +143,9 @@ class StoreLoader:
             collate: Makes a batch from lists of rows.
             num_workers: Threads that work ahead; see `bigft.data.loading.prefetch`.
             order: `shuffled`, `by_length` (shuffled, neighbours of similar length) or `given`.
+            count: From learned entries to terms of the loss, row by row.
         """
+        self._count = count
         self._rows = rows
         self._plan = plan
         self._share = share
@@ -174,11 +183,18 @@ class StoreLoader:
             order = shuffle_by_length(tokens, seed=self._seed, epoch=epoch)
         else:
             order = shuffle(len(bins), seed=self._seed, epoch=epoch)
-        return _Epoch(bins, order, tokens, bins.sum(self._rows.supervised_counts))
+        terms = self._count(self._rows.supervised_counts)
+        return _Epoch(epoch, bins, order, tokens, bins.sum(terms))
 
     def _build_step(self, place: "_Place") -> StepBatches:
         epoch, numbers = place.epoch, place.numbers
-        load = partial(load_items, self._rows, epoch.bins, count=self._share.micro_batch_size)
+        load = partial(
+            load_items,
+            self._rows,
+            epoch.bins,
+            count=self._share.micro_batch_size,
+            draw=(self._seed, epoch.number),
+        )
         return StepBatches(
             micro_batches=[
                 self._collate(load(numbers[self._share.mine(micro_step)]))
@@ -196,6 +212,7 @@ class StoreLoader:
 
 @dataclass(frozen=True)
 class _Epoch:
+    number: int
     bins: Bins
     order: Numbers
     tokens: Numbers
@@ -215,18 +232,30 @@ class _Place:
 class EvalLoader:
     """Evaluation batches: each sequence once, as many batches on every rank."""
 
-    def __init__(self, rows: Rows, bins: Bins, share: Share, *, collate: Collate) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        bins: Bins,
+        share: Share,
+        *,
+        collate: Collate,
+        count: Count = keep_counts,
+    ) -> None:
         """Prepare the order; no token is read yet."""
         self._rows = rows
         self._bins = bins
         self._share = share
         self._collate = collate
-        self.supervised_tokens = int(bins.sum(rows.supervised_counts).sum())
+        self.supervised_tokens = int(bins.sum(count(rows.supervised_counts)).sum())
         """Over all ranks and batches."""
 
     def __len__(self) -> int:
         """Count the batches of this rank, the same number on every rank."""
         return math.ceil(len(self._bins) / self._share.global_batch_size)
+
+    def list_digests(self) -> list[int]:
+        """List the examples that the sequences begin with; without packing, each has only one."""
+        return [int(self._rows.digests[self._bins[n][0]]) for n in range(len(self._bins))]
 
     def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Give this rank's batches in a fixed order; the last ones may be only padding.
@@ -246,7 +275,9 @@ def name_rows(rows: Rows, bins: Bins, numbers: Numbers, place: int) -> list[str]
     return rows.load_origins(bins[numbers[place]])
 
 
-def load_items(rows: Rows, bins: Bins, numbers: Numbers, *, count: int) -> list[list[Row]]:
+def load_items(
+    rows: Rows, bins: Bins, numbers: Numbers, *, count: int, draw: Sequence[int] = ()
+) -> list[list[Row]]:
     """Load the sequences of `numbers`, and add empty ones until there are `count`."""
-    items = [[rows.load_row(int(row)) for row in bins[number]] for number in numbers]
+    items = [[rows.load_row(int(row), draw) for row in bins[number]] for number in numbers]
     return items + [[] for _ in range(count - len(items))]

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from bigft.data.loading.collate import Batch
-from bigft.data.loading.loader import Collate, Samples, Share, StepBatches
+from bigft.data.loading.loader import (
+    Collate,
+    Count,
+    Samples,
+    Share,
+    StepBatches,
+    keep_counts,
+)
 from bigft.data.loading.prefetch import run_ahead
 from bigft.data.order.cursor import Cursor
 from bigft.data.order.plan import pack_rows
@@ -60,6 +67,7 @@ class StreamLoader:
         collate: Collate,
         reject: Callable[[list[Rejected]], None],
         runs_ahead: bool = True,
+        count: Count = keep_counts,
     ) -> None:
         """Prepare; nothing is read yet.
 
@@ -73,7 +81,9 @@ class StreamLoader:
             collate: Makes a batch from lists of rows.
             reject: Told of raw rows that became no tokens; may raise.
             runs_ahead: Whether a thread prepares the next steps during a step.
+            count: From learned entries to terms of the loss, row by row.
         """
+        self._count = count
         self._parts = parts
         self._tokenizer = tokenizer
         self._share = share
@@ -128,7 +138,7 @@ class StreamLoader:
                 with _rendering:
                     chunk = self._tokenizer(raws)
                 self._reject(chunk.rejected)
-                rows += _split_rows(chunk, source)
+                rows += _split_rows(chunk, source, (self._seed, at.epoch, at.row + len(rows)))
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         bins = pack_rows(np.arange(len(rows)), lengths, self._packing, self._max_length)
         generator = np.random.Generator(np.random.PCG64([self._seed, at.epoch, at.row]))
@@ -145,10 +155,11 @@ class StreamLoader:
             for micro_step in range(self._share.gradient_accumulation_steps)
         ]
         every = [row for sequence in rows for row in sequence]
+        learned = np.array([np.count_nonzero(row.supervised) for row in every], dtype=np.int64)
         after = items[-1].after
         return StepBatches(
             micro_batches=mine,
-            supervised_tokens=sum(int(np.count_nonzero(row.supervised)) for row in every),
+            supervised_tokens=int(self._count(learned).sum()),
             tokens=sum(map(len, every)),
             # How long an epoch is, nobody knows: the number of complete ones.
             epoch=float(after.epoch),
@@ -160,9 +171,10 @@ class StreamLoader:
         )  # fmt: skip
 
 
-def _split_rows(chunk: Chunk, source: int) -> Iterator[Row]:
+def _split_rows(chunk: Chunk, source: int, draw: tuple[int, int, int]) -> Iterator[Row]:
     cuts = np.cumsum(chunk.lengths)[:-1]
     tokens, marks = np.split(chunk.tokens, cuts), np.split(chunk.supervised, cuts)
     if len(chunk.lengths):
-        for ids, learned, origin in zip(tokens, marks, chunk.origins, strict=True):
-            yield Row(ids, learned, source=source, origin=origin)
+        numbered = enumerate(zip(tokens, marks, chunk.origins, strict=True))
+        for number, (ids, learned, origin) in numbered:
+            yield Row(ids, learned, source=source, origin=origin, draw=(*draw, number))

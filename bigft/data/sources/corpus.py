@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import decode_source
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ _MIN_CHARACTERS = 40
 _MIN_EXAMPLES = 1000
 
 Kind = Literal["module", "class", "function"]
+Node = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 _QUESTIONS: Mapping[Kind, tuple[str, ...]] = {
     "module": (
@@ -64,10 +66,26 @@ _QUESTIONS: Mapping[Kind, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class _Docstring:
+class Docstring:
+    """The documentation of a public name of the standard library."""
+
     name: str
+    """As one would import it: `os.path.join`."""
+
     kind: Kind
     text: str
+    """A few words at least, without the indentation."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a public name of the standard library leads to, documented or not."""
+
+    name: str
+    kind: Kind
+    node: Node
+    lines: list[str]
+    """Of the whole module, without their ends; `node` counts them from 1."""
 
 
 def read_corpus() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -77,7 +95,7 @@ def read_corpus() -> Iterator[tuple[str, dict[str, Any]]]:
         DataError: This Python was installed without the sources of its standard library.
     """
     seen: set[str] = set()
-    for doc in _read_docstrings():
+    for doc in read_docstrings():
         parts = [doc.text]
         if doc.kind == "module":
             parts = doc.text.split("\n\n", 1)
@@ -113,41 +131,75 @@ def _find_modules() -> list[tuple[str, Path]]:
             if _is_public(name):
                 modules.append((name, path))
     if not modules:
-        raise _build_stripped_error(f"{root} holds no Python sources")
+        raise build_stripped_error(f"{root} holds no Python sources")
     return sorted(modules)
 
 
 @cache
-def _read_docstrings() -> tuple[_Docstring, ...]:
+def read_docstrings() -> tuple[Docstring, ...]:
     """Read all docstrings, sorted by name; kept, for the tokenizer and the data both want them.
+
+    Raises:
+        DataError: This Python was installed without the sources of its standard library.
 
     Memory: about 3 MB, for as long as the process lives.
     """
-    found: dict[str, _Docstring] = {}
-    with warnings.catch_warnings():
-        # Old modules hold escapes like "\d" that the parser warns about.
-        warnings.simplefilter("ignore")
-        for module, path in _find_modules():
-            try:
-                tree = ast.parse(path.read_bytes())
-            except (SyntaxError, ValueError):
-                continue  # Some distributions ship sources of another Python version.
-            for doc in _walk(tree, module, "module"):
-                found.setdefault(doc.name, doc)
+    found: dict[str, Docstring] = {}
+    for definition in read_definitions():
+        text = find_docstring(definition)
+        if text and definition.name not in found:
+            found[definition.name] = Docstring(definition.name, definition.kind, text)
     if len(found) < _MIN_EXAMPLES:
-        raise _build_stripped_error(f"its sources hold only {len(found)} docstrings")
+        raise build_stripped_error(f"its sources hold only {len(found)} docstrings")
     return tuple(found[name] for name in sorted(found))
 
 
-def _walk(
-    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str, kind: Kind
-) -> Iterator[_Docstring]:
-    text = ast.get_docstring(node)
-    if text and len(text) >= _MIN_CHARACTERS:
-        yield _Docstring(name, kind, text)
+def read_definitions() -> Iterator[Definition]:
+    """Read what public names lead to, module by module.
+
+    A name comes twice where a module defines it twice, for two platforms.
+
+    Raises:
+        DataError: There are no sources.
+
+    Memory: the syntax tree of one module.
+    """
+    for module, path in _find_modules():
+        try:
+            tree, lines = _parse(path)
+        except (SyntaxError, ValueError):
+            continue  # Some distributions ship sources of another Python version.
+        for name, kind, node in _walk(tree, module, "module"):
+            yield Definition(name, kind, node, lines)
+
+
+def find_docstring(definition: Definition) -> str | None:
+    """Find the documentation of a definition, if it has 40 characters."""
+    text = ast.get_docstring(definition.node)
+    return text.rstrip() if text and len(text) >= _MIN_CHARACTERS else None
+
+
+def build_stripped_error(reason: str) -> DataError:
+    """Say what to do where this Python has too little of its standard library."""
+    return DataError(
+        f"the built-in corpus is read from this Python's standard library, but {reason} "
+        f"({sys.executable} seems to be a stripped installation); give your own text with --data"
+    )
+
+
+def _parse(path: Path) -> tuple[ast.Module, list[str]]:
+    data = path.read_bytes()
+    with warnings.catch_warnings():
+        # Old modules hold escapes like "\d" that the parser warns about.
+        warnings.simplefilter("ignore")
+        return ast.parse(data), decode_source(data).split("\n")
+
+
+def _walk(node: Node, name: str, kind: Kind) -> Iterator[tuple[str, Kind, Node]]:
+    yield name, kind, node
     if kind == "function":
         return  # What stands inside a function cannot be reached by a name.
-    pending = list(reversed(node.body))
+    pending: list[ast.stmt] = list(reversed(node.body))
     while pending:
         child = pending.pop()
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -161,7 +213,7 @@ def _walk(
             pending += reversed([statement for block in blocks for statement in block])
 
 
-def _build_record(doc: _Docstring, answer: str) -> dict[str, Any]:
+def _build_record(doc: Docstring, answer: str) -> dict[str, Any]:
     phrasings = _QUESTIONS[doc.kind]
     choice = hashlib.blake2b(doc.name.encode(), digest_size=4).digest()
     question = phrasings[int.from_bytes(choice, "little") % len(phrasings)].format(doc.name)
@@ -175,10 +227,3 @@ def _build_record(doc: _Docstring, answer: str) -> dict[str, Any]:
 
 def _is_public(name: str) -> bool:
     return not any(part.startswith("_") for part in name.split("."))
-
-
-def _build_stripped_error(reason: str) -> DataError:
-    return DataError(
-        f"the built-in corpus is read from this Python's standard library, but {reason} "
-        f"({sys.executable} seems to be a stripped installation); give your own text with --data"
-    )

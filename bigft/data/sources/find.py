@@ -1,4 +1,4 @@
-"""What `--data` names: files, folders, globs, saved or downloaded data sets, or `builtin`."""
+"""What `--data` names: files, folders, globs, saved or downloaded data sets, or built-in ones."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,6 +10,13 @@ from bigft.data.readers.dataset import DatasetName, load_dataset, read_dataset
 from bigft.data.readers.files import READERS, find_suffix
 from bigft.data.readers.raw import RawRow
 from bigft.data.sources.corpus import compute_corpus_digest, read_corpus
+from bigft.data.sources.derived.table import (
+    DERIVED,
+    PREFIX,
+    build_unknown_error,
+    compute_derived_digest,
+    read_derived,
+)
 from bigft.data.sources.search import Search
 from bigft.data.sources.spec import choose_names, split_spec, split_weight
 from bigft.errors import DataError, raise_together
@@ -19,10 +26,10 @@ BUILTIN = "builtin"
 
 @dataclass(frozen=True)
 class Source:
-    """One file, saved data set, hub id or the built-in corpus."""
+    """One file, saved data set, hub id or built-in data set."""
 
     name: str
-    """Path or `org/name/subset@split`."""
+    """Path, `org/name/subset@split`, `builtin` or `builtin/NAME`."""
 
     kind: Literal["file", "saved", "hub", "builtin"]
     flag: str
@@ -43,7 +50,8 @@ class Source:
         if self.dataset:
             return read_dataset(self.dataset, self.flag, streaming=streaming)
         if self.kind == "builtin":
-            return (RawRow(record, f"{BUILTIN}:{name}") for name, record in read_corpus())
+            rows = read_corpus() if self.name == BUILTIN else read_derived(self._derived_name)
+            return (RawRow(record, f"{self.name}:{name}") for name, record in rows)
         return READERS[find_suffix(Path(self.name))](Path(self.name), self.flag)
 
     def compute_fingerprint(self) -> str:
@@ -53,7 +61,9 @@ class Source:
             DataError: A data set cannot be loaded.
         """
         if self.kind == "builtin":
-            return compute_corpus_digest()
+            if self.name == BUILTIN:
+                return compute_corpus_digest()
+            return compute_derived_digest(self._derived_name)
         if self.kind == "hub" and self.dataset:
             return str(load_dataset(self.dataset, self.flag)._fingerprint)
         path = Path(self.dataset.path if self.dataset else self.name)
@@ -65,6 +75,10 @@ class Source:
             text = f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(text.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+    @property
+    def _derived_name(self) -> str:
+        return self.name.removeprefix(PREFIX)
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,11 @@ def find_sources(spec: str, flag: str = "--data", *, weighted: bool = True) -> l
 
 
 def _find_part(name: str, flag: str, search: Search) -> Iterator[Source]:
-    if name == BUILTIN:
+    derived = name.removeprefix(PREFIX) if name.startswith(PREFIX) else None
+    # A folder here may be called `builtin`, too; `./builtin/modules` is never a built-in set.
+    if derived is not None and derived not in DERIVED and not Path(BUILTIN).is_dir():
+        raise build_unknown_error(derived, flag)
+    if name == BUILTIN or derived in DERIVED:
         yield Source(name, "builtin", flag)
         return
     for place in search.find(name):

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,15 +22,13 @@ from bigft.data.clean.duplicates import compute_signature
 from bigft.data.example import Conversation, Example, compute_digest, mark_copy
 from bigft.data.formats.checks import EmptyTextError
 from bigft.data.formats.table import Recognizer
+from bigft.data.layouts.layout import Layout
 from bigft.data.readers.raw import RawRow, Unreadable, parse
 from bigft.data.section import DataSection
 from bigft.data.store.rejected import Rejected
 from bigft.data.store.store import Chunk, StoreInfo
-from bigft.data.tokens.tokenize import OverlongError, Row, Tokenized, tokenize_batch
+from bigft.data.tokens.tokenize import OverlongError, Row, Tokenized
 from bigft.errors import DataError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # Large enough that sending it costs little, small enough that a dozen in flight do not count.
 _CHUNK_ROWS = 512
@@ -45,14 +43,14 @@ NOTHING_TO_LEARN = "no token to learn"
 class ChunkTokenizer:
     """Everything that happens to a raw row until it is tokens."""
 
-    def __init__(self, section: DataSection, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, section: DataSection, layout: Layout) -> None:
         """Prepare for rows of one source.
 
         Raises:
             DataError: A setting of the cleaning or of the format cannot be used.
         """
         self._section = section
-        self._tokenizer = tokenizer
+        self._layout = layout
         self._recognizer = Recognizer(section.format, section.columns)
         self._cleaner = Cleaner(section.clean)
         self._signs = section.clean.duplicates == "drop_near"
@@ -78,7 +76,7 @@ class ChunkTokenizer:
         info.conversations = sum(isinstance(entry[1], Conversation) for entry in entries)
         builder = _ChunkBuilder(self._section, info, rejected, signs=self._signs)
         for (raw, example, digest), result in zip(
-            entries, self._tokenize([entry[1] for entry in entries]), strict=True
+            entries, self._layout.tokenize([entry[1] for entry in entries]), strict=True
         ):
             builder.add(raw, example, digest, result)
         info.bad_rows = sum(row.is_bad for row in rejected)
@@ -97,16 +95,6 @@ class ChunkTokenizer:
         copies = self._cleaner.augment(cleaned, digest)
         marked = ((raw, copy, mark_copy(digest, n)) for n, copy in enumerate(copies, 1))
         return [(raw, cleaned, digest), *marked]
-
-    def _tokenize(self, examples: list[Example]) -> list[Tokenized | ValueError]:
-        section = self._section
-        return tokenize_batch(
-            examples,
-            self._tokenizer,
-            train_on=section.train_on,
-            max_length=section.max_length,
-            overlong=section.overlong,
-        )
 
 
 class _ChunkBuilder:

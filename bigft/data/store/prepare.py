@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from bigft.data.cache import default_cache_dir, write_once
 from bigft.data.formats.hints import explain_formats, is_about_columns
+from bigft.data.layouts.layout import BuildLayout, Layout
+from bigft.data.layouts.next_token import NextToken
 from bigft.data.section import DataSection
 from bigft.data.sources.find import Part, Source
 from bigft.data.sources.progress import Progress, Tell, tell_nobody
@@ -31,7 +33,7 @@ from bigft.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_VERSION = "4"
+_VERSION = "5"
 """Part of every digest; to be raised whenever the same data give other rows."""
 
 _MAX_EXAMPLES = 10
@@ -54,6 +56,7 @@ def open_store(
     section: DataSection,
     tokenizer: "PreTrainedTokenizerBase",
     tell: Tell = tell_nobody,
+    lay_out: BuildLayout = NextToken,
 ) -> TokenStore:
     """Open the tokenised rows of a part; tokenise first if they are not in the cache.
 
@@ -64,6 +67,7 @@ def open_store(
         section: How to read it.
         tokenizer: Of the model.
         tell: Shows a line now and then where tokenising takes long.
+        lay_out: Makes rows and batches of examples.
 
     Raises:
         DataError: The data are missing, bad or empty, or the cache cannot be written.
@@ -71,18 +75,23 @@ def open_store(
     found = [
         f"{source.kind}:{source.name}:{source.compute_fingerprint()}" for source in part.sources
     ]
-    digest = compute_store_digest([*describe_request(section, tokenizer), *found])
+    layout = lay_out(tokenizer, section)
+    digest = compute_store_digest([*describe_request(section, tokenizer, layout), *found])
     folder = default_cache_dir(section.loading.cache_dir) / "tokens" / digest
     if not folder.is_dir():
         with _locked(folder):
             if not folder.is_dir():
-                write_once(folder, partial(_write_store, part, section, tokenizer, tell))
+                write_once(folder, partial(_write_store, part, section, layout, tell))
     return TokenStore(folder)
 
 
-def describe_request(section: DataSection, tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
+def describe_request(
+    section: DataSection, tokenizer: "PreTrainedTokenizerBase", layout: Layout
+) -> Iterator[str]:
     """Describe everything but the data that tokenised rows depend on."""
     yield _VERSION
+    if described := layout.describe():
+        yield described
     settings = section.model_dump(
         include={"max_length", "overlong", "train_on", "format", "columns", "on_bad_row", "clean"}
     )
@@ -129,7 +138,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _write_store(
     part: Part,
     section: DataSection,
-    tokenizer: "PreTrainedTokenizerBase",
+    layout: Layout,
     tell: Tell,
     folder: Path,
 ) -> None:
@@ -140,7 +149,7 @@ def _write_store(
     problems = _Problems(section, flag)
     with contextlib.closing(StoreWriter(folder)) as writer:
         tokenizing = tokenize_chunks(
-            ChunkTokenizer(section, tokenizer), cut_into_chunks(progress.read()), num_proc
+            ChunkTokenizer(section, layout), cut_into_chunks(progress.read()), num_proc
         )
         for chunk in tokenizing:
             problems.see(chunk.rejected)

@@ -60,11 +60,16 @@ class Rows:
         }
         return [next(found[int(store)]) for store in part]
 
-    def load_row(self, number: int) -> Row:
-        """Copy one row into memory."""
+    def load_row(self, number: int, draw: Sequence[int] = ()) -> Row:
+        """Copy one row into memory.
+
+        Args:
+            number: Of the row.
+            draw: With the number the seed of what is chosen at random of it.
+        """
         part = int(self.find_part(np.asarray(number)))
         row = self.stores[part].load_row(number - int(self._starts[part]))
-        return Row(row.input_ids, row.supervised, row.is_truncated, part)
+        return Row(row.input_ids, row.supervised, row.is_truncated, part, draw=(*draw, number))
 
 
 def _join(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

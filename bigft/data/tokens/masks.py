@@ -103,6 +103,15 @@ class Renderer:
         ends_learned = len(example.messages) - 1 in chosen
         return Rendered(text, spans, is_tagged, ends_learned)
 
+    def render_prompt(self, example: Conversation, turn: int) -> str:
+        """Render what stands before message `turn`, an assistant's, when it is to be written.
+
+        Raises:
+            ValueError: The template refuses the conversation.
+        """
+        template = find_chat_template(self._tokenizer, example.tools)
+        return self._write(template, example, turn, add_generation_prompt=True)
+
     # Templates with tags.
 
     def _write_tagged(

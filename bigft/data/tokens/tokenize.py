@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bigft.data.example import Conversation, Example, Labelled, PromptAnswer, Text
+from bigft.data.example import (
+    Conversation,
+    Example,
+    Labelled,
+    PromptAnswer,
+    Text,
+    write_label,
+)
 from bigft.data.tokens.encode import TokenIds, encode_placed, encode_texts
 from bigft.data.tokens.marks import Marks, mark_tokens
 from bigft.data.tokens.masks import Rendered, Renderer, find_chat_template
@@ -21,7 +28,9 @@ __all__ = [
     "Tokenized",
     "find_chat_template",
     "find_end_token_ids",
+    "strip_eos",
     "tokenize_batch",
+    "write_labelled",
 ]
 
 
@@ -43,6 +52,9 @@ class Row:
 
     origin: str = ""
     """Where its raw row stands, as `a.jsonl:3`; empty where a store knows it."""
+
+    draw: tuple[int, ...] = (0,)
+    """Seed of what is chosen at random of it each time it is loaded."""
 
     def __len__(self) -> int:
         """Count the tokens."""
@@ -187,7 +199,7 @@ def _tokenize_plain(
         elif isinstance(example, PromptAnswer):
             first[number], answers[number] = example.prompt, example.answer
         elif isinstance(example, Labelled):
-            first[number], answers[number] = _write_labelled(example)
+            first[number], answers[number] = write_labelled(example)
     # The two are tokenised apart, for at inference the prompt is tokenised alone.
     heads = encode_texts(list(first.values()), tokenizer, special=True)
     tails = encode_texts(list(answers.values()), tokenizer, special=False)
@@ -203,17 +215,24 @@ def _tokenize_plain(
     return found
 
 
-def _write_labelled(example: Labelled) -> tuple[str, str]:
+def write_labelled(example: Labelled) -> tuple[str, str]:
+    """Write what a language model reads of a text with a label, and what it learns to write."""
     texts = (example.text, example.second)
-    return "".join(f"{text}\n" for text in texts if text is not None), str(example.label)
+    return "".join(f"{text}\n" for text in texts if text is not None), write_label(example.label)
 
 
 def _join(prompt: TokenIds, answer: TokenIds, eos: int | None) -> tuple[TokenIds, Marks]:
-    length = len(prompt)
-    while length and prompt[length - 1] == eos:
-        length -= 1  # Some tokenizers end everything with EOS by themselves.
-    input_ids = np.concatenate([prompt[:length], _end_with_eos(answer, eos)])
-    return input_ids, np.arange(len(input_ids)) >= length
+    prompt = strip_eos(prompt, eos)
+    input_ids = np.concatenate([prompt, _end_with_eos(answer, eos)])
+    return input_ids, np.arange(len(input_ids)) >= len(prompt)
+
+
+def strip_eos(input_ids: TokenIds, eos: int | None) -> TokenIds:
+    """Leave out the EOS that some tokenizers end everything with: what follows would be lost."""
+    length = len(input_ids)
+    while length and input_ids[length - 1] == eos:
+        length -= 1
+    return input_ids[:length]
 
 
 def _end_with_eos(input_ids: TokenIds, eos: int | None) -> TokenIds:

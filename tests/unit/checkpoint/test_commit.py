@@ -89,6 +89,18 @@ def test_one_rank_saves_without_others(tmp_path: Path):
     assert len(read_manifest(tmp_path / "step_00000005")["files"]) == 1
 
 
+def test_the_best_is_named_and_kept_beside_the_newest(tmp_path: Path):
+    best = tmp_path / "step_00000020"
+    for number, step in enumerate((10, 20, 30, 40)):
+        save(tmp_path, step, keep_last=1, save_id=f"{number}", best=best if step >= 20 else None)
+    assert names(tmp_path) == ["best", "latest", "step_00000020", "step_00000040"]
+    assert (tmp_path / "best").read_text() == "step_00000020\n"
+    # One of another run's folder is not named in this one.
+    save(tmp_path, 50, keep_last=1, best=tmp_path.parent / "step_00000001")
+    assert names(tmp_path) == ["best", "latest", "step_00000050"]
+    assert (tmp_path / "best").read_text() == "step_00000020\n"
+
+
 def test_newest_checkpoints_are_kept_in_the_order_of_their_commits(tmp_path: Path):
     """A run that went back to step 10 leaves the steps of the course it has left behind."""
     for number, step in enumerate((10, 20, 30)):

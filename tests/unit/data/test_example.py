@@ -25,6 +25,11 @@ def test_digest_depends_on_what_is_said_and_on_the_kind() -> None:
         Labelled("a", "1"),
         Labelled("a", 1),
         Labelled("a", 1, second="b"),
+        Labelled("a", [1]),
+        Labelled("a", ["1"]),
+        Labelled("a", []),
+        Labelled("a", [1, 2]),
+        Labelled("a", [2, 1]),
     ]
     assert len({compute_digest(example) for example in examples}) == len(examples)
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from bigft.data.layouts.next_token import NextToken
 from bigft.data.loading.collate import Batch, collate_packed, collate_padded
 from bigft.data.loading.loader import Collate, Loader, Share, StepBatches, StoreLoader
 from bigft.data.loading.stream import StreamLoader
@@ -291,7 +292,7 @@ def build_streamed(
     """Two parts of 50 and 23 texts, in windows of 16 raw rows."""
     monkeypatch.setattr("bigft.data.loading.stream._WINDOW", 16)
     section = DataSection(packing=request.param, max_length=48, on_bad_row="skip")
-    tokenizer = ChunkTokenizer(section, session_tokenizer)
+    tokenizer = ChunkTokenizer(section, NextToken(session_tokenizer, section))
 
     def read(first: int, last: int) -> Iterator[RawRow]:
         for number in range(first, last):

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from bigft.data.loading.collate import collate_padded
-from bigft.evaluation.loop import evaluate, stay_alone, sum_rows
-from bigft.tasks.task import Score
+from bigft.data.loading.collate import Batch, collate_padded
+from bigft.evaluation.loop import describe_scores, evaluate, keep_rows, stay_alone, sum_rows
+from bigft.tasks.task import Score, Totals
+from bigft.tasks.tokens import judge_tokens
 
 CPU = torch.device("cpu")
 
@@ -16,11 +17,18 @@ CPU = torch.device("cpu")
 class Scripted:
     """A task whose scores are known."""
 
+    unit = "tokens"
+
     def __init__(self, scores: list[Score]) -> None:
         self._scores = iter(scores)
+        self.seen: list[Totals] = []
 
     def score(self, forward: Any, batch: Any) -> Score:
         return next(self._scores)
+
+    def judge(self, totals: Totals) -> dict[str, float]:
+        self.seen.append(totals)
+        return judge_tokens(totals)
 
 
 def _evaluate(
@@ -33,6 +41,7 @@ def _evaluate(
         [batch] * len(scores),
         device=CPU,
         sum_over_ranks=sum_over_ranks,
+        gather=keep_rows,
         sources=sources,
     )
 
@@ -79,3 +88,64 @@ def test_hopeless_models_have_a_perplexity_that_is_no_lie():
     assert _evaluate([Score(1e6, 0, 10)])["perplexity"] == math.inf
     assert math.isnan(_evaluate([Score(math.nan, 0, 10)])["perplexity"])
     assert _evaluate([])["loss"] == 0.0
+
+
+def test_outcomes_of_all_ranks_reach_the_metrics():
+    task = Scripted([Score(1.0, 1, 2, None, torch.tensor([[1, 0], [2, 2]])), Score(1.0, 0, 0)])
+    # Each row ends with the number of its part of the data.
+    other = torch.tensor([[5.0, 6.0, 0.0]], dtype=torch.float64)
+    evaluate(
+        task,
+        None,
+        [collate_padded([[]], pad_id=0, max_length=8)] * 2,
+        device=CPU,
+        sum_over_ranks=stay_alone,
+        gather=lambda rows: torch.cat([rows.double(), other]),
+    )
+    assert task.seen[0].outcomes.tolist() == [[1.0, 0.0], [2.0, 2.0], [5.0, 6.0]]
+    assert task.seen[0].outcomes.dtype == torch.float64
+
+
+class Guessing(Scripted):
+    """A task with one label per row, whose predictions are known."""
+
+    unit = "labels"
+
+    def judge(self, totals: Totals) -> dict[str, float]:
+        right = totals.outcomes[:, 0] == totals.outcomes[:, 1]
+        return {"accuracy": float(right.double().mean())} if len(right) else {}
+
+
+def _make_labelled(labels: list[int], sources: list[int]) -> Batch:
+    column = torch.tensor(labels)[:, None]
+    return Batch(column, column, None, column, torch.tensor(sources)[:, None], 3)
+
+
+def test_each_part_of_the_data_has_metrics_of_its_own():
+    batches = [
+        _make_labelled([1, 0, 2], [0, 2, 0]),
+        _make_labelled([1, 1, -100], [2, 2, 0]),  # The last row is padding.
+    ]
+    scores = [
+        Score(3.0, 2, 3, torch.ones(3, 2), torch.tensor([[1, 1], [1, 0], [2, 2]])),
+        Score(2.0, 1, 2, torch.ones(3, 2), torch.tensor([[0, 1], [1, 1]])),
+    ]
+    other = torch.tensor([[4.0, 5.0, 0.0], [3.0, 3.0, 2.0]], dtype=torch.float64)
+    found = evaluate(
+        Guessing(scores),
+        None,
+        batches,
+        device=CPU,
+        sum_over_ranks=stay_alone,
+        gather=lambda rows: torch.cat([rows, other]),
+        sources=("a", "b", "c"),
+    )
+    assert found["accuracy"] == pytest.approx(4 / 7)
+    parts = {name: value for name, value in found.items() if name.startswith("accuracy/")}
+    assert parts == {"accuracy/a": pytest.approx(2 / 3), "accuracy/c": 0.5}
+
+
+def test_scores_in_words():
+    scores = {"loss": 0.5, "accuracy": 0.875, "f1_macro": 0.51234, "labels": 40.0, "loss/a": 1.0}
+    scores["accuracy/a"] = 0.5
+    assert describe_scores(scores, "labels") == "loss 0.5000, accuracy 87.5%, f1 macro 0.5123"

@@ -29,3 +29,12 @@ def test_run_folder_points_to_its_model(tmp_path: Path) -> None:
         load_plain(str(tmp_path), CPU)
     with pytest.raises(CheckpointError, match="a config.json but no weights"):
         load_plain(str(tmp_path / "model"), CPU)
+
+
+def test_a_model_of_another_task_is_not_taken_for_a_writer(tmp_path):
+    from task_rows import bert_config
+    from transformers import AutoModelForMaskedLM, BertForSequenceClassification
+
+    BertForSequenceClassification(bert_config()).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="was made for something else .BertForSequenceClass"):
+        load_plain(str(tmp_path), CPU, AutoModelForMaskedLM)

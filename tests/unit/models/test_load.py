@@ -9,7 +9,7 @@ from making import llama_config, make_model, make_tokenizer
 from model_runs import Expert, RoutedBlock, RoutedModel
 from torch import nn
 
-from bigft.errors import ConfigError
+from bigft.errors import CheckpointError, ConfigError
 from bigft.models.facts import read_facts
 from bigft.models.load import (
     build_config,
@@ -60,6 +60,19 @@ def _load(folder: Any, **changes: Any) -> Any:
         device=CPU,
         seed=0,
     )
+
+
+# --- Configuration ---
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [("intermediate_size", "48", "shape"), ("num_hidden_layers", "1", "layers.1")],
+)
+def test_loaded_weights_keep_their_shapes(tmp_path, name, value, text):
+    folder = make_model(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=text):
+        _load(folder, config={name: value})
 
 
 # --- Experts ---

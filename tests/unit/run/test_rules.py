@@ -37,6 +37,11 @@ ERRORS = {
         "--data.loading.streaming true --eval_data x",
         "Give --max_steps",
     ),
+    "check_task": (
+        "zero3",
+        "--task classification --packing best_fit",
+        "needs a sequence of its own",
+    ),
     "check_data": ("zero3", "--data.clean.augment.swap 0.1", "augment.copies is 0"),
     "check_swap_buffers": ("zero3_nvme", f"{ZERO}.offload_optimizer.buffer_count=3", "at least 4"),
     "check_warmup": ("zero3", "--max_steps 5 --optim.warmup_steps 6", "never reach its peak"),
@@ -46,7 +51,19 @@ ERRORS = {
         "needs a minimum",
     ),
     "check_chat_template": ("zero3", "--model.chat_template nowhere.jinja", "no such file"),
+    "check_layer_decay": (
+        "zero3",
+        "--model.layer_decay 0.9 --max_steps 5 --ds.scheduler.type=WarmupLR",
+        "gives all layers one learning rate",
+    ),
+    "check_freeze": ("zero3", "--model.freeze layers.(0", "no regular expression"),
     "check_shard_size": ("zero3", "--checkpoint.max_shard_size big", "is not a size"),
+    "check_early_stopping": ("zero3", "--trainer.early_stopping loss:3", "Give --eval_steps"),
+    "check_best": (
+        "zero3",
+        "--checkpoint.best loss --eval_steps 4 --save_steps 6",
+        "Use --save_steps 8",
+    ),
 }
 WARNINGS = {
     "warn_sequence_longer_than_positions": ("zero3", "--max_length 4096", "2048"),
@@ -91,6 +108,32 @@ def test_every_rule_has_a_case_and_a_meaning():
     assert all(meaning for _, meaning in describe_rules())
 
 
+EVALUATED = "--eval_steps 4 --save_steps 8"
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--trainer.early_stopping loss --eval_steps 4", "'loss' is no METRIC:PATIENCE"),
+        (f"--trainer.early_stopping loss:3 --data.eval_fraction 0 {EVALUATED}", "Give --eval_data"),
+        (f"--checkpoint.best loss --data.eval_fraction 0 {EVALUATED}", "Give --eval_data"),
+        ("--checkpoint.best loss --save_steps 8", "Give --eval_steps"),
+        ("--checkpoint.best loss --eval_steps 4", "Use --save_steps 4"),
+    ],
+)
+def test_judging_evaluations_needs_them(line, text):
+    with pytest.raises(ConfigError) as caught:
+        resolved("zero3", line)
+    assert text in str(caught.value)
+
+
+def test_early_stopping_says_when_the_best_is_not_kept():
+    stopping = "--trainer.early_stopping loss:3 --eval_steps 4"
+    for line, is_said in (("", True), ("--save_steps 6", True), ("--save_steps 8", False)):
+        warnings = " ".join(resolved("zero3", f"{stopping} {line}").warnings)
+        assert ("the model of the last step will be exported" in warnings) is is_said
+
+
 def test_stage_out_of_range_is_refused():
     with pytest.raises(ConfigError, match="must be 0, 1, 2 or 3"):
         resolved("zero3", f"{ZERO}.stage=4")
@@ -129,3 +172,32 @@ def test_a_stream_with_what_it_needs_passes():
         text = " ".join(resolved("zero3", f"{STREAMING} {line}").warnings)
         assert "a bad row will end the run where it stands" in text
         assert "streaming" not in " ".join(resolved("zero3", f"{STREAMING} {line} {skip}").warnings)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--task classification --packing best_fit", "needs a sequence of its own"),
+        ("--task seq2seq --data.overlong split", "says nothing about the rest"),
+        ("--task.focal_gamma 2 --task.label_smoothing 0.1", "pull in opposite directions"),
+        (
+            "--task classification --data.loading.streaming true --max_steps 1 --eval_data x",
+            "Name them: --task.labels",
+        ),
+        ("--task classification --task.labels a,b,a", "a name stands twice"),
+        ("--task regression --task.labels a,b", "that is of classification"),
+    ],
+)
+def test_settings_that_do_not_go_with_the_task_are_refused(line, text):
+    with pytest.raises(ConfigError, match=text):
+        resolved("zero3", line)
+
+
+@pytest.mark.parametrize("name", ["classification", "regression", "seq2seq", "masked_lm"])
+def test_defaults_follow_from_the_task(name):
+    run = resolved("zero3", f"--task {name}").run
+    assert run.data.packing == "none"
+    assert run.data.train.startswith("builtin/")
+    assert run.model.name.startswith("builtin/")
+    typed = resolved("zero3", f"--task {name} --data x.jsonl --model builtin").run
+    assert (typed.data.train, typed.model.name) == ("x.jsonl", "builtin")

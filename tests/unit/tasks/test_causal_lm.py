@@ -12,7 +12,6 @@ from bigft.data.loading.collate import collate_packed, collate_padded
 from bigft.data.order.pack import pack_best_fit
 from bigft.data.tokens.tokenize import Row
 from bigft.tasks.causal_lm import CausalLM
-from bigft.tasks.task import build_task
 
 
 def _rows(seed: int = 0, lengths: tuple[int, ...] = (9, 14, 5, 11)) -> list[Row]:
@@ -60,7 +59,7 @@ def _packed(rows: list[Row]) -> Any:
 
 def _gradients(model: Any, batch: Any) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:
     model.zero_grad()
-    loss = build_task("causal_lm").loss(model, batch)
+    loss = CausalLM().loss(model, batch)
     loss.total.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     return loss.total.detach(), loss.tokens, gradients

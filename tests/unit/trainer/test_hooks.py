@@ -178,6 +178,18 @@ def test_saver_saves_when_due_and_at_the_end(tmp_path):
     assert disk.said == []
 
 
+def test_the_save_at_an_early_end_is_the_last_and_must_not_fail(tmp_path):
+    disk = _Disk(tmp_path, {3})
+    saver = Saver(disk.save, disk.wait, 0, disk.rendezvous, print, Events(tmp_path / "e.jsonl"))
+    saver.started(State(), 20)
+    saver.stepped(State(step=2), _report(1.0))
+    assert disk.saved == []
+    saver.stepped(State(step=2, is_over=True), _report(1.0))
+    assert disk.saved == [2]
+    with pytest.raises(CheckpointError, match="^No space left on device$"):
+        saver.stepped(State(step=3, is_over=True), _report(1.0))
+
+
 def test_training_goes_on_after_a_failed_save(tmp_path):
     # Never three in a row: each good one starts the count anew.
     disk = _Disk(tmp_path, {1, 2, 4, 5, 7})
@@ -230,6 +242,21 @@ def test_a_row_is_the_token_mean_over_its_steps(tmp_path):
     assert [row["tokens_per_second"] for row in rows] == [40.0, 40.0]
     assert [row["step_seconds"] for row in rows] == [0.5, 0.5]
     assert rows[0]["mfu"] == pytest.approx(40 * 1e6 / 1e9)
+
+
+def test_the_last_steps_of_an_early_end_are_a_row(tmp_path):
+    with build_sinks([], tmp_path, project="", settings={}, is_rank_zero=True) as sinks:
+        reporter = Reporter(
+            sinks, logging_steps=2, device=CPU, local_size=1, rate=Rate(1.0, None), stream=None
+        )
+        state = State()
+        reporter.started(state, 100)
+        for loss in (10.0, 20.0, 30.0):
+            state.step += 1
+            reporter.stepped(state, _report(loss))
+        reporter.finished(state)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(2, 1.5), (3, 3.0)]
 
 
 def test_each_part_of_the_data_has_a_loss_over_the_steps_of_a_row(tmp_path):

@@ -184,6 +184,20 @@ def test_a_finished_run_takes_no_step(loader):
     assert engine.steps == 0
 
 
+def test_a_hook_ends_the_run_when_it_is_over(loader):
+    class Ender(Watcher):
+        def stepped(self, state: State, report: Any) -> None:
+            super().stepped(state, report)
+            state.is_over = state.step == 2
+
+    watcher, after = Ender(), Watcher()
+    state = _fit(_engine(), loader(), State(), [watcher, after])
+    assert after.heard == [("started", 0, 6), 1, 2, "finished"]
+    # The next run asks its own hooks.
+    _fit(_engine(), loader(), state, [watcher])
+    assert state.step == 6
+
+
 def _health(tmp_path: Path, said: list[str], **changes: Any) -> Health:
     options = {"max_skipped_in_a_row": 3, "expects_overflow": False, **changes}
     return Health(said.append, Events(tmp_path / "events.jsonl"), **options)

@@ -4,7 +4,9 @@ import pytest
 
 from bigft.data.example import Conversation, PromptAnswer
 from bigft.data.formats import pairs
+from bigft.data.formats.checks import EmptyTextError
 from bigft.data.formats.shape import Shape
+from bigft.data.formats.table import Recognizer
 
 
 def read(record: dict[str, Any], *columns: str) -> PromptAnswer | Conversation:
@@ -56,8 +58,20 @@ def test_a_question_on_a_text_has_the_text_before_it() -> None:
     }
     asked = "Atop the Main Building is a golden statue.\n\nWhat is on the Main Building?"
     assert read(record, "question", "answers") == talk(asked, "a golden statue")
-    with pytest.raises(ValueError, match="`answers` is empty"):
-        read({**record, "answers": {"text": [], "answer_start": []}}, "question", "answers")
+    assert Recognizer().read(record) == ("pairs", talk(asked, "a golden statue"))
+
+
+def test_a_question_without_an_answer_is_a_row_without_text() -> None:
+    # As SQuAD 2.0 has them.
+    record = {
+        "id": "5ad39d53",
+        "title": "Normans",
+        "context": "The Normans were the people who gave their name to Normandy.",
+        "question": "What is France a region of?",
+    }
+    for answers in ({"text": [], "answer_start": []}, {"text": []}, []):
+        with pytest.raises(EmptyTextError, match=r"`answers` is empty: a question without .* drop"):
+            Recognizer().read({**record, "answers": answers})
 
 
 @pytest.mark.parametrize(

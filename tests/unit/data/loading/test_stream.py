@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from bigft.data.layouts.next_token import NextToken
 from bigft.data.loading import stream as module
 from bigft.data.loading.collate import collate_packed
 from bigft.data.loading.loader import Share, StepBatches
@@ -50,9 +51,10 @@ def build(
     reject: Any = refuse_bad_rows,
     **more: Any,
 ) -> StreamLoader:
+    section = DataSection(max_length=16)
     return StreamLoader(
         parts,
-        ChunkTokenizer(DataSection(max_length=16), tokenizer),
+        ChunkTokenizer(section, NextToken(tokenizer, section)),
         share,
         packing=packing,
         max_length=16,

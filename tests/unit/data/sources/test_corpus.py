@@ -38,7 +38,7 @@ def test_no_text_of_a_module_is_used_twice() -> None:
 
 def test_nothing_is_imported() -> None:
     before = set(sys.modules)
-    corpus._read_docstrings.cache_clear()
+    corpus.read_docstrings.cache_clear()
     list(read_corpus())
     assert "antigravity" not in sys.modules
     assert set(sys.modules) == before
@@ -46,7 +46,7 @@ def test_nothing_is_imported() -> None:
 
 def test_a_stripped_python_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus.sysconfig, "get_path", lambda _: str(tmp_path))
-    functions = (compute_corpus_digest, corpus._read_docstrings)
+    functions = (compute_corpus_digest, corpus.read_docstrings)
     for function in functions:
         function.cache_clear()
     with pytest.raises(DataError, match=r"no Python sources.*--data"):
@@ -69,5 +69,7 @@ def test_definitions_are_found_where_they_can_be_reached() -> None:
         'def short():\n    """Too short."""',
     ]
     tree = corpus.ast.parse("\n".join(lines))
-    found = [doc.name for doc in corpus._walk(tree, "m", "module")]
-    assert found == ["m.one", "m.two", "m.Three", "m.Three.method"]
+    walked = [corpus.Definition(*found, []) for found in corpus._walk(tree, "m", "module")]
+    names = [found.name for found in walked]
+    assert names == ["m", "m.one", "m.two", "m.Three", "m.Three.method", "m.short"]
+    assert [found.name for found in walked if corpus.find_docstring(found)] == names[1:-1]

@@ -79,6 +79,55 @@ def test_the_builtin_corpus_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None
     assert list(read_sources("builtin")) == [RawRow(ROWS[0], "builtin:json")]
 
 
+def test_built_in_sets_have_weights_names_and_fingerprints_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "bigft.data.sources.find.read_derived", lambda name: iter([("json", {"text": name})])
+    )
+    parts = find_sources("builtin/modules:2,builtin, builtin/code:.5")
+    assert [(part.name, part.weight) for part in parts] == [
+        ("builtin-modules", 2.0),
+        ("builtin", None),
+        ("builtin-code", 0.5),
+    ]
+    ((modules,), _, (code,)) = (part.sources for part in parts)
+    assert (modules.kind, modules.name) == ("builtin", "builtin/modules")
+    assert list(modules.read()) == [RawRow({"text": "modules"}, "builtin/modules:json")]
+    assert list(code.read()) == [RawRow({"text": "code"}, "builtin/code:json")]
+    assert len({source.compute_fingerprint() for part in parts for source in part.sources}) == 3
+    with pytest.raises(DataError, match=r"weights are .*; write --eval_data builtin/modules"):
+        find_sources("builtin/modules:2", "--eval_data", weighted=False)
+
+
+def test_an_unknown_built_in_set_is_an_error_with_the_known_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        find_sources("builtin/moduls:2,builtin/zzz,builtin/", "--data")
+    first, second, third = str(caught.value).split("\n")[1:]
+    known = "; known: builtin/modules, builtin/pairs, builtin/topics, "
+    no_such = "no such built-in data"
+    assert f"--data=builtin/moduls: {no_such}; did you mean builtin/modules?{known}" in first
+    assert f"--data=builtin/zzz: {no_such}{known}" in second
+    assert f"--data=builtin/: {no_such}{known}" in third
+
+
+def test_a_folder_may_be_called_builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.jsonl", "modules.jsonl"):
+        write_jsonl(tmp_path / "builtin" / name)
+    assert read("builtin/mine.jsonl") == ROWS
+    assert find_one("builtin/modules").kind == "builtin"
+    assert read("./builtin/modules.jsonl") == ROWS
+    with pytest.raises(DataError, match="there is mine.jsonl"):
+        find_sources("builtin/mien.jsonl")
+    # Without the folder before it, a name is no built-in set.
+    write_jsonl(tmp_path / "code" / "a.jsonl")
+    assert read("code") == ROWS
+
+
 def test_saved_data_sets_are_read_wherever_they_stand(tmp_path: Path) -> None:
     saved = datasets.Dataset.from_list(ROWS)
     saved.save_to_disk(str(tmp_path / "d" / "one"))

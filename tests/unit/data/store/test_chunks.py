@@ -12,6 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from bigft.data.example import find_copies, find_originals
+from bigft.data.layouts.next_token import NextToken
 from bigft.data.readers.raw import RawRow, make_unreadable
 from bigft.data.section import DataSection
 from bigft.data.store import chunks as module
@@ -60,7 +61,7 @@ def test_each_raw_row_is_tokens_or_rejected_or_counted(
         RawRow(make_unreadable("torn", "half a r"), "a:7"),
         RawRow({"prompt": "p", "completion": "c"}, "a:8"),
     ]
-    chunk = ChunkTokenizer(section, tokenizer)(raws)
+    chunk = ChunkTokenizer(section, NextToken(tokenizer, section))(raws)
     info = chunk.info
     assert (info.records, info.bad_rows, info.unsupervised_rows) == (8, 2, 1)
     assert info.formats == {"text": 4, "chat": 1, "pairs": 1}
@@ -83,7 +84,7 @@ def test_copies_belong_to_their_example(tokenizer: PreTrainedTokenizerFast) -> N
     augment = {"augment": {"copies": 2, "swap": 0.4}}
     section = DataSection.model_validate({"clean": augment})
     raws = make_raws(*({"text": f"{n} one two three four five six seven"} for n in range(10)))
-    chunk = ChunkTokenizer(section, tokenizer)(raws)
+    chunk = ChunkTokenizer(section, NextToken(tokenizer, section))(raws)
     copies = find_copies(chunk.digests)
     assert (~copies).sum() == 10
     assert copies.sum() >= 15
@@ -99,7 +100,7 @@ def write_all(folder: Path, section: DataSection, tokenizer: Any, num_proc: int)
     raws = (RawRow(json.dumps(record).encode(), f"a:{n}") for n, record in enumerate(records))
     folder.mkdir()
     writer = StoreWriter(folder)
-    work = ChunkTokenizer(section, tokenizer)
+    work = ChunkTokenizer(section, NextToken(tokenizer, section))
     for chunk in tokenize_chunks(work, cut_into_chunks(raws), num_proc):
         writer.append(chunk)
     writer.finish()
@@ -134,17 +135,16 @@ RAWS = [RawRow(b'{"text": "x"}', f"a:{n}") for n in range(2000)]
 
 
 def test_a_process_that_dies_is_told_with_what_helps(tokenizer) -> None:
-    work = Dying(DataSection(), tokenizer)
+    work = Dying(DataSection(), NextToken(tokenizer, DataSection()))
     with pytest.raises(DataError, match="one of 2 tokenising processes died.*--data.loading.num_"):
         list(tokenize_chunks(work, cut_into_chunks(RAWS), 2))
 
 
 def test_an_error_in_a_process_is_the_error_itself(tokenizer) -> None:
+    work = Failing(DataSection(), NextToken(tokenizer, DataSection()))
     for num_proc in (0, 1):
         with pytest.raises(DataError, match="^no such column$"):
-            list(
-                tokenize_chunks(Failing(DataSection(), tokenizer), cut_into_chunks(RAWS), num_proc)
-            )
+            list(tokenize_chunks(work, cut_into_chunks(RAWS), num_proc))
 
 
 def test_stopping_early_reads_no_further_and_leaves_no_process(tokenizer) -> None:
@@ -156,9 +156,9 @@ def test_stopping_early_reads_no_further_and_leaves_no_process(tokenizer) -> Non
             yield RawRow(b'{"text": "x"}', f"a:{n}")
 
     before = set(multiprocessing.active_children())
-    found = tokenize_chunks(
-        ChunkTokenizer(DataSection(), tokenizer), cut_into_chunks(read_raws()), 1
-    )
+    section = DataSection()
+    work = ChunkTokenizer(section, NextToken(tokenizer, section))
+    found = tokenize_chunks(work, cut_into_chunks(read_raws()), 1)
     next(found)
     found.close()
     assert len(read) <= 5 * module._CHUNK_ROWS

@@ -11,8 +11,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from bigft.data.build import Opened, _open_shared
+from bigft.data.layouts.next_token import NextToken
 from bigft.data.section import DataSection
 from bigft.data.sources.find import find_sources
+from bigft.data.sources.progress import tell_nobody
 from bigft.data.store import prepare
 from bigft.data.store.prepare import choose_num_proc, open_store
 from bigft.data.store.store import TokenStore
@@ -354,6 +356,8 @@ def open_on_two_ranks(
                 section,
                 tokenizer,
                 1,
+                tell_nobody,
+                NextToken,
                 local_rank=local_rank,
                 barrier=lambda: barrier.wait() and None,
             )

@@ -265,6 +265,9 @@ def test_a_batch_gives_each_example_what_it_gets_alone(tokenizer: PreTrainedToke
             "It rains.\nIt is wet.\nentailment",
             "entailment",
         ),
+        (Labelled("a", ["raises", "returns"]), "a\nraises, returns", "raises, returns"),
+        (Labelled("a", [5.25, -1]), "a\n5.25, -1", "5.25, -1"),
+        (Labelled("a", []), "a\nnone", "none"),
     ],
 )
 def test_a_label_is_written_behind_its_text(

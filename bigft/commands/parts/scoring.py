@@ -1,0 +1,176 @@
+"""Score one model folder: its loss, the metrics of its task, and the answers that it writes."""
+
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bigft.config.options import EvaluateOptions
+from bigft.run.settings import DEFAULTS_OF_TASK, Run
+
+if TYPE_CHECKING:
+    from bigft.data.layouts.layout import Layout
+    from bigft.data.section import DataSection
+    from bigft.evaluation.examples import Sums
+    from bigft.evaluation.written import Written
+    from bigft.tasks.task import Task
+
+
+@dataclass
+class Scored:
+    """What a model is worth on some data."""
+
+    numbers: dict[str, float]
+    """Metrics, and what they are means over."""
+
+    counts: tuple[str, ...]
+    """Names of the latter."""
+
+    details: dict[str, Any]
+    """For `--json` alone."""
+
+    signatures: dict[str, str] = field(default_factory=dict)
+    """How BLEU and chrF were computed."""
+
+    examples: "dict[str, Sums]" = field(default_factory=dict)
+    """Metric -> what each example adds to it; empty unless asked for."""
+
+
+def name_task(folder: str, options: EvaluateOptions) -> str:
+    """Say what a model does.
+
+    Raises:
+        CheckpointError: There is no model.
+    """
+    from bigft.evaluation.plain import check_model
+    from bigft.models.facts import read_facts
+    from bigft.models.section import ModelSection
+    from bigft.tasks.task import find_task
+
+    check_model(folder)
+    config = read_facts(ModelSection(name=folder)).config
+    return find_task(config) if options.task == "auto" else options.task
+
+
+def score_folder(folder: str, options: EvaluateOptions, *, keeps_examples: bool = False) -> Scored:
+    """Load a model, score it, and let it go again.
+
+    Args:
+        folder: A path or a hub id.
+        options: Of the command.
+        keeps_examples: Whether `examples` are to be filled; then without packing only.
+
+    Raises:
+        CheckpointError: There is no loadable model.
+        ConfigError: Options do not go with the model, or a package is missing.
+        DataError: The data are missing or do not go with the task.
+    """
+    from bigft.data.build import build_evaluation
+    from bigft.data.loading.loader import Share
+    from bigft.evaluation.examples import PerExample
+    from bigft.evaluation.loop import evaluate, keep_rows, stay_alone
+    from bigft.evaluation.plain import load_plain, pick_device
+    from bigft.evaluation.written import check_metrics
+    from bigft.models.facts import read_facts
+    from bigft.models.section import ModelSection
+
+    device = pick_device(options.device)
+    name = name_task(folder, options)
+    check_metrics(options.metrics, name)
+    section = _choose_data(options, name)
+    config = read_facts(ModelSection(name=folder)).config
+    task = _build_task(options, name, section, config)
+    model, tokenizer = load_plain(folder, device, task.auto_class())
+    loader, info, sources = build_evaluation(
+        section, tokenizer=tokenizer, share=Share(options.batch_size), lay_out=task.rows.lay_out
+    )
+    keeper = PerExample(task)
+    numbers = evaluate(
+        keeper if keeps_examples else task,
+        model,
+        loader.eval_batches(),
+        device=device,
+        sum_over_ranks=stay_alone,
+        gather=keep_rows,
+        sources=sources,
+    )
+    scored = Scored(numbers, (task.unit, "examples"), {"rows": info["rows"], "model": folder})
+    if keeps_examples:
+        scored.examples = keeper.sum_examples(loader.list_digests())
+    if options.metrics:
+        layout = task.rows.lay_out(tokenizer, section)
+        _add_written(scored, _write(options, section, layout, model, tokenizer), sources)
+    return scored
+
+
+def _write(
+    options: EvaluateOptions, section: "DataSection", layout: "Layout", model: Any, tokenizer: Any
+) -> "Written":
+    from bigft.evaluation.answers import Decoding
+    from bigft.evaluation.written import score_answers
+
+    generation = options.generation
+    return score_answers(
+        model,
+        tokenizer,
+        layout,
+        section,
+        options.metrics,
+        Decoding(
+            options.batch_size,
+            generation.max_new_tokens,
+            generation.num_beams,
+            generation.max_seconds,
+        ),
+        generation.max_examples,
+        _tell,
+    )
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"bigft: {text}\n")
+
+
+def _add_written(scored: Scored, written: "Written", sources: tuple[str, ...]) -> None:
+    from bigft.evaluation.examples import add_up
+
+    scores = written.scores
+    scored.numbers.update(scores.totals)
+    scored.numbers.update(written.average_parts(sources))
+    scored.numbers["examples"] = len(written.digests)
+    scored.signatures = {f"{name}_signature": text for name, text in scores.signatures.items()}
+    scored.details |= scored.signatures
+    for name, values in scores.each.items():
+        scored.examples[name] = add_up(written.digests, [[value, 1.0] for value in values])
+    if scores.bleu_counts:
+        scored.examples["bleu"] = add_up(written.digests, scores.bleu_counts)
+
+
+def _choose_data(options: EvaluateOptions, name: str) -> "DataSection":
+    from bigft.data.section import DataSection
+
+    defaults = DEFAULTS_OF_TASK.get(name, {})
+    packing = options.packing
+    if packing == "auto":
+        packing = "none" if name in DEFAULTS_OF_TASK else "best_fit"
+    return DataSection(
+        train=options.data or defaults.get("data.train", Run().data.train),
+        max_length=options.max_length,
+        packing=packing,
+    )
+
+
+def _build_task(
+    options: EvaluateOptions, name: str, section: "DataSection", config: dict[str, Any]
+) -> "Task":
+    """Build the task as the model has it: what it predicts is not for the data to say."""
+    from bigft.tasks.classes import list_classes
+    from bigft.tasks.rows import build_rows
+    from bigft.tasks.section import TaskSection
+    from bigft.tasks.task import build_task
+
+    labels = list_classes(config) if name == "classification" else None
+    # What the settings of a run are checked for is right here.
+    chosen = TaskSection.model_validate(
+        {"name": name, "labels": labels or None, "prefix": options.prefix}
+    )
+    return build_task(chosen, build_rows(chosen, section, config))
