@@ -23,6 +23,7 @@ TEST = [
     "ruff",
     "mypy",
     "types-PyYAML",
+    "sentencepiece",  # What llama.cpp's converter imports, where its sources are there.
     "optuna>=4",  # bigft sweep
 ]
 

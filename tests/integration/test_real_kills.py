@@ -23,9 +23,13 @@ from resume_runs import digest_state
 from bigft.checkpoint.manifest import find_committed, read_manifest, verify_files
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.distributed, pytest.mark.nightly]
-
 KILLS = int(os.environ.get("BIGFT_KILLS", "300"))
+# Each kill takes a start of two ranks, 10 to 20 s; all of them an hour or more.
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.nightly,
+    pytest.mark.timeout(600 + 60 * KILLS),
+]
 SEED = int(os.environ.get("BIGFT_SEED", "0"))
 _MARK = "BIGFT_TEST_RUN"
 _ORPHAN_SECONDS = 60
