@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bigft.checkpoint.consolidate import consolidate
 from bigft.checkpoint.manifest import find_newest
@@ -13,6 +14,7 @@ from bigft.commands.parts.checkpoints import RunCheckpoints, bound_facts, check_
 from bigft.commands.parts.checks import check_first
 from bigft.commands.parts.data import build_run_data
 from bigft.commands.parts.engine import build_run_engine, out_of_memory_explained, training_dtype
+from bigft.commands.parts.frozen import load_frozen
 from bigft.commands.parts.guards import Guards
 from bigft.commands.parts.hooks import StateBytes, build_hooks
 from bigft.commands.parts.resume import restore
@@ -26,6 +28,7 @@ from bigft.distributed.collectives import (
     local_rank_zero_first,
 )
 from bigft.distributed.world import World
+from bigft.engine.engine import Engine
 from bigft.engine.zero import Zero
 from bigft.log import Console
 from bigft.models.download import fetch_weights
@@ -38,7 +41,7 @@ from bigft.redact import redact_value
 from bigft.run.record import record
 from bigft.run.resolve import Resolved
 from bigft.tasks.packing import check_packing
-from bigft.tasks.task import build_task
+from bigft.tasks.task import Task, build_task
 from bigft.trainer.clock import count_total_steps
 from bigft.trainer.loop import fit
 from bigft.trainer.rendezvous import Rendezvous
@@ -108,16 +111,22 @@ def train(
             run, ds, model, optimizer, total_steps, world, console, swap_guard
         )
 
+        task.prepare(
+            partial(
+                load_frozen,
+                flag="--task.distillation.teacher",
+                run=run,
+                zero=zero,
+                task=task,
+                tokenizer=tokenizer,
+                dtype=training_dtype(ds),
+                world=world,
+                console=console,
+            )
+        )
+
         if run.data.packing != "none":
-            engine.set_training(False)
-            with errors_shared():
-                check_packing(
-                    task,
-                    engine,
-                    num_sequences=ds["train_micro_batch_size_per_gpu"],
-                    num_tokens=len(tokenizer),
-                    device=world.device,
-                )
+            _try_packing(task, engine, ds, len(tokenizer), world)
 
         # --- Resume ---
         bound = bound_facts(resolved, world, optimizer, model, data)
@@ -182,6 +191,20 @@ def train(
         console.say(f"the best checkpoint is exported: {saver.kept.best}")
         return saver.kept.folder
     return _must_exist(saver.newest)
+
+
+def _try_packing(
+    task: Task, engine: Engine, ds: dict[str, Any], num_tokens: int, world: World
+) -> None:
+    engine.set_training(False)
+    with errors_shared():
+        check_packing(
+            task,
+            engine,
+            num_sequences=ds["train_micro_batch_size_per_gpu"],
+            num_tokens=num_tokens,
+            device=world.device,
+        )
 
 
 def export(resolved: Resolved, checkpoint: Path, model: Path, console: Console) -> None:

@@ -22,7 +22,7 @@ from bigft.models.facts import BUILTIN_MODELS
 from bigft.optim.place import suits_host
 from bigft.run.draft import Draft
 from bigft.run.goals import are_saves_evaluated
-from bigft.run.settings import Run
+from bigft.run.settings import DEFAULTS_OF_TASK, Run
 from bigft.tasks.section import OF_ONE_TASK, TaskSection
 from bigft.trainer.patience import parse_patience
 from bigft.units import parse_bytes
@@ -105,7 +105,7 @@ def check_task(draft: Draft, run: Run) -> Iterator[Finding]:
                 f"--task.{setting} {value}: --task {name} has no such setting (that is of"
                 f" {', '.join(tasks)}). Leave it out"
             )
-    if name != "causal_lm" and run.data.packing != "none":
+    if name in DEFAULTS_OF_TASK and run.data.packing != "none":
         yield Finding(
             f"--packing {run.data.packing}: every example of --task {name} needs a sequence of its"
             " own. Use --packing none"
@@ -123,6 +123,10 @@ def check_task(draft: Draft, run: Run) -> Iterator[Finding]:
         yield Finding(
             "--data.loading.streaming true: the labels cannot be found before training. Name them:"
             " --task.labels a,b,c"
+        )
+    if name == "distillation" and not run.task.distillation.teacher:
+        yield Finding(
+            "--task distillation: who teaches? Give --task.distillation.teacher FOLDER_OR_ID"
         )
     if run.task.labels is not None and len(set(run.task.labels)) < len(run.task.labels):
         yield Finding(f"--task.labels {','.join(run.task.labels)}: a name stands twice")

@@ -10,7 +10,7 @@ from bigft.data.loading.collate import IGNORED, Batch
 from bigft.tasks.cross_entropy import PLAIN, LossForm
 from bigft.tasks.rows import NextTokenRows, TaskRows
 from bigft.tasks.section import TaskSection
-from bigft.tasks.task import Forward, LossSum, Score, Totals
+from bigft.tasks.task import Forward, LoadFrozen, LossSum, Score, Totals
 from bigft.tasks.tokens import (
     Predicted,
     build_form,
@@ -50,20 +50,24 @@ class CausalLM:
     def configure(self, config: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Do nothing."""
 
+    def prepare(self, load_frozen: LoadFrozen) -> None:
+        """Do nothing."""
+
     def loss(self, forward: Forward, batch: Batch) -> LossSum:
         """Sum the cross-entropy over the supervised tokens of one micro-batch."""
-        return sum_losses(self._predict(forward, batch), self._form)
+        return sum_losses(self.predict(forward, batch), self._form)
 
     @torch.no_grad()
     def score(self, forward: Forward, batch: Batch) -> Score:
         """Sum loss and correctly predicted tokens of one micro-batch."""
-        return score_tokens(self._predict(forward, batch))
+        return score_tokens(self.predict(forward, batch))
 
     def judge(self, totals: Totals) -> dict[str, float]:
         """Return perplexity and token accuracy."""
         return judge_tokens(totals)
 
-    def _predict(self, forward: Forward, batch: Batch) -> Predicted:
+    def predict(self, forward: Forward, batch: Batch) -> Predicted:
+        """Return logits and targets of the supervised tokens."""
         # The logits of a token predict the next one: shift the labels, not the logits.
         targets_BT = torch.full_like(batch.labels, IGNORED)
         targets_BT[:, :-1] = batch.labels[:, 1:]

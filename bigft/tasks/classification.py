@@ -10,7 +10,7 @@ from bigft.data.loading.collate import Batch, find_learned
 from bigft.tasks.heads import compute_head, configure_padding, get_sequence_classifier
 from bigft.tasks.rows import ClassRows, TaskRows
 from bigft.tasks.section import TaskSection
-from bigft.tasks.task import Forward, LossSum, Score, Totals
+from bigft.tasks.task import Forward, LoadFrozen, LossSum, Score, Totals
 from bigft.tasks.tokens import sum_by_source
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ class Classification:
         kind = "multi_label" if self._is_multiple else "single_label"
         config.problem_type = f"{kind}_classification"
         configure_padding(config, tokenizer)
+
+    def prepare(self, load_frozen: LoadFrozen) -> None:
+        """Do nothing."""
 
     def loss(self, forward: Forward, batch: Batch) -> LossSum:
         """Sum the cross-entropy of one micro-batch."""

@@ -66,7 +66,7 @@ class _SumCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         ctx.headroom = _find_headroom(logits, form)
-        for rows in _chunks(logits):
+        for rows in cut_chunks(logits):
             log_probabilities = torch.log_softmax(logits[rows], dim=-1, dtype=torch.float32)
             picked = labels[rows, None]
             log_p = log_probabilities.gather(1, picked)
@@ -161,7 +161,8 @@ def _find_headroom(logits: Tensor, form: LossForm) -> float:
     return 2.0 ** math.floor(math.log2(largest / bound))
 
 
-def _chunks(logits: Tensor) -> list[slice]:
+def cut_chunks(logits: Tensor) -> list[slice]:
+    """Cut rows `(N, V)` into pieces whose fp32 copies are small."""
     elements = _CHUNK_ELEMENTS_CPU if logits.device.type == "cpu" else _CHUNK_ELEMENTS
     step = max(1, elements // logits.shape[-1])
     return [slice(start, start + step) for start in range(0, len(logits), step)]

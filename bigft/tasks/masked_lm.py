@@ -8,7 +8,7 @@ from bigft.data.loading.collate import Batch
 from bigft.tasks.cross_entropy import PLAIN, LossForm
 from bigft.tasks.rows import MaskedRows, TaskRows
 from bigft.tasks.section import TaskSection
-from bigft.tasks.task import Forward, LossSum, Score, Totals
+from bigft.tasks.task import Forward, LoadFrozen, LossSum, Score, Totals
 from bigft.tasks.tokens import build_form, judge_tokens, pick_labels, score_tokens, sum_losses
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ class MaskedLM:
         return AutoModelForMaskedLM
 
     def configure(self, config: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Do nothing."""
+
+    def prepare(self, load_frozen: LoadFrozen) -> None:
         """Do nothing."""
 
     def loss(self, forward: Forward, batch: Batch) -> LossSum:

@@ -9,7 +9,7 @@ from bigft.data.loading.collate import Batch, find_learned
 from bigft.tasks.heads import compute_head, configure_padding, get_sequence_classifier
 from bigft.tasks.rows import TaskRows, ValueRows
 from bigft.tasks.section import TaskSection
-from bigft.tasks.task import Forward, LossSum, Score, Totals
+from bigft.tasks.task import Forward, LoadFrozen, LossSum, Score, Totals
 from bigft.tasks.tokens import sum_by_source
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class Regression:
         config.num_labels = self._size
         config.problem_type = "regression"
         configure_padding(config, tokenizer)
+
+    def prepare(self, load_frozen: LoadFrozen) -> None:
+        """Do nothing."""
 
     def loss(self, forward: Forward, batch: Batch) -> LossSum:
         """Sum the squared errors of one micro-batch."""

@@ -42,7 +42,7 @@ class _Complete:
 
 
 class NextTokenRows(_Complete):
-    """Of `causal_lm`."""
+    """Of `causal_lm` and `distillation`."""
 
     def lay_out(self, tokenizer: "PreTrainedTokenizerBase", section: DataSection) -> Layout:
         """Return rows of tokens that are predicted from those before them."""
@@ -107,6 +107,7 @@ class MaskedRows:
 _Build = Callable[[TaskSection, DataSection, Mapping[str, Any]], TaskRows]
 _BUILD: dict[str, _Build] = {
     "causal_lm": lambda section, data, config: NextTokenRows(),
+    "distillation": lambda section, data, config: NextTokenRows(),
     "classification": lambda section, data, config: ClassRows(study_classes(section, data, config)),
     "regression": lambda section, data, config: ValueRows(count_targets(data)),
     "seq2seq": lambda section, data, config: SourceTargetRows(section.prefix),

@@ -9,13 +9,29 @@ from bigft.config.section import Section
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
+class DistillationSection(Section):
+    """What a student learns from its teacher."""
+
+    teacher: str = ""
+    """Folder or hub id of a trained model with the same tokenizer."""
+
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Softens both distributions before they are compared (Hinton et al., arXiv 1503.02531)."""
+
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the divergence from the teacher in the loss; the rest is cross-entropy."""
+
+
 class TaskSection(Section):
     """What the model learns."""
 
-    name: Literal["causal_lm", "classification", "regression", "seq2seq", "masked_lm"] = "causal_lm"
+    name: Literal[
+        "causal_lm", "classification", "regression", "seq2seq", "masked_lm", "distillation"
+    ] = "causal_lm"
     """`causal_lm`: predict the next token. `classification`: choose a label, or several.
     `regression`: predict numbers. `seq2seq`: write a target text from a source text (T5, BART).
-    `masked_lm`: guess hidden tokens (BERT)."""
+    `masked_lm`: guess hidden tokens (BERT). `distillation`: predict the next token as a teacher
+    does."""
 
     labels: list[str] | None = None
     """`classification`: names of the classes in the order of their numbers; absent: the model's own
@@ -45,6 +61,8 @@ class TaskSection(Section):
     mask_unit: Literal["token", "word"] = "token"
     """`masked_lm`: hide single tokens, or whole words."""
 
+    distillation: DistillationSection = DistillationSection()
+
 
 OF_ONE_TASK: dict[str, tuple[str, ...]] = {
     "labels": ("classification",),
@@ -55,5 +73,6 @@ OF_ONE_TASK: dict[str, tuple[str, ...]] = {
     "prefix": ("seq2seq",),
     "mask_share": ("masked_lm",),
     "mask_unit": ("masked_lm",),
+    "distillation": ("distillation",),
 }
 """Setting -> the tasks that have it."""

@@ -8,7 +8,7 @@ from bigft.data.loading.collate import Batch
 from bigft.tasks.cross_entropy import PLAIN, LossForm
 from bigft.tasks.rows import SourceTargetRows, TaskRows
 from bigft.tasks.section import TaskSection
-from bigft.tasks.task import Forward, LossSum, Score, Totals
+from bigft.tasks.task import Forward, LoadFrozen, LossSum, Score, Totals
 from bigft.tasks.tokens import build_form, judge_tokens, pick_labels, score_tokens, sum_losses
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class Seq2Seq:
         """Say what decoders begin with, where the config does not: padding, as T5's do."""
         if getattr(config, "decoder_start_token_id", None) is None:
             config.decoder_start_token_id = tokenizer.pad_token_id
+
+    def prepare(self, load_frozen: LoadFrozen) -> None:
+        """Do nothing."""
 
     def loss(self, forward: Forward, batch: Batch) -> LossSum:
         """Sum the cross-entropy over the tokens of the targets of one micro-batch."""

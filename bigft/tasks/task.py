@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Forward = Callable[..., Any]
 """A model's forward pass: a DeepSpeed engine or a plain transformers module."""
 
+LoadFrozen = Callable[[str], Forward]
+"""From the name of a trained model to its forward pass, without gradients."""
+
 
 @dataclass(frozen=True)
 class LossSum:
@@ -76,6 +79,9 @@ class Task(Protocol):
     def configure(self, config: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Write into a model's config what the task decides, before the model is built."""
 
+    def prepare(self, load_frozen: LoadFrozen) -> None:
+        """Load what is asked beside the model. Collective: every rank."""
+
     def loss(self, forward: Forward, batch: Batch) -> LossSum:
         """Return the summed loss of one micro-batch, with gradient."""
 
@@ -92,6 +98,7 @@ TASKS = {
     "regression": "bigft.tasks.regression:build",
     "seq2seq": "bigft.tasks.seq2seq:build",
     "masked_lm": "bigft.tasks.masked_lm:build",
+    "distillation": "bigft.tasks.distillation:build",
 }
 """Name -> `module:function`, loaded when asked for."""
 

@@ -53,7 +53,7 @@ def build_form(section: TaskSection) -> LossForm:
 
 def sum_losses(predicted: Predicted, form: LossForm) -> LossSum:
     """Sum the losses of one micro-batch, with gradient."""
-    losses = _make_losses(predicted)
+    losses = make_losses(predicted)
     total = sum_cross_entropy(predicted.logits, predicted.targets, losses, form)
     return LossSum(
         total,
@@ -65,7 +65,7 @@ def sum_losses(predicted: Predicted, form: LossForm) -> LossSum:
 def score_tokens(predicted: Predicted) -> Score:
     """Sum losses and hits; the plain cross-entropy, whatever was trained with."""
     correct = int((predicted.logits.argmax(-1) == predicted.targets).sum())
-    losses = _make_losses(predicted)
+    losses = make_losses(predicted)
     total = float(sum_cross_entropy(predicted.logits, predicted.targets, losses))
     by_source = sum_by_source(losses, predicted.sources, predicted.num_sources)
     return Score(total, correct, len(predicted.targets), by_source)
@@ -88,7 +88,8 @@ def sum_by_source(losses: Tensor | None, sources: Tensor | None, num_sources: in
     return sums.index_add_(0, sources, torch.stack([losses, torch.ones_like(losses)], 1))
 
 
-def _make_losses(predicted: Predicted) -> Tensor | None:
+def make_losses(predicted: Predicted) -> Tensor | None:
+    """Make room for the losses of all tokens, `(N,)`, where somebody wants them by source."""
     if predicted.sources is None:
         return None
     return predicted.logits.new_empty(len(predicted.targets), dtype=torch.float32)

@@ -272,3 +272,114 @@ def test_a_head_of_another_size_is_replaced(one_rank, folders, tmp_path):
     assert "new, from random weights: classifier.bias, classifier.weight" in found["said"]
     config = json.loads((tmp_path / "run/model/config.json").read_text())
     assert config["id2label"] == {"0": "cat", "1": "dog", "2": "none"}
+
+
+def _distil_plainly(folders: Path, teacher: Path, settings: dict[str, Any]) -> list[float]:
+    """The formula of Hinton et al. on whole logits, in one process."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from bigft.data.build import build_data
+    from bigft.data.loading.loader import Share
+    from bigft.data.order.cursor import Cursor
+    from bigft.data.section import DataSection
+
+    section = DataSection(
+        train=str(settings["data"]),
+        max_length=32,
+        eval_fraction=0.1,
+        loading={"cache_dir": str(folders / "cache")},
+    )
+    data = build_data(
+        section,
+        tokenizer=AutoTokenizer.from_pretrained(settings["model"]),
+        share=Share(micro_batch_size=8),
+        local_rank=0,
+        eval_batch_size=1,
+        seed=42,
+        barrier=lambda: None,
+    )
+    student, taught = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        for path in (settings["model"], teacher)
+    )
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0)
+    losses = []
+    batches = data.train.steps_from(Cursor())
+    for _ in range(STEPS):
+        batch = next(batches).micro_batches[0]
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+        labels = batch.labels[:, 1:]
+        learned = labels != -100
+        logits = student(**inputs, use_cache=False).logits[:, :-1][learned]
+        with torch.no_grad():
+            soft = (taught(**inputs, use_cache=False).logits[:, :-1][learned] / 3).softmax(1)
+        divergence = torch.nn.functional.kl_div(
+            (logits / 3).log_softmax(1), soft, reduction="batchmean"
+        )
+        plain = torch.nn.functional.cross_entropy(logits, labels[learned])
+        loss = 0.3 * plain + 0.7 * 9 * divergence
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("config", ["zero3_offload", "zero3", "zero2"])
+def test_a_student_learns_from_a_teacher_as_in_plain_torch(
+    two_ranks, folders, tmp_path, shared_folder, config
+):
+    """The teacher is frozen and partitioned beside the student, and in no checkpoint."""
+    from making import make_model
+
+    teacher = folders / "teacher"
+    if not teacher.is_dir():
+        make_model(teacher, hidden_size=64, num_hidden_layers=3, seed=5)
+    settings = {
+        **_settings(folders, "masked_lm"),
+        "task": "distillation",
+        "task.distillation.teacher": teacher,
+        "task.distillation.temperature": 3,
+        "task.distillation.weight": 0.7,
+        "model": shared_folder / "model",
+        "data": shared_folder / "chat.jsonl",
+        "optim.weight_decay": 0,
+    }
+    folder = tmp_path / "run"
+    found = two_ranks.run("runs:train", settings, str(folder), ds_config(config))[0]
+    assert "parameters, frozen" in found["said"]
+    assert read_losses(folder) == pytest.approx(
+        _distil_plainly(folders, teacher, settings), rel=2e-4
+    )
+    half = tmp_path / "half"
+    first = {**settings, "max_steps": STEPS // 2}
+    two_ranks.run("runs:train", first, str(half), ds_config(config))
+    two_ranks.run("runs:train", settings, str(half), ds_config(config))
+    assert read_losses(half) == pytest.approx(read_losses(folder), rel=1e-6)
+
+
+def test_a_teacher_with_other_tokens_is_refused(one_rank, folders, tmp_path, shared_folder):
+    from transformers import AutoTokenizer
+
+    other = folders / "other"
+    _make_llama().save_pretrained(other)
+    tokenizer = AutoTokenizer.from_pretrained(shared_folder / "model")
+    tokenizer.add_tokens(["unheard"])
+    mine = folders / "mine"
+    tokenizer.save_pretrained(mine)
+    make_tokenizer(other)
+    settings = {
+        **_settings(folders, "masked_lm"),
+        "task": "distillation",
+        "task.distillation.teacher": other,
+        "model": shared_folder / "model",
+        "model.tokenizer": mine,
+        "data": shared_folder / "chat.jsonl",
+    }
+    kind, text, code = one_rank.run(
+        "runs:try_train", settings, str(tmp_path / "run"), ds_config("zero3")
+    )[0]
+    assert (kind, code) == ("ConfigError", 2)
+    assert "has another tokenizer" in text
+    assert "'unheard'" in text

@@ -186,6 +186,8 @@ def test_a_stream_with_what_it_needs_passes():
         ),
         ("--task classification --task.labels a,b,a", "a name stands twice"),
         ("--task regression --task.labels a,b", "that is of classification"),
+        ("--task distillation", "who teaches"),
+        ("--task.distillation.teacher x", "that is of distillation"),
     ],
 )
 def test_settings_that_do_not_go_with_the_task_are_refused(line, text):
