@@ -2,10 +2,10 @@
 
     python tests/benchmarks/distillation.py [--seeds 3] [--steps 400] [--teacher_steps 600]
 
-First a teacher (`builtin`, 6.9M parameters) is trained on the built-in corpus; then, for each seed, a
-student of 2 layers of 128 twice: with cross-entropy, and with `--task distillation`. Same data, order,
-steps and learning rate; only the loss differs. Prints the students' evaluation loss on held-out text.
-Exits with 1 unless the distilled student is better with every seed.
+First a teacher (`builtin`, 6.9M parameters) is trained on the built-in corpus; then, for each seed,
+a student of 2 layers of 128 twice: with cross-entropy, and with `--task distillation`. Same data,
+order, steps and learning rate; only the loss differs. Prints the students' evaluation loss on
+held-out text. Exits with 1 unless the distilled student is better with every seed.
 """
 
 import argparse
@@ -42,8 +42,6 @@ def train(folder: Path, threads: int, **settings: Any) -> float:
         "0.05",
         "--data.train_on",
         "all",
-        "--monitor.sinks",
-        "jsonl",
     ]
     command += ["--evaluation.per_device_eval_batch_size", "4"]
     command += [word for name, value in settings.items() for word in (f"--{name}", str(value))]

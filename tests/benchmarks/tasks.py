@@ -27,7 +27,7 @@ def measure(task: str, folder: Path, options: argparse.Namespace) -> dict[str, f
     command += ["--task", task, "--output_dir", str(folder), "--max_steps", str(options.steps)]
     command += ["--max_length", str(options.max_length), "--evaluation.eval_on_start", "false"]
     command += ["--per_device_train_batch_size", str(options.batch), "--data.eval_fraction", "0"]
-    command += ["--activation_checkpointing", "none", "--monitor.sinks", "jsonl"]
+    command += ["--activation_checkpointing", "none"]
     environment = {"OMP_NUM_THREADS": str(options.threads), "DS_ACCELERATOR": "cpu"}
     subprocess.run(
         command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, **environment}
