@@ -122,8 +122,10 @@ def write_model_card(folder: Path, facts: dict[str, Any], dtype: str, num_parame
     rows += [("Number format", dtype)]
     table = ["| | |", "|---|---|", *(f"| {label} | {text} |" for label, text in rows)]
     lines = [*header, "---", "", f"# {_make_title(base)}", "", _INTRODUCTION, "", *table, ""]
-    usage = _USAGE.replace("AutoModelForCausalLM", _find_auto_class(folder))
-    card = redact_text("\n".join([*lines, usage]))
+    # A stock checkpoint has none: its export is weights alone, and no class can be named.
+    if (folder / "config.json").is_file():
+        lines.append(_USAGE.replace("AutoModelForCausalLM", _find_auto_class(folder)))
+    card = redact_text("\n".join(lines))
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

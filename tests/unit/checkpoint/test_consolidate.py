@@ -254,6 +254,8 @@ def test_stock_folder_is_found_by_its_latest_file(
     consolidate(tmp_path, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert "only weights are written" in caplog.text
+    # Without a config no class can be named: the card is written, and says nothing of one.
+    assert "AutoModel" not in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("tag", ["../elsewhere", "gone", "..", ""])
