@@ -199,6 +199,28 @@ def test_losses_are_those_of_plain_torch_and_the_export_scores_the_same(
     _check_export(folders, name, folder)
 
 
+CONFIGS = ("zero2", "zero2_offload", "zero3", "zero3_nvme")
+
+
+def _list_matrix() -> list[Any]:
+    """Every task under every other config; by day each task and each config once or twice."""
+    return [
+        pytest.param(name, config, marks=[] if (i + j) % 4 == 0 else [pytest.mark.nightly])
+        for i, name in enumerate(CASES)
+        for j, config in enumerate(CONFIGS)
+    ]
+
+
+@pytest.mark.parametrize(("name", "config"), _list_matrix())
+def test_losses_do_not_depend_on_stage_and_offload(two_ranks, folders, tmp_path, name, config):
+    settings = _settings(folders, name)
+    if config == "zero3_nvme":
+        for part in ("offload_optimizer", "offload_param"):
+            settings[f"ds.zero_optimization.{part}.nvme_path"] = tmp_path / "nvme"
+    two_ranks.run("runs:train", settings, str(tmp_path / "run"), ds_config(config))
+    assert read_losses(tmp_path / "run") == pytest.approx(_train_plainly(folders, name), rel=2e-4)
+
+
 def _check_export(folders: Path, name: str, folder: Path) -> None:
     """What transformers loads from the export scores the held-out rows as the run did."""
     from transformers import AutoConfig, AutoTokenizer
