@@ -101,10 +101,10 @@ def _check_output(text: str | None, source: Path) -> Path:
     if not text:
         raise ConfigError("--output_dir: required, not given: name a folder for the result")
     output = Path(text).resolve()
-    check_output(output)
     # Not even an earlier export gives way, as it does to `consolidate`: it may be the only one.
     if output.is_dir() and any(output.iterdir()):
         raise ConfigError(f"--output_dir {text}: exists already; choose another name, or remove it")
+    check_output(output)
     if source.resolve() in (output, *output.parents):
         raise ConfigError(f"--output_dir {text}: lies in the model's folder; choose another")
     return output
@@ -170,6 +170,6 @@ def _format(found: dict[str, Any], done: Done) -> str:
         elif float(one).is_integer() and float(other).is_integer():
             texts = format_count(one), format_count(other), ""
         else:
-            texts = f"{one:,.4f}", f"{other:,.4f}", f"{other - one:+,.4f}"
+            texts = f"{one:,.4f}", f"{other:,.4f}", f"{round(other - one, 4) + 0.0:+,.4f}"
         lines.append(f"{name:<18}{texts[0]:>16}{texts[1]:>16}{texts[2]:>12}".rstrip())
     return "\n".join([*lines, "", done.note.replace("`", ""), found["path"], ""])

@@ -132,6 +132,13 @@ class Quantize:
         from bigft.compression.source import find_unfit
 
         problems = find_unfit(source, self.flag)
+        # transformers 5.23 finds embeddings of T5 missing, and fails when it fills packed weights.
+        if len(source.stacks) > 1:
+            problems.append(
+                f"{self.flag}: unsupported architecture {type(source.skeleton).__name__}: it has"
+                f" several stacks of layers ({', '.join(source.stacks)}), and transformers cannot"
+                " load the result"
+            )
         inputs = _count_inputs(source)
         if self.kind == "int4" and not problems and not find_group_size(inputs):
             problems.append(

@@ -131,6 +131,5 @@ def find_no_decoder(source: Source, what: str) -> list[str]:
         return []
     return [
         f"{what}: unsupported architecture {type(source.skeleton).__name__}: only models that"
-        " predict the next token with one stack of layers; --prune magnitude:SHARE and --quantize"
-        " take others"
+        " predict the next token with one stack of layers; --prune magnitude:SHARE takes others"
     ]

@@ -26,7 +26,7 @@ _INDEX = "model.safetensors.index.json"
 def write_weights(source: Source, folder: Path, change: Change) -> None:
     """Write every file of the source again, with its weights changed.
 
-    Memory: the largest of the files, twice.
+    Memory: three times the largest of the files.
     """
     index: dict[str, str] = {}
     total = 0

@@ -173,7 +173,7 @@ class CompressOptions(Section):
 
     evaluate: Literal["both", "none"] = "both"
     """Score before and after, or not at all: then `--quantize` and `magnitude` need the memory of
-    one file of the weights, not of the model."""
+    three files of the weights, not of the model."""
 
     max_length: Annotated[int, Field(gt=1)] = 1024
     """Tokens per sequence."""

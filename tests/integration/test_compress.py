@@ -165,6 +165,37 @@ def test_a_layer_that_does_nothing_is_not_missed(
     assert torch.equal(compute(model), compute(load(shallow)))
 
 
+def test_other_layers_keep_their_kind(compress: Compress, tmp_path: Path) -> None:
+    """Gemma's layers look at all tokens or at those nearby, by a rule that counts layers."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(0)
+    small = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, head_dim=16)
+    config = Gemma3TextConfig(
+        **small, num_hidden_layers=7, num_key_value_heads=1, vocab_size=512, pad_token_id=0
+    )
+    Gemma3ForCausalLM(config).save_pretrained(tmp_path / "gemma")
+    make_tokenizer(tmp_path / "gemma")
+    # As older files are: the kinds are not written down.
+    file = tmp_path / "gemma/config.json"
+    values = json.loads(file.read_text())
+    del values["layer_types"]
+    file.write_text(json.dumps({**values, "sliding_window_pattern": 6}))
+    words = ("--drop_layers", 2, "--output_dir", tmp_path / "out", "--evaluate", "none")
+    dropped = compress(*words, model=tmp_path / "gemma")["layers_dropped"]
+    kinds = [kind for n, kind in enumerate(config.layer_types) if n not in dropped]
+    model = load(tmp_path / "out")
+    assert model.config.layer_types == kinds
+    assert model.config.num_hidden_layers == 5
+    whole = load(tmp_path / "gemma")
+    kept = [n for n in range(7) if n not in dropped]
+    for layer, number in zip(model.model.layers, kept, strict=True):
+        for one, other in zip(
+            layer.parameters(), whole.model.layers[number].parameters(), strict=True
+        ):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.distributed
 def test_a_pruned_model_learns_from_the_whole_one(
     compress: Compress, one_rank: Any, root: Path, tmp_path: Path
@@ -238,7 +269,7 @@ def test_all_mistakes_are_told_at_once(
     assert fails("/no/such", "--prune", "guess:0.5", "--output_dir", tmp_path / "there") == 2
     said = capsys.readouterr().err
     assert "3 problems" in said
-    for words in ("unknown method 'guess'", "not empty", "/no/such: no such folder"):
+    for words in ("unknown method 'guess'", "exists already", "/no/such: no such folder"):
         assert words in said
     assert fails("/no/such", "--prune", "wanda:0.5", "--output_dir", tmp_path / "out") == 5
     model = root / "model"
@@ -288,11 +319,13 @@ def test_architectures_that_do_not_go(
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
     out = ("--output_dir", tmp_path / "out")
-    for name, words in {
-        "t5": ("--prune", "wanda:0.5"),
-        "gpt2": ("--prune", "magnitude:0.5"),
-        "moe": ("--quantize", "int8"),
-    }.items():
+    for name, words in (
+        ("t5", ("--prune", "wanda:0.5")),
+        ("t5", ("--quantize", "int8")),
+        ("t5", ("--drop_layers", 1)),
+        ("gpt2", ("--prune", "magnitude:0.5")),
+        ("moe", ("--quantize", "int8")),
+    ):
         assert fails(tmp_path / name, *words, *out) == 2
         assert "unsupported architecture" in capsys.readouterr().err, name
     config = json.loads((root / "model/config.json").read_text())

@@ -29,9 +29,10 @@ def load_for_text(folder: Path, options: CompressOptions) -> tuple[Any, Any]:
 
     device = pick_device(options.device)
     model, tokenizer = load_plain(str(folder), device)
-    data = options.calibration.calibration_data or options.data or Run().data.train
+    own = options.calibration.calibration_data
+    data, flag = own or options.data or Run().data.train, "--calibration_data" if own else "--data"
     section = DataSection(train=data, max_length=options.max_length, packing="none")
-    loader, info, _ = build_evaluation(section, tokenizer=tokenizer, share=Share(1))
+    loader, info, _ = build_evaluation(section, tokenizer=tokenizer, share=Share(1), flag=flag)
     needed = options.calibration.calibration_sequences * options.max_length
     # Twice as often as the mean length asks for: what is cut off at `max_length` is gone.
     stride = max(1, info["tokens"] // (2 * needed))
@@ -45,5 +46,5 @@ def load_for_text(folder: Path, options: CompressOptions) -> tuple[Any, Any]:
     tokens = torch.cat([part.flatten() for part in parts])[:needed]
     length = min(options.max_length, len(tokens))
     if length < 2:
-        raise DataError(f"--calibration_data {data}: holds no text")
+        raise DataError(f"{flag} {data}: holds no text")
     return model, tokens[: len(tokens) // length * length].view(-1, length).to(device)
