@@ -14,8 +14,12 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "bigft/__init__.py").read_
 # rouge-score has had one release since 2019; sacrebleu's signatures name its version.
 EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
 
+# What vLLM reads and transformers loads; it follows transformers' own releases closely.
+COMPRESS = ["compressed-tensors>=0.20"]
+
 TEST = [
     *EVAL,
+    *COMPRESS,
     "pytest>=8",
     "pytest-timeout",
     "hypothesis",
@@ -86,6 +90,8 @@ setup(
         "test": TEST,
         "docs": ["sphinx>=8", "myst-parser>=4", "furo"],
         "eval": EVAL,
+        "compress": COMPRESS,
+        "gguf": ["gguf>=0.17", "accelerate>=1.10"],  # transformers loads GGUF with both
         "gpu": ["nvidia-ml-py"],
         "bench": ["accelerate>=1.10"],
         "sweep": ["optuna>=4"],

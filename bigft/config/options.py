@@ -134,6 +134,60 @@ class GenerateOptions(Section):
     """Print one JSON object."""
 
 
+class CalibrationOptions(Section):
+    """Text that shows which weights or layers matter: of `wanda` and `--drop_layers`."""
+
+    calibration_data: str | None = None
+    """File, folder, glob or hub id; several separated by commas. Absent: that of --data."""
+
+    calibration_sequences: Annotated[int, Field(gt=0)] = 32
+    """Sequences of --max_length tokens; `wanda` has them all in memory at once."""
+
+
+class CompressOptions(Section):
+    """Make a finished model smaller, and score it before and after."""
+
+    prune: str | None = None
+    """Set weights of linear layers to zero: `magnitude:0.5`, the half of each row that is smallest;
+    `wanda:0.5`, by weight times input; `2:4` instead of a share leaves two of every four."""
+
+    quantize: Literal["int8", "int4", "fp8"] | None = None
+    """Store weights of linear layers in fewer bits. Needs `pip install "bigft[compress]"`."""
+
+    drop_layers: Annotated[int, Field(gt=0)] | None = None
+    """Leave out so many neighbouring layers, those that change their input least."""
+
+    gguf: Literal["f32", "f16", "bf16", "q8_0"] | None = None
+    """Write one GGUF file of this number format with llama.cpp's converter, which lies in the
+    folder that BIGFT_LLAMA_CPP names."""
+
+    output_dir: str | None = None
+    """Folder for the result; it must not exist yet, or be empty."""
+
+    data: str | None = None
+    """What the model is scored on: file, folder, glob or hub id; several separated by commas.
+    Absent: the built-in data of the task."""
+
+    calibration: CalibrationOptions = CalibrationOptions()
+    """Which text goes through the model beforehand."""
+
+    evaluate: Literal["both", "none"] = "both"
+    """Score before and after, or not at all: then `--quantize` and `magnitude` need the memory of
+    three files of the weights, not of the model."""
+
+    max_length: Annotated[int, Field(gt=1)] = 1024
+    """Tokens per sequence."""
+
+    batch_size: Annotated[int, Field(gt=0)] = 1
+    """Sequences in one forward pass of the evaluation."""
+
+    device: str = "auto"
+    """torch device; `auto` takes the accelerator when there is one."""
+
+    as_json: Annotated[bool, Field(alias="json")] = False
+    """Print one JSON object."""
+
+
 class SweepOptions(Section):
     """Train several times with other values of some settings, and keep the best."""
 
@@ -205,6 +259,11 @@ COMMANDS: Mapping[str, Command] = {
         options=ConsolidateOptions,
     ),
     "evaluate": Command("Score a model folder, or two.", "MODEL", options=EvaluateOptions),
+    "compress": Command(
+        "Make a finished model smaller, and say what that costs.",
+        "MODEL",
+        options=CompressOptions,
+    ),
     "sweep": Command(
         "Train several times with other settings, and keep the best.",
         own=SweepOptions,

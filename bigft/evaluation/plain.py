@@ -44,7 +44,7 @@ def check_model(folder: str) -> None:
     if path.is_dir() and not (path / "config.json").is_file():
         hint = f"; did you mean {path / 'model'}?" if (path / "model/config.json").is_file() else ""
         raise CheckpointError(f"{folder}: no config.json there{hint}")
-    weights = ("*.safetensors", "pytorch_model*.bin")
+    weights = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
     if path.is_dir() and not any(next(path.glob(pattern), None) for pattern in weights):
         raise CheckpointError(
             f"{folder}: a config.json but no weights; give the model/ folder of a finished run, or"
@@ -52,6 +52,13 @@ def check_model(folder: str) -> None:
         )
     if path.is_dir():
         check_pickles(path.glob("*.bin"))
+
+
+def _find_gguf(folder: Path) -> str | None:
+    """Name the GGUF file of a folder that has no other weights."""
+    if not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")):
+        return None
+    return next((path.name for path in sorted(folder.glob("*.gguf"))), None)
 
 
 def load_plain(folder: str, device: torch.device, auto_class: Any = None) -> tuple[Any, Any]:
@@ -78,7 +85,7 @@ def load_plain(folder: str, device: torch.device, auto_class: Any = None) -> tup
     check_model(folder)
     try:
         model, found = (auto_class or AutoModelForCausalLM).from_pretrained(
-            folder, dtype="auto", output_loading_info=True
+            folder, dtype="auto", output_loading_info=True, gguf_file=_find_gguf(Path(folder))
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except UnpicklingError as error:

@@ -47,7 +47,7 @@ def name_task(folder: str, options: EvaluateOptions) -> str:
     from bigft.tasks.task import find_task
 
     check_model(folder)
-    config = read_facts(ModelSection(name=folder)).config
+    config = read_facts(ModelSection(name=folder), find_weights=False).config
     return find_task(config) if options.task == "auto" else options.task
 
 
@@ -77,7 +77,7 @@ def score_folder(folder: str, options: EvaluateOptions, *, keeps_examples: bool 
     name = name_task(folder, options)
     check_metrics(options.metrics, name)
     section = _choose_data(options, name)
-    config = read_facts(ModelSection(name=folder)).config
+    config = read_facts(ModelSection(name=folder), find_weights=False).config
     task = _build_task(options, name, section, config)
     model, tokenizer = load_plain(folder, device, task.auto_class())
     loader, info, sources = build_evaluation(

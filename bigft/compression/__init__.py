@@ -1,0 +1,1 @@
+"""Smaller models after training: pruned, with fewer layers, quantized, or as GGUF."""
