@@ -133,6 +133,8 @@ def _find_auto_class(folder: Path) -> str:
     """Name the class of transformers that loads the model."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (architecture, *_) = config.get("architectures") or [""]
+    if architecture.endswith("Model"):
+        return "AutoModel"
     for kind in ("ForSequenceClassification", "ForMaskedLM"):
         if architecture.endswith(kind):
             return f"AutoModel{kind}"

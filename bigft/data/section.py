@@ -38,6 +38,10 @@ class DataSection(Section):
     eval: str | None = None
     """As `train`, without weights; absent: a held-out share of the training data."""
 
+    names: list[str] | None = None
+    """What the parts of `train` and of `eval` are called in metrics, in their order; absent: after
+    their files."""
+
     max_length: Annotated[int, Field(gt=1)] = 1024
     """Tokens per sequence."""
 

@@ -145,7 +145,7 @@ class StoreLoader:
             order: `shuffled`, `by_length` (shuffled, neighbours of similar length) or `given`.
             count: From learned entries to terms of the loss, row by row.
         """
-        self._count = count
+        self._terms = count(rows.supervised_counts)
         self._rows = rows
         self._plan = plan
         self._share = share
@@ -183,8 +183,7 @@ class StoreLoader:
             order = shuffle_by_length(tokens, seed=self._seed, epoch=epoch)
         else:
             order = shuffle(len(bins), seed=self._seed, epoch=epoch)
-        terms = self._count(self._rows.supervised_counts)
-        return _Epoch(epoch, bins, order, tokens, bins.sum(terms))
+        return _Epoch(epoch, bins, order, tokens, bins.sum(self._terms))
 
     def _build_step(self, place: "_Place") -> StepBatches:
         epoch, numbers = place.epoch, place.numbers
@@ -195,9 +194,12 @@ class StoreLoader:
             count=self._share.micro_batch_size,
             draw=(self._seed, epoch.number),
         )
+        terms = self._count_terms(epoch.bins, numbers)
         return StepBatches(
             micro_batches=[
-                self._collate(load(numbers[self._share.mine(micro_step)]))
+                replace(
+                    self._collate(load(numbers[self._share.mine(micro_step)])), step_terms=terms
+                )
                 for micro_step in range(self._share.gradient_accumulation_steps)
             ],
             supervised_tokens=int(epoch.supervised[numbers].sum()),
@@ -208,6 +210,16 @@ class StoreLoader:
                 self._share, partial(name_rows, self._rows, epoch.bins, numbers), len(numbers)
             ),
         )
+
+    def _count_terms(self, bins: Bins, numbers: Numbers) -> tuple[int, ...]:
+        """Count the terms of a step's loss by part of the data."""
+        num_parts = len(self._rows.stores)
+        if num_parts == 1:
+            return ()
+        rows = np.concatenate([bins[number] for number in numbers])
+        parts = self._rows.find_part(rows)
+        counts = np.bincount(parts, weights=self._terms[rows], minlength=num_parts)
+        return tuple(map(int, counts))
 
 
 @dataclass(frozen=True)
