@@ -147,6 +147,8 @@ def _make_title(base: str) -> str:
 
 
 def _describe(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if facts.get("heads"):
+        yield "Heads, each a whole model", facts["heads"]
     if facts.get("step") is not None:
         yield "Optimizer steps", f"{facts['step']:,}"
     if facts.get("tokens") is not None:

@@ -257,7 +257,9 @@ def _write_rest(
         for one in planned[1:]
     ]
     body = num_parameters - sum(own)
-    for one, count in zip(planned, [0, *own], strict=True):
+    heads = [f"`{one.piece.name}/`" for one in planned[1:]]
+    write_model_card(folder, {**facts, "heads": ", ".join(heads)}, dtype, body)
+    for one, count in zip(planned[1:], own, strict=True):
         write_model_card(folder / one.piece.name, facts, dtype, body + count)
     marker = {
         "bigft": __version__,

@@ -123,6 +123,7 @@ def build_data(
         replace_share(share, eval_batch_size),
         collate=build_collate(layout, len(opened.eval_names)),
         count=_build_count(layout, opened.evaluation),
+        is_shuffled=isinstance(layout, Several),
     )
     return Data(
         train,

@@ -84,6 +84,9 @@ def write_assets(module: Any, tokenizer: Any, folder: Path) -> None:
         # As transformers does: other programs choose their code by it, and a model that was built
         # from a bare config.json lacks it.
         config.architectures = [type(model).__name__]
+        if isinstance(module, SharedBody) and not name:
+            # Its configuration was that of a head.
+            config.num_labels, config.problem_type = 2, None
         config.save_pretrained(folder / name)
         is_writer = not isinstance(module, SharedBody) or model.can_generate()
         if is_writer and getattr(model, "generation_config", None) is not None:

@@ -252,10 +252,24 @@ class EvalLoader:
         *,
         collate: Collate,
         count: Count = keep_counts,
+        is_shuffled: bool = False,
     ) -> None:
-        """Prepare the order; no token is read yet."""
+        """Prepare the order; no token is read yet.
+
+        Args:
+            rows: All rows.
+            bins: The rows of each sequence.
+            share: What this rank gets of a batch of all ranks.
+            collate: Makes a batch from lists of rows.
+            count: From learned entries to terms of the loss, row by row.
+            is_shuffled: Whether the parts of the data are mixed, so that a limited evaluation has
+                some of each; always in the same way.
+        """
         self._rows = rows
         self._bins = bins
+        self._numbers = np.arange(len(bins))
+        if is_shuffled:
+            self._numbers = shuffle(len(bins), seed=0, epoch=0)
         self._share = share
         self._collate = collate
         self.supervised_tokens = int(bins.sum(count(rows.supervised_counts)).sum())
@@ -267,7 +281,7 @@ class EvalLoader:
 
     def list_digests(self) -> list[int]:
         """List the examples that the sequences begin with; without packing, each has only one."""
-        return [int(self._rows.digests[self._bins[n][0]]) for n in range(len(self._bins))]
+        return [int(self._rows.digests[self._bins[n][0]]) for n in self._numbers]
 
     def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Give this rank's batches in a fixed order; the last ones may be only padding.
@@ -275,9 +289,8 @@ class EvalLoader:
         Args:
             limit: At most this many batches; None for all.
         """
-        numbers = np.arange(len(self._bins))
         for batch in range(len(self) if limit is None else min(limit, len(self))):
-            mine = numbers[self._share.mine(batch)]
+            mine = self._numbers[self._share.mine(batch)]
             items = load_items(self._rows, self._bins, mine, count=self._share.micro_batch_size)
             yield self._collate(items)
 
