@@ -146,13 +146,13 @@ def _check_choices(task: TaskSection, prefix: str, shown: str) -> Iterator[Findi
 def check_several_tasks(draft: Draft, run: Run) -> Iterator[Finding]:
     """Tasks that share a body have data of their own each, and a model that can serve all."""
     parts = run.task.parts
-    if run.task.name != "multitask" or any("task.parts" in text for text in draft.problems):
-        return
+    if run.task.name != "multitask" or (not parts and draft.problems):
+        return  # Parts with a mistake in them have been taken out.
     if len(parts) < _LEAST_TASKS:
-        alone = "".join(f"; of one task: --task {part.task}" for part in parts.values())
+        alone = "".join(f". For one alone: --task {part.task}" for part in parts.values())
         yield Finding(
-            f"--task multitask: task.parts names {len(parts)} tasks, and it takes two or more"
-            f"{alone}. See launch_scripts/recipes/multi_task.yaml"
+            f"--task multitask: needs two tasks or more, and task.parts names {len(parts)}{alone}."
+            " See launch_scripts/recipes/multi_task.yaml"
         )
         return
     for name, part in parts.items():
@@ -177,9 +177,10 @@ def _check_parts_data(run: Run) -> Iterator[Finding]:
             f"task.parts: {', '.join(without)} without `eval`, the others with; give all of them"
             " one, or none"
         )
-        return
     wanted = find_defaults(run.task)
-    found = {"data.train": data.train, "data.names": data.names, "data.eval": data.eval}
+    found: dict[str, Any] = {"data.train": data.train, "data.names": data.names}
+    if not without or len(without) == len(parts):
+        found["data.eval"] = data.eval
     for path, value in found.items():
         if value != wanted.get(path):
             yield Finding(

@@ -16,7 +16,7 @@ from bigft.data.layouts.several import Several
 from bigft.data.layouts.source_target import SourceTarget
 from bigft.data.layouts.targets import Targets
 from bigft.data.section import DataSection
-from bigft.errors import BigftError, DataError, list_problems, raise_together
+from bigft.errors import BigftError, ConfigError, DataError, list_problems, raise_together
 from bigft.tasks.classes import Classes, study_classes
 from bigft.tasks.section import TaskSection
 
@@ -127,6 +127,8 @@ class SeveralRows:
 def _build_several(
     section: TaskSection, data: DataSection, model_config: Mapping[str, Any]
 ) -> TaskRows:
+    if not section.parts:
+        raise ConfigError("--task multitask: which tasks? Name them in task.parts of a recipe")
     found: dict[str, TaskRows] = {}
     problems: list[str] = []
     kind: type[BigftError] = DataError
