@@ -29,7 +29,6 @@ from bigft.checkpoint.safetensors_out import (
     PlannedFile,
     create_files,
     plan_files,
-    write_index,
 )
 from bigft.checkpoint.source import Source, find_source
 from bigft.checkpoint.state_layout import STATE_INDEX_NAME, read_state_layout
@@ -138,8 +137,7 @@ def consolidate(
             _check_space(folder, num_bytes)
             for one in planned:
                 (folder / one.piece.name).mkdir(exist_ok=True)
-                create_files(folder / one.piece.name, one.files)
-                write_index(folder / one.piece.name, one.every)
+                create_files(folder / one.piece.name, one.files, one.shared)
             _write_weights(folder, planned, threads, verify, progress)
             _write_rest(folder, found, layout, planned, export_dtype, num_parameters)
             _sync_tree(folder)

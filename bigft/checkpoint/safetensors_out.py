@@ -93,8 +93,15 @@ def name_shards(count: int) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def create_files(folder: Path, files: Sequence[PlannedFile]) -> None:
-    """Write the headers, and give every file its final length.
+def create_files(
+    folder: Path, files: Sequence[PlannedFile], shared: Sequence[PlannedFile] = ()
+) -> None:
+    """Write the headers and the index, and give every file its final length.
+
+    Args:
+        folder: Where to.
+        files: What to create.
+        shared: Files that will be there, too, and belong into the index.
 
     Raises:
         OSError: Among others, the disk has no room for them.
@@ -103,13 +110,10 @@ def create_files(folder: Path, files: Sequence[PlannedFile]) -> None:
         with (folder / file.name).open("xb") as stream:
             stream.write(file.header)
             _allocate(stream.fileno(), file.file_bytes)
-
-
-def write_index(folder: Path, files: Sequence[PlannedFile]) -> None:
-    """Write which file has which tensor, where there are several."""
-    if len(files) > 1:
-        metadata = {"total_size": sum(file.tensor_bytes for file in files)}
-        weight_map = {entry.name: file.name for file in files for entry in file.entries}
+    every = [*shared, *files]
+    if len(every) > 1:
+        metadata = {"total_size": sum(file.tensor_bytes for file in every)}
+        weight_map = {entry.name: file.name for file in every for entry in file.entries}
         index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 

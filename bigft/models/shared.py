@@ -6,7 +6,7 @@ the same. The body runs once for the rows of all tasks, and after it every head 
 that ranks with other mixtures of rows gather the same parameters.
 """
 
-import logging
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from bigft.errors import BigftError, ConfigError, list_problems, raise_together
+from bigft.errors import BigftError, CheckpointError, ConfigError, list_problems, raise_together
 from bigft.models.facts import ModelFacts
 from bigft.models.load import (
     LoadedModel,
@@ -28,8 +28,6 @@ from bigft.models.load import (
 )
 from bigft.models.section import ModelSection
 from bigft.models.weights import Header, read_headers, read_tensor, rename_all
-
-logger = logging.getLogger(__name__)
 
 
 class _Kind(Protocol):
@@ -138,10 +136,12 @@ class SharedBody(nn.Module):
         """Whether the body can recompute its activations."""
         return bool(self.body.supports_gradient_checkpointing)
 
-    def activation_checkpointing_enable(self, arguments: Any, **options: Any) -> None:
-        """Let the body recompute its activations."""
-        enable = getattr(self.body, "activation_checkpointing_enable", None)
-        (enable or self.body.gradient_checkpointing_enable)(arguments, **options)
+    @property
+    def activation_checkpointing_enable(self) -> Callable[..., None]:
+        """What lets the body recompute its activations, under either of transformers' names."""
+        new = getattr(self.body, "activation_checkpointing_enable", None)
+        found: Callable[..., None] = new or self.body.gradient_checkpointing_enable
+        return found
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the body's."""
@@ -179,8 +179,6 @@ def _cut(output: Any, span: slice) -> Any:
 
 
 def _list_arguments(module: nn.Module) -> Any:
-    import inspect
-
     return inspect.signature(type(module).forward).parameters
 
 
@@ -250,8 +248,14 @@ def load_shared(
         if text.vocab_size != num_rows:
             text.vocab_size = num_rows
             skeleton = build_skeleton(head.auto_class, plan.config, section, plan.attention, dtype)
-        models[name], note = _fill(skeleton, body, prefix, headers, seed)
-        notes += [f"{name}: {note}"] if note else []
+        models[name], missing = _fill(skeleton, body, prefix, headers, seed)
+        if missing and headers and not head.has_new_head:
+            raise CheckpointError(
+                f"--model {section.name}: has no head for task.parts.{name}"
+                f" ({len(missing)} weights are missing from the files: {', '.join(missing[:4])});"
+                f" use a model that was trained with one, or leave this task out"
+            )
+        notes += [f"{name}: new, from random weights: {', '.join(missing)}"] if missing else []
     shared = SharedBody(body, models, prefix)
     # Building skeletons told transformers that there is no ZeRO; other models may follow.
     with zero.building():
@@ -347,13 +351,14 @@ def _choose_carrier(plans: Mapping[str, Plan], heads: Mapping[str, Head]) -> str
 @torch.no_grad()
 def _fill(
     skeleton: Any, body: Any, prefix: str, headers: Mapping[str, Header], seed: int
-) -> tuple[Any, str]:
+) -> tuple[Any, list[str]]:
     """Give a head without a body its weights: those of the files, else random ones.
 
     Returns:
-        The head, and a note on what is new.
+        The head, and what is new of it.
     """
     places = rename_all(skeleton, headers)
+    num_rows = body.get_input_embeddings().num_embeddings
     tied = skeleton.get_expanded_tied_weights_keys(all_submodels=True)
     setattr(skeleton, prefix, _Said())
     missing = []
@@ -362,8 +367,12 @@ def _fill(
             continue
         parameter = nn.Parameter(torch.empty(meta.shape, dtype=meta.dtype))
         found = places.get(name)
-        if found is not None and headers[found].shape == tuple(meta.shape):
-            parameter.copy_(read_tensor(headers[found], found))
+        size = headers[found].shape if found is not None else None
+        if found is not None and size and _fits(size, tuple(meta.shape), num_rows):
+            value = read_tensor(headers[found], found)
+            parameter[: len(value)] = value
+            # As the embeddings of new tokens begin.
+            parameter[len(value) :] = value.float().mean(0)
             parameter._is_hf_initialized = True  # type: ignore[attr-defined]
         else:
             missing.append(name)
@@ -379,7 +388,13 @@ def _fill(
         _put(skeleton, name, parameter)
     torch.manual_seed(seed)
     skeleton.initialize_weights()
-    return skeleton, f"new, from random weights: {', '.join(missing)}" if missing else ""
+    return skeleton, missing
+
+
+def _fits(size: tuple[int, ...], wanted: tuple[int, ...], num_rows: int) -> bool:
+    """Whether a tensor of the files has a shape, or had it before the vocabulary grew."""
+    is_smaller = wanted[0] == num_rows and size[0] < num_rows
+    return size[1:] == wanted[1:] and (size[0] == wanted[0] or is_smaller)
 
 
 def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:

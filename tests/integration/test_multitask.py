@@ -110,6 +110,8 @@ def _check_export(folder: Path, run: Path, models: dict[str, Any]) -> None:
     """Each head, loaded by transformers, says what the plain models say after the same steps."""
     from transformers import AutoModel, AutoTokenizer
 
+    from bigft.checkpoint.consolidate import consolidate
+    from bigft.errors import CheckpointError, ConfigError
     from bigft.evaluation.plain import check_model
 
     parts = json.loads((folder / "parts.json").read_text())
@@ -135,6 +137,18 @@ def _check_export(folder: Path, run: Path, models: dict[str, Any]) -> None:
             scores = _score(folder, place, part)
             assert scores["loss"] == pytest.approx(last[f"eval_loss/{name}"], rel=1e-5)
     assert AutoModel.from_pretrained(run / "model").config.num_labels == 2
+    with pytest.raises(CheckpointError, match=f"give one of {run}/model/topic, "):
+        check_model(str(run / "model"))
+    # In many files, read again from the disk: the same numbers.
+    small = consolidate(run, run / "small", max_shard_bytes=30_000, verify=True)
+    assert small.reread
+    assert small.bytes > sum(file.stat().st_size for file in small.path.glob("*.safetensors"))
+    for name, part in parts.items():
+        one, other = (load_head(run / kind / name, part["task"]) for kind in ("model", "small"))
+        for key, value in one.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[key], value, rtol=0, atol=0)
+    with pytest.raises(ConfigError, match="Leave --model out"):
+        consolidate(run, run / "other", assets=folder / "start")
 
 
 def _find_task(place: Path) -> str:

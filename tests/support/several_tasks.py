@@ -35,7 +35,8 @@ def make_folder(folder: Path, family: str, *, rows: int = 60) -> dict[str, dict[
 
     torch.manual_seed(3)
     if family == "encoder":
-        model: Any = BertForMaskedLM(bert_config())
+        # The mask token makes the vocabulary grow.
+        model: Any = BertForMaskedLM(bert_config(vocab_size=512))
     else:
         model = LlamaForCausalLM(llama_config(tie_word_embeddings=True))
     model.save_pretrained(folder / "start")

@@ -281,7 +281,7 @@ class EvalLoader:
 
     def list_digests(self) -> list[int]:
         """List the examples that the sequences begin with; without packing, each has only one."""
-        return [int(self._rows.digests[self._bins[n][0]]) for n in self._numbers]
+        return [int(self._rows.digests[self._bins[n][0]]) for n in self._numbers.tolist()]
 
     def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Give this rank's batches in a fixed order; the last ones may be only padding.
