@@ -263,8 +263,8 @@ def _understood(build: Any, name: str) -> Any:
 
 
 def _model_class(auto_class: Any, config: Any, section: ModelSection) -> type[nn.Module] | None:
-    mapping = auto_class._model_mapping
-    if type(config) not in mapping:
+    found = find_class(auto_class, config)
+    if found is None:
         if section.trust_remote_code:
             return None
         raise ConfigError(
@@ -272,7 +272,12 @@ def _model_class(auto_class: Any, config: Any, section: ModelSection) -> type[nn
             f" {auto_class.__name__.removeprefix('Auto')} for model_type"
             f" {config.model_type!r}; pick a model of that kind"
         )
-    found: type[nn.Module] = mapping[type(config)]
+    return found
+
+
+def find_class(auto_class: Any, config: Any) -> type[nn.Module] | None:
+    """Find what an auto class builds for a config, None where it knows nothing."""
+    found: type[nn.Module] | None = auto_class._model_mapping.get(type(config), None)
     return found
 
 

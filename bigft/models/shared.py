@@ -23,6 +23,7 @@ from bigft.models.load import (
     ZeroContext,
     build_skeleton,
     count_parameters,
+    find_class,
     load_model,
     plan_model,
 )
@@ -311,7 +312,7 @@ def _plan_all(
 def _check_kind(name: str, head: Head, plan: Plan, section: ModelSection) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    is_encoder = type(plan.config) in AutoModelForMaskedLM._model_mapping
+    is_encoder = find_class(AutoModelForMaskedLM, plan.config) is not None
     is_decoder = getattr(plan.config, "is_decoder", False) or not is_encoder
     if head.auto_class is AutoModelForCausalLM and not is_decoder:
         raise ConfigError(
@@ -361,34 +362,31 @@ def _fill(
     num_rows = body.get_input_embeddings().num_embeddings
     tied = skeleton.get_expanded_tied_weights_keys(all_submodels=True)
     setattr(skeleton, prefix, _Said())
-    missing = []
-    for name, meta in list(skeleton.named_parameters(remove_duplicate=False)):
-        if name in tied:
-            continue
-        parameter = nn.Parameter(torch.empty(meta.shape, dtype=meta.dtype))
-        found = places.get(name)
-        size = headers[found].shape if found is not None else None
-        if found is not None and size and _fits(size, tuple(meta.shape), num_rows):
-            value = read_tensor(headers[found], found)
-            parameter[: len(value)] = value
-            # As the embeddings of new tokens begin.
-            parameter[len(value) :] = value.float().mean(0)
-            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
-        else:
-            missing.append(name)
-        _put(skeleton, name, parameter)
-    for name, source in tied.items():
-        if name.startswith(f"{prefix}."):
-            continue
-        inner = source.removeprefix(f"{prefix}.")
-        owner = body if inner != source else skeleton
-        parameter = owner.get_parameter(inner)
-        # What is the body's, no head begins anew.
-        parameter._is_hf_initialized = True
-        _put(skeleton, name, parameter)
+    wanted = dict(skeleton.named_parameters(remove_duplicate=False))
+    for name, meta in wanted.items():
+        # What is tied stays the body's own: no head begins it anew.
+        shape = (0, *meta.shape[1:]) if name in tied else meta.shape
+        _put(skeleton, name, nn.Parameter(torch.empty(shape, dtype=meta.dtype)))
     torch.manual_seed(seed)
     skeleton.initialize_weights()
-    return skeleton, missing
+    missing = []
+    for name in wanted.keys() - tied.keys():
+        parameter, found = skeleton.get_parameter(name), places.get(name)
+        size = headers[found].shape if found is not None else None
+        if found is not None and size and _fits(size, tuple(parameter.shape), num_rows):
+            value = read_tensor(headers[found], found)
+            parameter[: len(value)] = value
+            if len(value) < len(parameter):
+                # As the embeddings of new tokens begin.
+                parameter[len(value) :] = value.float().mean(0)
+        else:
+            missing.append(name)
+    for name, source in tied.items():
+        if not name.startswith(f"{prefix}."):
+            inner = source.removeprefix(f"{prefix}.")
+            owner = body if inner != source else skeleton
+            _put(skeleton, name, owner.get_parameter(inner))
+    return skeleton, sorted(missing)
 
 
 def _fits(size: tuple[int, ...], wanted: tuple[int, ...], num_rows: int) -> bool:

@@ -106,6 +106,16 @@ def test_a_run_is_that_of_plain_torch_and_resumes_and_exports(two_ranks, folder,
     _check_export(folder, run, models)
 
 
+@pytest.mark.parametrize("config", ["zero3_nvme", "zero2_offload"])
+def test_other_placements_take_the_same_steps(one_rank, folder, tmp_path, config):
+    """Under NVMe, what is partitioned after the model was loaded must not cost its swap files."""
+    changes = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 2}
+    settings = _settings(folder, **changes)
+    one_rank.run("runs:train", settings, str(tmp_path / "run"), ds_config(config))
+    wanted, _ = _train_plainly(folder, tmp_path / "plain")
+    assert read_losses(tmp_path / "run") == pytest.approx(wanted[:2], rel=2e-4)
+
+
 def _check_export(folder: Path, run: Path, models: dict[str, Any]) -> None:
     """Each head, loaded by transformers, says what the plain models say after the same steps."""
     from transformers import AutoModel, AutoTokenizer

@@ -41,6 +41,8 @@ def test_a_recipe_runs_as_it_is(one_rank, tmp_path, cache, name):
         # The largest of 22 classes has 8% of the rows; the mean has r2 0.
         ("classification", "eval_accuracy", 0.6),
         ("regression", "eval_r2", 0.2),
+        ("multi_task", "eval_accuracy/module", 0.7),
+        ("multi_task", "eval_r2/read", 0.4),
     ],
 )
 def test_a_recipe_beats_the_majority(one_rank, tmp_path, cache, name, metric, least):
