@@ -124,7 +124,7 @@ def open_rows(
     """
     stores, problems = [], []
     # Only training goes through its data more or less often.
-    parts = find_sources(spec, flag, weighted=flag == "--data", names=section.names)
+    parts = find_sources(spec, flag, weighted=flag == "--data", names=section.loading.names)
     for part in parts:
         own = partial(choose_layout, lay_out, part.name)
         try:

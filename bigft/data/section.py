@@ -21,6 +21,10 @@ class LoadingSection(Section):
     num_workers: Annotated[int, Field(ge=0, le=64)] = 1
     """Threads that prepare the next steps' batches during a step; the order never depends on it."""
 
+    names: list[str] | None = None
+    """What the parts of the data are called in metrics, in their order; absent: after their
+    files."""
+
     streaming: bool = False
     """Tokenise while training and keep nothing on the disk, for data larger than it. Needs
     `--max_steps` and `--eval_data`; rows are shuffled within a buffer only."""
@@ -37,10 +41,6 @@ class DataSection(Section):
 
     eval: str | None = None
     """As `train`, without weights; absent: a held-out share of the training data."""
-
-    names: list[str] | None = None
-    """What the parts of `train` and of `eval` are called in metrics, in their order; absent: after
-    their files."""
 
     max_length: Annotated[int, Field(gt=1)] = 1024
     """Tokens per sequence."""

@@ -178,7 +178,7 @@ def _check_parts_data(run: Run) -> Iterator[Finding]:
             " one, or none"
         )
     wanted = find_defaults(run.task)
-    found: dict[str, Any] = {"data.train": data.train, "data.names": data.names}
+    found: dict[str, Any] = {"data.train": data.train, "data.loading.names": data.loading.names}
     if not without or len(without) == len(parts):
         found["data.eval"] = data.eval
     for path, value in found.items():

@@ -45,7 +45,7 @@ def find_defaults(task: TaskSection) -> dict[str, Any]:
     parts = task.parts.values()
     found: dict[str, Any] = {
         "data.packing": "none",
-        "data.names": list(task.parts),
+        "data.loading.names": list(task.parts),
         "data.train": ",".join(part.data for part in parts),
     }
     if not any(part.task == "causal_lm" for part in parts):

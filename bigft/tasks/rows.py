@@ -133,7 +133,7 @@ def _build_several(
     problems: list[str] = []
     kind: type[BigftError] = DataError
     for name, part in section.parts.items():
-        own = data.model_copy(update={"train": part.data, "names": [name]})
+        own = data.model_copy(update={"train": part.data})
         try:
             found[name] = build_rows(part.to_section(), own, model_config)
         except BigftError as error:

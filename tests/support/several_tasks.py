@@ -82,11 +82,10 @@ class Case:
         section = TaskSection(name="multitask", parts=self.parts)
         self.data = DataSection(
             train=",".join(part["data"] for part in self.parts.values()),
-            names=list(self.parts),
             max_length=32,
             packing="none",
             eval_fraction=0.1,
-            loading={"cache_dir": str(folder / "cache")},
+            loading={"cache_dir": str(folder / "cache"), "names": list(self.parts)},
         )
         model = ModelSection(name=str(folder / "start"))
         facts = read_facts(model)

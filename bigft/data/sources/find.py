@@ -138,7 +138,7 @@ def find_sources(
         names = choose_names([_suggest_names(name, sources[0]) for name, _, sources in found])
     elif len(names) != len(found):
         raise DataError(
-            f"--data.names {','.join(names)}: {len(names)} names, but {flag}={spec} has"
+            f"--data.loading.names {','.join(names)}: {len(names)} names, but {flag}={spec} has"
             f" {len(found)} parts; give each part a name, or none"
         )
     return [

@@ -278,7 +278,7 @@ def test_several_tasks_bring_their_data_and_a_model(tmp_path):
     line = ["train", "--config", "ds_configs/zero3.json", "--recipe", str(recipe)]
     run = resolve(parse([*line, "--task.parts.b.weight", "0.25"]), {}).run
     assert (run.data.train, run.data.eval) == ("x.jsonl:3,y.jsonl", "e.jsonl,f.jsonl")
-    assert (run.data.names, run.data.packing) == (["a", "b"], "none")
+    assert (run.data.loading.names, run.data.packing) == (["a", "b"], "none")
     assert run.model.name == "builtin/bert"
     assert [part.weight for part in run.task.parts.values()] == [1.0, 0.25]
     # The record of a run holds every setting, and gives the same run.
