@@ -133,6 +133,8 @@ def _find_auto_class(folder: Path) -> str:
     """Name the class of transformers that loads the model."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (architecture, *_) = config.get("architectures") or [""]
+    if architecture.endswith("Model"):
+        return "AutoModel"
     for kind in ("ForSequenceClassification", "ForMaskedLM"):
         if architecture.endswith(kind):
             return f"AutoModel{kind}"
@@ -145,6 +147,8 @@ def _make_title(base: str) -> str:
 
 
 def _describe(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if facts.get("heads"):
+        yield "Heads, each a whole model", facts["heads"]
     if facts.get("step") is not None:
         yield "Optimizer steps", f"{facts['step']:,}"
     if facts.get("tokens") is not None:

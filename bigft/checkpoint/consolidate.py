@@ -19,11 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from bigft import __version__
-from bigft.checkpoint.assets import check_config, copy_assets, read_config, write_model_card
+from bigft.checkpoint.assets import check_config, copy_assets, write_model_card
 from bigft.checkpoint.cast import is_floating
 from bigft.checkpoint.files import sync
 from bigft.checkpoint.layout import Layout, SourceTensor
-from bigft.checkpoint.safetensors_out import Entry, PlannedFile, create_files, plan_files
+from bigft.checkpoint.parts import PARTS_NAME, Piece, link, list_parts, share_files, split_tensors
+from bigft.checkpoint.safetensors_out import (
+    Entry,
+    PlannedFile,
+    create_files,
+    plan_files,
+)
 from bigft.checkpoint.source import Source, find_source
 from bigft.checkpoint.state_layout import STATE_INDEX_NAME, read_state_layout
 from bigft.checkpoint.stock_layout import read_stock_layout
@@ -111,23 +117,32 @@ def consolidate(
     output = output_dir.resolve()
     check_output(output)
     found = find_source(source, is_digest_checked=not is_source_verified)
+    if assets and found.assets and list_parts(found.assets):
+        raise ConfigError(
+            f"--model {assets}: {source} has several heads, each with a configuration of its own."
+            " Leave --model out"
+        )
     found = replace(found, assets=assets or found.assets)
     layout = _read_layout(found.folder)
     export_dtype = layout.training_dtype if dtype == "auto" else dtype
-    tensors = _select_tensors(layout, found)
+    pieces = split_tensors(layout, found.assets)
     if assets:
-        check_config(assets, {one.name: one.shape for one in tensors})
-    files = plan_files([_plan_entry(one, export_dtype) for one in tensors], max_shard_bytes)
+        check_config(assets, {one.name: one.shape for piece in pieces for one in piece.tensors})
+    planned = _plan_pieces(pieces, export_dtype, max_shard_bytes)
+    num_bytes = sum(file.file_bytes for one in planned for file in one.files)
     num_parameters = sum(one.numel for one in layout.tensors if not one.is_buffer)
     try:
         with unfinished_folder(output) as folder:
             # Now: what a killed start left there is gone.
-            _check_space(folder, sum(file.file_bytes for file in files))
-            create_files(folder, files)
-            _write_weights(folder, tensors, files, threads, verify, progress)
-            _write_rest(folder, found, layout, export_dtype, num_parameters)
+            _check_space(folder, num_bytes)
+            for one in planned:
+                (folder / one.piece.name).mkdir(exist_ok=True)
+                create_files(folder / one.piece.name, one.files, one.shared)
+            _write_weights(folder, planned, threads, verify, progress)
+            _write_rest(folder, found, layout, planned, export_dtype, num_parameters)
             _sync_tree(folder)
-            check_files(folder, files)
+            for one in planned:
+                check_files(folder / one.piece.name, one.every)
             swap_into_place(folder, output)
     except OSError as error:
         raise _explain(error, output) from error
@@ -135,7 +150,7 @@ def consolidate(
         path=output,
         source=found.folder,
         parameters=num_parameters,
-        bytes=sum(file.file_bytes for file in files),
+        bytes=num_bytes,
         seconds=time.perf_counter() - started,
         peak_rss_bytes=_read_peak_rss(),
         verified=True,
@@ -148,44 +163,69 @@ def _read_layout(folder: Path) -> Layout:
     return read_state_layout(folder) if is_state else read_stock_layout(folder)
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """The files of one folder."""
+
+    piece: Piece
+    files: tuple[PlannedFile, ...]
+    """Its own."""
+    shared: tuple[PlannedFile, ...] = ()
+    """Those of the body, under their names in this folder."""
+
+    @property
+    def every(self) -> tuple[PlannedFile, ...]:
+        """All that are to be found there."""
+        return self.shared + self.files
+
+
+def _plan_pieces(pieces: list[Piece], dtype: str, max_shard_bytes: int) -> list[_Planned]:
+    """Plan the files of the body, or of the whole model, and then those of the heads."""
+    first, *heads = pieces
+    files = plan_files([_plan_entry(one, dtype) for one in first.tensors], max_shard_bytes)
+    planned = [_Planned(first, files)]
+    for piece in heads:
+        entries = [_plan_entry(one, dtype) for one in piece.tensors]
+        own = plan_files(entries, max_shard_bytes) if entries else ()
+        shared, named = share_files(files, own)
+        planned.append(_Planned(piece, tuple(named), tuple(shared)))
+    return planned
+
+
 def _write_weights(
     folder: Path,
-    tensors: list[SourceTensor],
-    files: tuple[PlannedFile, ...],
+    planned: list[_Planned],
     threads: int,
     verify: bool,
     progress: Progress,
 ) -> None:
-    total = sum(file.file_bytes for file in files)
-    digests = write_tensors(
-        tensors,
-        files,
-        folder,
-        threads,
-        with_digests=verify,
-        advance=lambda num_bytes: progress("writing", num_bytes, total),
-    )
-    for file in files:
-        sync(folder / file.name)
-    if verify:
-        reread(
-            files,
-            folder,
-            digests,
+    total = sum(file.file_bytes for one in planned for file in one.files)
+    digests = [
+        write_tensors(
+            one.piece.tensors,
+            one.files,
+            folder / one.piece.name,
             threads,
-            advance=lambda num_bytes: progress("verifying", num_bytes, total),
+            with_digests=verify,
+            advance=lambda num_bytes: progress("writing", num_bytes, total),
         )
-
-
-def _select_tensors(layout: Layout, found: Source) -> list[SourceTensor]:
-    """Ties are written once, unless the configuration says that nothing is tied."""
-    tensors = list(layout.tensors)
-    config = read_config(found.assets) if found.assets else {}
-    if config.get("tie_word_embeddings") is False:
-        # Then transformers would fill the missing names with random values.
-        kept = {one.name: one for one in tensors}
-        tensors += [replace(kept[to], name=name) for name, to in layout.aliases.items()]
-    return tensors
+        for one in planned
+    ]
+    for one in planned:
+        for file in one.files:
+            sync(folder / one.piece.name / file.name)
+    for one, found in zip(planned, digests, strict=True):
+        if verify:
+            reread(
+                one.files,
+                folder / one.piece.name,
+                found,
+                threads,
+                advance=lambda num_bytes: progress("verifying", num_bytes, total),
+            )
+    for one in planned:
+        for source, target in zip(planned[0].files, one.shared, strict=False):
+            link(folder / source.name, folder / one.piece.name / target.name)
 
 
 def _plan_entry(tensor: SourceTensor, export_dtype: str) -> Entry:
@@ -194,18 +234,31 @@ def _plan_entry(tensor: SourceTensor, export_dtype: str) -> Entry:
 
 
 def _write_rest(
-    folder: Path, found: Source, layout: Layout, dtype: str, num_parameters: int
+    folder: Path,
+    found: Source,
+    layout: Layout,
+    planned: list[_Planned],
+    dtype: str,
+    num_parameters: int,
 ) -> None:
     facts: dict[str, Any] = {"step": layout.step, "zero_stage": layout.zero_stage, **found.facts}
     if found.assets:
-        copy_assets(found.assets, folder, dtype)
+        _copy_all(found.assets, folder, [one.piece.name for one in planned[1:]], dtype)
     else:
         logger.warning(
             "%s has no config.json and no tokenizer: only weights are written. Give a model "
             "folder with --model to make the result loadable",
             found.folder,
         )
-    write_model_card(folder, facts, dtype, num_parameters)
+    own = [
+        sum(tensor.numel for tensor in one.piece.tensors if not tensor.is_buffer)
+        for one in planned[1:]
+    ]
+    body = num_parameters - sum(own)
+    heads = [f"`{one.piece.name}/`" for one in planned[1:]]
+    write_model_card(folder, {**facts, "heads": ", ".join(heads)}, dtype, body)
+    for one, count in zip(planned[1:], own, strict=True):
+        write_model_card(folder / one.piece.name, facts, dtype, body + count)
     marker = {
         "bigft": __version__,
         "source": str(found.folder.resolve()),
@@ -214,6 +267,15 @@ def _write_rest(
         "parameters": num_parameters,
     }
     (folder / MARKER_NAME).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_all(assets: Path, folder: Path, parts: list[str], dtype: str) -> None:
+    """Copy configuration and tokenizer; each part has its own configuration beside the rest."""
+    copy_assets(assets, folder, dtype)
+    for name in parts:
+        copy_assets(assets, folder / name, dtype)
+        copy_assets(assets / name, folder / name, dtype)
+        (folder / name / PARTS_NAME).unlink()
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:

@@ -82,17 +82,26 @@ def plan_files(entries: Sequence[Entry], max_shard_bytes: int) -> tuple[PlannedF
     for entry in entries:
         _check_name(entry.name)
     shards = list(_split(entries, max_shard_bytes)) or [[]]
-    if len(shards) == 1:
-        return (_plan_file(SINGLE_NAME, shards[0]),)
-    count = len(shards)
-    return tuple(
-        _plan_file(f"model-{number:05d}-of-{count:05d}.safetensors", shard)
-        for number, shard in enumerate(shards, 1)
-    )
+    named = zip(name_shards(len(shards)), shards, strict=True)
+    return tuple(_plan_file(name, shard) for name, shard in named)
 
 
-def create_files(folder: Path, files: Sequence[PlannedFile]) -> None:
+def name_shards(count: int) -> list[str]:
+    """Name the files of a model as Hugging Face does."""
+    if count == 1:
+        return [SINGLE_NAME]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def create_files(
+    folder: Path, files: Sequence[PlannedFile], shared: Sequence[PlannedFile] = ()
+) -> None:
     """Write the headers and the index, and give every file its final length.
+
+    Args:
+        folder: Where to.
+        files: What to create.
+        shared: Files that will be there, too, and belong into the index.
 
     Raises:
         OSError: Among others, the disk has no room for them.
@@ -101,9 +110,10 @@ def create_files(folder: Path, files: Sequence[PlannedFile]) -> None:
         with (folder / file.name).open("xb") as stream:
             stream.write(file.header)
             _allocate(stream.fileno(), file.file_bytes)
-    if len(files) > 1:
-        metadata = {"total_size": sum(file.tensor_bytes for file in files)}
-        weight_map = {entry.name: file.name for file in files for entry in file.entries}
+    every = [*shared, *files]
+    if len(every) > 1:
+        metadata = {"total_size": sum(file.tensor_bytes for file in every)}
+        weight_map = {entry.name: file.name for file in every for entry in file.entries}
         index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 

@@ -17,11 +17,11 @@ from bigft.commands.parts.engine import build_run_engine, out_of_memory_explaine
 from bigft.commands.parts.frozen import load_frozen
 from bigft.commands.parts.guards import Guards
 from bigft.commands.parts.hooks import StateBytes, build_hooks
+from bigft.commands.parts.model import load_run_model
 from bigft.commands.parts.resume import restore
 from bigft.commands.parts.swap import reserve_swap, swap_folder
 from bigft.commands.parts.task import load_rows
 from bigft.data.store.rejected import keep_rejected
-from bigft.data.tokens.tokenize import find_end_token_ids
 from bigft.distributed.collectives import (
     barrier,
     errors_shared,
@@ -33,8 +33,6 @@ from bigft.engine.zero import Zero
 from bigft.log import Console
 from bigft.models.download import fetch_weights
 from bigft.models.facts import read_facts
-from bigft.models.load import load_model
-from bigft.models.tokenizer import adopt_special_tokens
 from bigft.monitor.events import Events
 from bigft.monitor.sinks import build_sinks
 from bigft.redact import redact_value
@@ -93,20 +91,7 @@ def train(
     ) as (ds, swap_guard):
         zero = Zero(ds)
         with errors_shared():
-            model = load_model(
-                run.model,
-                facts,
-                zero,
-                auto_class=task.auto_class(),
-                tokenizer=tokenizer,
-                dtype=training_dtype(ds),
-                device=world.device,
-                seed=run.trainer.seed,
-                configure=partial(task.configure, tokenizer=tokenizer),
-                has_new_head=task.has_new_head,
-            )
-        if not facts.has_weights:
-            adopt_special_tokens(model.module, tokenizer, find_end_token_ids(tokenizer))
+            model = load_run_model(run, task, facts, zero, tokenizer, training_dtype(ds), world)
         engine = build_run_engine(
             run, ds, model, optimizer, total_steps, world, console, swap_guard
         )

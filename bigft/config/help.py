@@ -95,7 +95,7 @@ def show_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return json.dumps(value)
+        return json.dumps(value, default=lambda section: section.model_dump(exclude_unset=True))
     if isinstance(value, list):
         return ",".join(map(str, value)) or "none"
     if isinstance(value, float):
@@ -205,5 +205,7 @@ def _describe_generic(kind: Any) -> str:
     if origin is list:
         return f"several of {_describe_generic(arguments[0])}, separated by commas"
     if origin is dict:
+        if isinstance(arguments[1], type) and issubclass(arguments[1], Section):
+            return "a mapping of names to settings, as JSON"
         return "name and number pairs, as JSON"
     return names.get(kind, str(kind))

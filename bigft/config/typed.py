@@ -4,6 +4,7 @@ Nothing is judged one by one: every function collects its problems, so that a us
 them at once.
 """
 
+import copy
 import json
 import types
 import typing
@@ -108,11 +109,12 @@ def read_recipe(path: str, model: type[Section], problems: list[str]) -> dict[st
 
 
 def find_field(fields: Mapping[str, FieldInfo], path: str) -> FieldInfo | None:
-    """Return the field a path sets; a path may also name one key of a mapping field."""
+    """Return the field a path sets; a path may also lead into a mapping field."""
     if path in fields:
         return fields[path]
-    parent = fields.get(path.rpartition(".")[0])
-    return parent if parent is not None and _is_mapping(parent) else None
+    parents = (path.rsplit(".", count)[0] for count in range(1, path.count(".") + 1))
+    found = next((fields[parent] for parent in parents if parent in fields), None)
+    return found if found is not None and _is_mapping(found) else None
 
 
 def build_section(
@@ -138,12 +140,14 @@ def _rejected(error: ValidationError, wanted: Mapping[str, Typed]) -> dict[str, 
         if path is None:
             raise error
         message = entry["msg"][:1].lower() + entry["msg"][1:]
+        if place.startswith(f"{path}."):
+            message = f"{place.removeprefix(f'{path}.')}: {message}"
         choices = entry.get("ctx", {}).get("expected", "")
         if entry["type"] == "literal_error":
             message += suggest(str(entry["input"]), [c.strip("'") for c in _split(choices)])
         elif entry["type"] == "dict_type":
             message = f"has to be a mapping; write --{path}.NAME VALUE for each of its entries"
-        rejected.setdefault(path, message)
+        rejected[path] = "; ".join(filter(None, [rejected.get(path), message]))
     return rejected
 
 
@@ -160,7 +164,8 @@ def _nest(typed: Mapping[str, Typed]) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {})
         value = typed[path].value
-        node[last] = dict(value) if isinstance(value, dict) else value
+        # What is laid over it must not change what was written.
+        node[last] = copy.deepcopy(value)
     return tree
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigft.data.cache import default_cache_dir, write_text_atomically
-from bigft.data.layouts.layout import BuildLayout
+from bigft.data.layouts.layout import BuildLayout, Layout
 from bigft.data.layouts.next_token import NextToken
+from bigft.data.layouts.several import Several
 from bigft.data.loading.batches import build_collate
-from bigft.data.loading.loader import EvalLoader, Loader, Share, StoreLoader
+from bigft.data.loading.loader import Count, EvalLoader, Loader, Share, StoreLoader
 from bigft.data.loading.stream import StreamLoader
 from bigft.data.open import (
     Opened,
@@ -31,6 +32,7 @@ from bigft.data.sources.progress import Tell, tell_nobody
 from bigft.data.store.chunks import ChunkTokenizer
 from bigft.data.store.prepare import describe_request, refuse_bad_rows
 from bigft.data.store.rejected import Rejected
+from bigft.data.store.rows import Rows
 from bigft.data.store.store import TokenStore, compute_store_digest
 from bigft.data.tokens.tokenize import find_chat_template
 from bigft.errors import BigftError, DataError
@@ -112,15 +114,16 @@ def build_data(
         seed=seed,
         collate=build_collate(layout, len(opened.names)),
         num_workers=section.loading.num_workers,
-        order="by_length" if section.packing == "none" else "shuffled",
-        count=layout.count,
+        order=_choose_order(layout, section),
+        count=_build_count(layout, opened.train),
     )
     evaluation = EvalLoader(
         opened.evaluation,
         selection.evaluation,
         replace_share(share, eval_batch_size),
         collate=build_collate(layout, len(opened.eval_names)),
-        count=layout.count,
+        count=_build_count(layout, opened.evaluation),
+        is_shuffled=isinstance(layout, Several),
     )
     return Data(
         train,
@@ -263,6 +266,20 @@ def _raise_noted(note: Path) -> None:
 
 
 # Parts.
+
+
+def _choose_order(layout: Layout, section: DataSection) -> str:
+    # By length, whole steps would go to the task with the short texts.
+    is_padded = section.packing == "none" and not isinstance(layout, Several)
+    return "by_length" if is_padded else "shuffled"
+
+
+def _build_count(layout: Layout, rows: Rows) -> Count:
+    """Return what counts the terms of rows: what a row of several tasks has depends on its part."""
+    if not isinstance(layout, Several):
+        return layout.count
+    terms = layout.count_by_part([store.supervised_counts for store in rows.stores])
+    return lambda learned: terms
 
 
 def _set_chat_template(

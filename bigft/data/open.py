@@ -5,10 +5,12 @@ Training builds its loaders on this (`bigft.data.build`), the preview only looks
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bigft.data.layouts.layout import BuildLayout
 from bigft.data.layouts.next_token import NextToken
+from bigft.data.layouts.several import choose_layout
 from bigft.data.order.pack import Bins
 from bigft.data.order.select import Selection, describe_selection, open_selection
 from bigft.data.section import DataSection, seed_copies
@@ -122,10 +124,11 @@ def open_rows(
     """
     stores, problems = [], []
     # Only training goes through its data more or less often.
-    parts = find_sources(spec, flag, weighted=flag == "--data")
+    parts = find_sources(spec, flag, weighted=flag == "--data", names=section.loading.names)
     for part in parts:
+        own = partial(choose_layout, lay_out, part.name)
         try:
-            stores.append(open_store(part, section, tokenizer, tell, lay_out))
+            stores.append(open_store(part, section, tokenizer, tell, own))
         except DataError as error:
             problems.append(str(error))
     if problems:

@@ -21,6 +21,10 @@ class LoadingSection(Section):
     num_workers: Annotated[int, Field(ge=0, le=64)] = 1
     """Threads that prepare the next steps' batches during a step; the order never depends on it."""
 
+    names: list[str] | None = None
+    """What the parts of the data are called in metrics, in their order; absent: after their
+    files."""
+
     streaming: bool = False
     """Tokenise while training and keep nothing on the disk, for data larger than it. Needs
     `--max_steps` and `--eval_data`; rows are shuffled within a buffer only."""

@@ -75,7 +75,14 @@ class Zero:
         Collective: every rank; rank 0's values count.
         """
         if self.partitions_parameters:
-            deepspeed.zero.Init(module=module, config_dict_or_path=self.config)
+            # A new swapper begins with an empty folder: what the others swapped out would be gone
+            # (DeepSpeed 0.19.8, `AsyncPartitionedParameterSwapper.__init__`).
+            swappers = (getattr(p, "nvme_swapper", None) for p in module.parameters())
+            deepspeed.zero.Init(
+                module=module,
+                config_dict_or_path=self.config,
+                param_swapper=next(filter(None, swappers), None),
+            )
 
     def set_leaf_modules(self, module: nn.Module, classes: list[type[nn.Module]]) -> None:
         """Gather modules of these classes as a whole, whichever of their children run."""

@@ -65,19 +65,23 @@ def evaluate(
     mean = loss / max(terms, 1.0)
     table = gather(_join(tables, device)).double().cpu()
     outcomes, parts = table[:, :-1], table[:, -1:].flatten()
+    sums = tuple(zip(by_source[::2], by_source[1::2], strict=True))
+    means = {number: loss / count for number, (loss, count) in enumerate(sums) if count}
     return {
         "loss": mean,
-        **task.judge(Totals(mean, correct / max(terms, 1.0), outcomes)),
+        # Of several tasks the loss is another one.
+        **task.judge(Totals(mean, correct / max(terms, 1.0), outcomes, sums)),
         task.unit: terms,
-        **{
-            f"loss/{name}": by_source[2 * number] / by_source[2 * number + 1]
-            for number, name in enumerate(named)
-            if by_source[2 * number + 1]
-        },
+        **{f"loss/{named[number]}": loss for number, loss in means.items()},
         **{
             f"{metric}/{name}": value
             for number, name in enumerate(named)
-            for metric, value in _judge_part(task, outcomes[parts == number]).items()
+            for metric, value in _judge_part(
+                task,
+                Totals(
+                    means.get(number, math.nan), math.nan, outcomes[parts == number], source=number
+                ),
+            ).items()
         },
     }
 
@@ -104,11 +108,9 @@ def _add_source(outcomes: Tensor, batch: Batch) -> Tensor:
     return torch.cat([outcomes, sources[:, None]], 1)
 
 
-def _judge_part(task: Scorer, outcomes: Tensor) -> dict[str, float]:
-    if not len(outcomes):
-        return {}
+def _judge_part(task: Scorer, totals: Totals) -> dict[str, float]:
     # Only what is made from outcomes is asked for.
-    return task.judge(Totals(math.nan, math.nan, outcomes))
+    return task.judge(totals) if len(totals.outcomes) else {}
 
 
 def _join(outcomes: list[Tensor], device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from bigft.checkpoint.parts import list_parts
 from bigft.errors import CheckpointError, ConfigError
 from bigft.models.facts import is_local
 from bigft.models.weights import check_pickles
@@ -44,6 +45,11 @@ def check_model(folder: str) -> None:
     if path.is_dir() and not (path / "config.json").is_file():
         hint = f"; did you mean {path / 'model'}?" if (path / "model/config.json").is_file() else ""
         raise CheckpointError(f"{folder}: no config.json there{hint}")
+    if path.is_dir() and (parts := list_parts(path)):
+        raise CheckpointError(
+            f"{folder}: holds the body that {len(parts)} tasks share, and no head; give one of"
+            f" {', '.join(str(path / part) for part in parts)}"
+        )
     weights = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
     if path.is_dir() and not any(next(path.glob(pattern), None) for pattern in weights):
         raise CheckpointError(

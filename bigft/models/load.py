@@ -64,6 +64,17 @@ class LoadedModel:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A model that is to be built."""
+
+    config: Any
+    attention: str
+    """Implementation of the attention."""
+    skeleton: Any
+    """The model without storage."""
+
+
 def leave_as_is(config: Any) -> None:
     """Change nothing of a config."""
 
@@ -141,13 +152,9 @@ def load_model(
     Collective: every rank.
     Memory: under stage 3, this rank's slice plus one layer; else the whole model.
     """
-    attention = pick_attention(section.attention, device, dtype)
-    config = _understood(lambda: build_config(section, facts, len(tokenizer)), section.name)
-    configure(config)
-    model_class = _model_class(auto_class, config, section)
-    attention = _supported_attention(attention, model_class, explicit=section.attention != "auto")
+    plan = plan_model(section, facts, auto_class, len(tokenizer), configure, device, dtype)
+    config, attention, skeleton = plan.config, plan.attention, plan.skeleton
     notes: list[str] = []
-    skeleton = _build_skeleton(auto_class, config, section, attention, dtype)
     check_pickles(facts.weight_files)
     headers = read_headers(facts.weight_files)
     head = NewHead()
@@ -181,6 +188,32 @@ def load_model(
     if experts:
         notes.append(f"mixture of experts: {', '.join(c.__name__ for c in experts)} gathered whole")
     return LoadedModel(module, attention, notes)
+
+
+def plan_model(
+    section: ModelSection,
+    facts: ModelFacts,
+    auto_class: Any,
+    num_tokens: int,
+    configure: Callable[[Any], None],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Plan:
+    """Decide what a model will be; its weights are not looked at.
+
+    Raises:
+        ConfigError: transformers does not know the architecture.
+    """
+    config = _understood(lambda: build_config(section, facts, num_tokens), section.name)
+    configure(config)
+    model_class = _model_class(auto_class, config, section)
+    attention = _supported_attention(
+        pick_attention(section.attention, device, dtype),
+        model_class,
+        explicit=section.attention != "auto",
+    )
+    skeleton = build_skeleton(auto_class, config, section, attention, dtype)
+    return Plan(config, attention, skeleton)
 
 
 @contextlib.contextmanager
@@ -230,8 +263,8 @@ def _understood(build: Any, name: str) -> Any:
 
 
 def _model_class(auto_class: Any, config: Any, section: ModelSection) -> type[nn.Module] | None:
-    mapping = auto_class._model_mapping
-    if type(config) not in mapping:
+    found = find_class(auto_class, config)
+    if found is None:
         if section.trust_remote_code:
             return None
         raise ConfigError(
@@ -239,7 +272,12 @@ def _model_class(auto_class: Any, config: Any, section: ModelSection) -> type[nn
             f" {auto_class.__name__.removeprefix('Auto')} for model_type"
             f" {config.model_type!r}; pick a model of that kind"
         )
-    found: type[nn.Module] = mapping[type(config)]
+    return found
+
+
+def find_class(auto_class: Any, config: Any) -> type[nn.Module] | None:
+    """Find what an auto class builds for a config, None where it knows nothing."""
+    found: type[nn.Module] | None = auto_class._model_mapping.get(type(config), None)
     return found
 
 
@@ -267,7 +305,7 @@ def _supported_attention(name: str, model_class: Any, *, explicit: bool) -> str:
     return name
 
 
-def _build_skeleton(
+def build_skeleton(
     auto_class: Any, config: Any, section: ModelSection, attention: str, dtype: torch.dtype
 ) -> nn.Module:
     """Build the model without storage: names, shapes and counts only."""
@@ -369,5 +407,5 @@ def plan_parameters(
     """Count the parameters that a model will have, without building any of them."""
     config = _understood(lambda: build_config(section, facts, num_tokens), section.name)
     configure(config)
-    skeleton = _build_skeleton(auto_class, config, section, "eager", torch.bfloat16)
+    skeleton = build_skeleton(auto_class, config, section, "eager", torch.bfloat16)
     return count_parameters(skeleton)

@@ -9,7 +9,7 @@ import contextlib
 import math
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -249,6 +249,29 @@ def _renamer(
         return (target,), False
 
     return rename
+
+
+def rename_all(skeleton: nn.Module, headers: Mapping[str, Header]) -> dict[str, str]:
+    """Find where the files keep the weights of a model: name -> name in the files.
+
+    Those that transformers converts when it loads them are left out.
+    """
+    rename = _renamer(skeleton, dict.fromkeys(skeleton.state_dict()))
+    found = {}
+    for name in headers:
+        targets, is_counted = rename(name)
+        if is_counted is None:
+            found[targets[0]] = name
+    return found
+
+
+def read_tensor(header: Header, name: str) -> Tensor:
+    """Read one tensor of a file."""
+    from safetensors import safe_open
+
+    with safe_open(header.file, framework="pt") as file:
+        found: Tensor = file.get_tensor(name)
+    return found
 
 
 def _expand(name: str, expected: Iterable[str]) -> list[str]:

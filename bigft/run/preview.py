@@ -14,7 +14,7 @@ from bigft.data.section import DataSection
 from bigft.errors import ConfigError, raise_together
 from bigft.models.section import ModelSection
 from bigft.run.draft import expand_home
-from bigft.run.settings import DEFAULTS_OF_TASK, Run
+from bigft.run.settings import Run, find_defaults
 from bigft.tasks.section import TaskSection
 from bigft.trainer.section import TrainerSection
 
@@ -62,9 +62,9 @@ def resolve_preview(request: Request) -> PreviewSettings:
         if "data" in flags or "data.train" in flags:
             problems.append(f"given twice: {request.words[0]} and --data. Drop one of them")
         typed["data.train"] = Typed(request.words[0], "flag FILE")
-    task = build_section(PreviewSettings, typed, problems).task.name
-    for path, value in DEFAULTS_OF_TASK.get(task, {}).items():
-        typed.setdefault(path, Typed(value, f"default of --task {task}"))
+    task = build_section(PreviewSettings, typed, problems).task
+    for path, value in find_defaults(task).items():
+        typed.setdefault(path, Typed(value, f"default of --task {task.name}"))
     settings = build_section(PreviewSettings, typed, problems)
     if settings.data.loading.streaming:
         problems.append(

@@ -36,7 +36,7 @@ from bigft.run.bridge import bridge
 from bigft.run.draft import Draft
 from bigft.run.fill import fill_json
 from bigft.run.rules import RULES
-from bigft.run.settings import DEFAULTS_OF_TASK, Run
+from bigft.run.settings import Run, find_defaults
 
 # From random weights, 1e-5 barely moves; 3e-4 is the usual peak for small Llama-style models.
 _RATE_FROM_SCRATCH = 3e-4
@@ -177,7 +177,7 @@ def _facts_of(run: Run, draft: Draft) -> ModelFacts | None:
 def _adopt_of_task(draft: Draft, run: Run) -> None:
     """Let defaults follow from the task, where nobody typed something else."""
     name = run.task.name
-    for path, value in DEFAULTS_OF_TASK.get(name, {}).items():
+    for path, value in find_defaults(run.task).items():
         if path not in draft.typed:
             draft.adopt(path, value, f"default of --task {name}")
 

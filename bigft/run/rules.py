@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bigft.config.help import show_value
 from bigft.config.hints import suggest
 from bigft.data.contradictions import find_contradictions
 from bigft.data.section import DataSection
@@ -22,7 +23,7 @@ from bigft.models.facts import BUILTIN_MODELS
 from bigft.optim.place import suits_host
 from bigft.run.draft import Draft
 from bigft.run.goals import are_saves_evaluated
-from bigft.run.settings import DEFAULTS_OF_TASK, Run
+from bigft.run.settings import DEFAULTS_OF_TASK, Run, find_defaults
 from bigft.tasks.section import OF_ONE_TASK, TaskSection
 from bigft.trainer.patience import parse_patience
 from bigft.units import parse_bytes
@@ -43,6 +44,7 @@ _ZERO = "zero_optimization"
 _MANY_MICRO_STEPS = 8
 _STAGE_OF_PARAMETERS = 3
 _ADAM_BUFFERS = 4
+_LEAST_TASKS = 2
 
 
 def warn_sequence_longer_than_positions(draft: Draft, run: Run) -> Iterator[Finding]:
@@ -97,27 +99,17 @@ def check_data(draft: Draft, run: Run) -> Iterator[Finding]:
 def check_task(draft: Draft, run: Run) -> Iterator[Finding]:
     """Settings of one task mean nothing to another, and only language models can pack."""
     name = run.task.name
-    for setting, tasks in OF_ONE_TASK.items():
-        value = getattr(run.task, setting)
-        # Not by what was typed: the record of a run holds every setting.
-        if name not in tasks and value != TaskSection.model_fields[setting].default:
-            yield Finding(
-                f"--task.{setting} {value}: --task {name} has no such setting (that is of"
-                f" {', '.join(tasks)}). Leave it out"
-            )
+    yield from _check_choices(run.task, "--task.", f"--task {name}")
     if name in DEFAULTS_OF_TASK and run.data.packing != "none":
         yield Finding(
             f"--packing {run.data.packing}: every example of --task {name} needs a sequence of its"
             " own. Use --packing none"
         )
-    if run.data.overlong == "split" and name in ("classification", "regression", "seq2seq"):
+    kinds = {name, *(part.task for part in run.task.parts.values())}
+    if run.data.overlong == "split" and kinds & {"classification", "regression", "seq2seq"}:
         yield Finding(
             f"--data.overlong split: a part of an example of --task {name} says nothing about the"
             " rest. Use truncate, drop or error"
-        )
-    if run.task.focal_gamma and run.task.label_smoothing:
-        yield Finding(
-            "--task.focal_gamma and --task.label_smoothing pull in opposite directions. Keep one"
         )
     if name == "classification" and run.data.loading.streaming and run.task.labels is None:
         yield Finding(
@@ -128,8 +120,101 @@ def check_task(draft: Draft, run: Run) -> Iterator[Finding]:
         yield Finding(
             "--task distillation: who teaches? Give --task.distillation.teacher FOLDER_OR_ID"
         )
-    if run.task.labels is not None and len(set(run.task.labels)) < len(run.task.labels):
-        yield Finding(f"--task.labels {','.join(run.task.labels)}: a name stands twice")
+
+
+def _check_choices(task: TaskSection, prefix: str, shown: str) -> Iterator[Finding]:
+    """Check the settings of one task, which may be one of several."""
+    for setting, tasks in OF_ONE_TASK.items():
+        value = getattr(task, setting)
+        # Not by what was typed: the record of a run holds every setting.
+        if task.name not in tasks and value != TaskSection.model_fields[setting].default:
+            advice = "Leave it out"
+            if task.name == "multitask":
+                advice = f"Write it for the task that it is for: --task.parts.NAME.{setting}"
+            yield Finding(
+                f"{prefix}{setting} {show_value(value)}: {shown} has no such setting (that is of"
+                f" {', '.join(tasks)}). {advice}"
+            )
+    if task.focal_gamma and task.label_smoothing:
+        yield Finding(
+            f"{prefix}focal_gamma and {prefix}label_smoothing pull in opposite directions. Keep one"
+        )
+    if task.labels is not None and len(set(task.labels)) < len(task.labels):
+        yield Finding(f"{prefix}labels {','.join(task.labels)}: a name stands twice")
+
+
+def check_several_tasks(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Tasks that share a body have data of their own each, and a model that can serve all."""
+    parts = run.task.parts
+    if run.task.name != "multitask" or (not parts and draft.problems):
+        return  # Parts with a mistake in them have been taken out.
+    if len(parts) < _LEAST_TASKS:
+        alone = "".join(f". For one alone: --task {part.task}" for part in parts.values())
+        yield Finding(
+            f"--task multitask: needs two tasks or more, and task.parts names {len(parts)}{alone}."
+            " See launch_scripts/recipes/multi_task.yaml"
+        )
+        return
+    for name, part in parts.items():
+        section = part.to_section()
+        yield from _check_choices(section, f"--task.parts.{name}.", f"--task {part.task}")
+    yield from _check_parts_data(run)
+    yield from _check_parts_model(draft, run)
+
+
+def _check_parts_data(run: Run) -> Iterator[Finding]:
+    parts, data = run.task.parts, run.data
+    for name, part in parts.items():
+        for setting, spec in (("data", part.data), ("eval", part.eval)):
+            if spec is not None and len(split_spec(spec)) != 1:
+                yield Finding(
+                    f"--task.parts.{name}.{setting} {spec!r}: names {len(split_spec(spec))} parts"
+                    " of data; give one file, folder, glob or hub id"
+                )
+    without = [name for name, part in parts.items() if part.eval is None]
+    if 0 < len(without) < len(parts):
+        yield Finding(
+            f"task.parts: {', '.join(without)} without `eval`, the others with; give all of them"
+            " one, or none"
+        )
+    wanted = find_defaults(run.task)
+    found: dict[str, Any] = {"data.train": data.train, "data.loading.names": data.loading.names}
+    if not without or len(without) == len(parts):
+        found["data.eval"] = data.eval
+    for path, value in found.items():
+        if value != wanted.get(path):
+            yield Finding(
+                f"--{path} {show_value(value)}: the data of several tasks are named in task.parts."
+                " Leave it out"
+            )
+    if data.loading.streaming:
+        yield Finding(
+            "--data.loading.streaming true: a stream has one part after the other, and no mixture"
+            " of tasks. Leave it out"
+        )
+
+
+def _check_parts_model(draft: Draft, run: Run) -> Iterator[Finding]:
+    if draft.facts is None:
+        return
+    (made_for, *_) = draft.facts.config.get("architectures") or [""]
+    shown = f"--model {run.model.name} ({made_for})"
+    if draft.facts.config.get("is_encoder_decoder") or "ForConditionalGeneration" in made_for:
+        yield Finding(
+            f"{shown} is an encoder and decoder, whose body several heads cannot share. Use an"
+            " encoder (BERT) or a decoder (Llama)"
+        )
+    for name, part in run.task.parts.items():
+        if part.task == "causal_lm" and made_for.endswith("ForMaskedLM"):
+            yield Finding(
+                f"--task.parts.{name}.task causal_lm: {shown} is an encoder, which sees the tokens"
+                " that it would predict. Use masked_lm, or a decoder"
+            )
+        if part.task == "masked_lm" and made_for.endswith("ForCausalLM"):
+            yield Finding(
+                f"--task.parts.{name}.task masked_lm: {shown} is a decoder, which cannot look at"
+                " what comes after a hidden token. Use causal_lm, or an encoder"
+            )
 
 
 def refuse_eight_bit_on_nvme(draft: Draft, run: Run) -> Iterator[Finding]:
@@ -376,6 +461,7 @@ RULES: tuple[Rule, ...] = (
     check_host_choices,
     check_data,
     check_task,
+    check_several_tasks,
     check_streaming,
     check_swap_buffers,
     check_warmup,

@@ -1,5 +1,7 @@
 """`Run`: everything that describes the experiment, as a list of sections."""
 
+from typing import Any
+
 from bigft.checkpoint.section import CheckpointSection
 from bigft.config.section import Section
 from bigft.data.section import DataSection
@@ -31,8 +33,26 @@ DEFAULTS_OF_TASK: dict[str, dict[str, str]] = {
         "data.train": "builtin/prose",
         "data.packing": "none",
     },
+    "multitask": {"data.packing": "none"},
 }
 """Task -> settings whose defaults it changes."""
+
+
+def find_defaults(task: TaskSection) -> dict[str, Any]:
+    """Find the settings whose defaults a task changes; several tasks also bring their data."""
+    if task.name != "multitask" or not task.parts:
+        return dict(DEFAULTS_OF_TASK.get(task.name, {}))
+    parts = task.parts.values()
+    found: dict[str, Any] = {
+        "data.packing": "none",
+        "data.loading.names": list(task.parts),
+        "data.train": ",".join(part.data for part in parts),
+    }
+    if not any(part.task == "causal_lm" for part in parts):
+        found["model.name"] = "builtin/bert"
+    if all(part.eval for part in parts):
+        found["data.eval"] = ",".join(str(part.eval) for part in parts)
+    return found
 
 
 class Run(Section):

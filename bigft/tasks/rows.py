@@ -12,9 +12,11 @@ from bigft.data.layouts.coders import Values
 from bigft.data.layouts.layout import Layout
 from bigft.data.layouts.masked import Masked
 from bigft.data.layouts.next_token import NextToken
+from bigft.data.layouts.several import Several
 from bigft.data.layouts.source_target import SourceTarget
 from bigft.data.layouts.targets import Targets
 from bigft.data.section import DataSection
+from bigft.errors import BigftError, ConfigError, DataError, list_problems, raise_together
 from bigft.tasks.classes import Classes, study_classes
 from bigft.tasks.section import TaskSection
 
@@ -104,6 +106,44 @@ class MaskedRows:
         return Masked(tokenizer, section, share=self.share, unit=self.unit)
 
 
+@dataclass(frozen=True)
+class SeveralRows:
+    """Of `multitask`."""
+
+    parts: dict[str, TaskRows]
+    """By the names of the parts of the data, in their order."""
+
+    def complete(self, tokenizer: "PreTrainedTokenizerBase", *, is_new: bool) -> None:
+        """Add what any of the tasks needs."""
+        for part in self.parts.values():
+            part.complete(tokenizer, is_new=is_new)
+
+    def lay_out(self, tokenizer: "PreTrainedTokenizerBase", section: DataSection) -> Layout:
+        """Return rows of all tasks."""
+        parts = {name: part.lay_out(tokenizer, section) for name, part in self.parts.items()}
+        return Several(tokenizer, parts)
+
+
+def _build_several(
+    section: TaskSection, data: DataSection, model_config: Mapping[str, Any]
+) -> TaskRows:
+    if not section.parts:
+        raise ConfigError("--task multitask: which tasks? Name them in task.parts of a recipe")
+    found: dict[str, TaskRows] = {}
+    problems: list[str] = []
+    kind: type[BigftError] = DataError
+    for name, part in section.parts.items():
+        own = data.model_copy(update={"train": part.data})
+        try:
+            found[name] = build_rows(part.to_section(), own, model_config)
+        except BigftError as error:
+            problems += [f"task.parts.{name}: {problem}" for problem in list_problems(error)]
+            kind = type(error)
+    if problems:
+        raise_together(kind, problems)
+    return SeveralRows(found)
+
+
 _Build = Callable[[TaskSection, DataSection, Mapping[str, Any]], TaskRows]
 _BUILD: dict[str, _Build] = {
     "causal_lm": lambda section, data, config: NextTokenRows(),
@@ -112,6 +152,7 @@ _BUILD: dict[str, _Build] = {
     "regression": lambda section, data, config: ValueRows(count_targets(data)),
     "seq2seq": lambda section, data, config: SourceTargetRows(section.prefix),
     "masked_lm": lambda section, data, config: MaskedRows(section.mask_share, section.mask_unit),
+    "multitask": _build_several,
 }
 
 

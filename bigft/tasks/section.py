@@ -22,16 +22,8 @@ class DistillationSection(Section):
     """Share of the divergence from the teacher in the loss; the rest is cross-entropy."""
 
 
-class TaskSection(Section):
-    """What the model learns."""
-
-    name: Literal[
-        "causal_lm", "classification", "regression", "seq2seq", "masked_lm", "distillation"
-    ] = "causal_lm"
-    """`causal_lm`: predict the next token. `classification`: choose a label, or several.
-    `regression`: predict numbers. `seq2seq`: write a target text from a source text (T5, BART).
-    `masked_lm`: guess hidden tokens (BERT). `distillation`: predict the next token as a teacher
-    does."""
+class LearningSection(Section):
+    """What may be chosen for a task, also for one of several."""
 
     labels: list[str] | None = None
     """`classification`: names of the classes in the order of their numbers; absent: the model's own
@@ -52,16 +44,63 @@ class TaskSection(Section):
     """How much less what is already predicted well counts (Lin et al., arXiv 1708.02002; 2 there).
     Training only."""
 
-    prefix: str = ""
-    """`seq2seq`: text before every source, as `"translate English to German: "` for T5."""
-
     mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """`masked_lm`: share of the tokens that are hidden, anew in every epoch."""
 
     mask_unit: Literal["token", "word"] = "token"
     """`masked_lm`: hide single tokens, or whole words."""
 
+
+class TaskPart(LearningSection):
+    """One of several tasks that share a body; beside these settings those of its task."""
+
+    task: Literal["classification", "regression", "causal_lm", "masked_lm"]
+    """What this head learns."""
+
+    data: str
+    """File, folder, glob or hub id, with an optional `:weight` (share of the tokens)."""
+
+    eval: str | None = None
+    """As `data`, without a weight; absent: a held-out share of `data`."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """What the mean loss of this task is multiplied by before the losses are added up."""
+
+    def to_section(self) -> "TaskSection":
+        """Return the settings of this task as if it were alone."""
+        own = {name: getattr(self, name) for name in LearningSection.model_fields}
+        return TaskSection(name=self.task, **own)
+
+
+PartName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+
+
+class TaskSection(LearningSection):
+    """What the model learns."""
+
+    name: Literal[
+        "causal_lm",
+        "classification",
+        "regression",
+        "seq2seq",
+        "masked_lm",
+        "distillation",
+        "multitask",
+    ] = "causal_lm"
+    """`causal_lm`: predict the next token. `classification`: choose a label, or several.
+    `regression`: predict numbers. `seq2seq`: write a target text from a source text (T5, BART).
+    `masked_lm`: guess hidden tokens (BERT). `distillation`: predict the next token as a teacher
+    does. `multitask`: several of these at once, with a head for each."""
+
+    prefix: str = ""
+    """`seq2seq`: text before every source, as `"translate English to German: "` for T5."""
+
     distillation: DistillationSection = DistillationSection()
+
+    parts: dict[PartName, TaskPart] = {}
+    """`multitask`: a name for each task, and what it is: `task` (`classification`, `regression`,
+    `causal_lm` or `masked_lm`), `data`, and where wanted `eval`, `weight` and the settings above.
+    Written in a recipe; single values also as `--task.parts.NAME.weight 0.5`."""
 
 
 OF_ONE_TASK: dict[str, tuple[str, ...]] = {
@@ -74,5 +113,6 @@ OF_ONE_TASK: dict[str, tuple[str, ...]] = {
     "mask_share": ("masked_lm",),
     "mask_unit": ("masked_lm",),
     "distillation": ("distillation",),
+    "parts": ("multitask",),
 }
 """Setting -> the tasks that have it."""

@@ -59,6 +59,10 @@ class Totals:
     """Share of the terms that were predicted correctly."""
     outcomes: Tensor
     """`(rows, n)` fp64 on the CPU, of all rows."""
+    by_source: tuple[tuple[float, float], ...] = ()
+    """Loss and terms of each part of the data, where there are several."""
+    source: int | None = None
+    """Of which part of the data these are; None: of all. Then there is no `accuracy`."""
 
 
 class Task(Protocol):
@@ -99,6 +103,7 @@ TASKS = {
     "seq2seq": "bigft.tasks.seq2seq:build",
     "masked_lm": "bigft.tasks.masked_lm:build",
     "distillation": "bigft.tasks.distillation:build",
+    "multitask": "bigft.tasks.multitask:build",
 }
 """Name -> `module:function`, loaded when asked for."""
 

@@ -51,6 +51,8 @@ def test_a_recipe_runs_as_it_is(one_rank, tmp_path, cache, name):
         ("masked_lm", "eval_token_accuracy", 0.15),
         # A 7-million-parameter decoder that only knew frequencies would stay at 3.8%, too.
         ("code", "eval_token_accuracy", 0.25),
+        ("multi_task", "eval_accuracy/module", 0.7),
+        ("multi_task", "eval_r2/read", 0.4),
     ],
 )
 def test_a_recipe_beats_the_majority(one_rank, tmp_path, cache, name, metric, least):

@@ -10,6 +10,7 @@ from bigft import __version__
 from bigft.checkpoint.folder import final_place
 from bigft.checkpoint.manifest import find_candidates, read_manifest
 from bigft.checkpoint.save import Checkpoints
+from bigft.commands.parts.model import write_assets
 from bigft.config.deepspeed import leaves
 from bigft.data.build import Data
 from bigft.distributed.world import World
@@ -172,16 +173,7 @@ class RunCheckpoints:
         return Kept(best, folder)
 
     def _write_assets(self, folder: Path) -> None:
-        self._tokenizer.save_pretrained(folder)
-        config = type(self._module.config).from_dict(self._module.config.to_dict())
-        # Training runs without a key-value cache; the model that users load wants one.
-        config.get_text_config().use_cache = True
-        # As transformers does: other programs choose their code by it, and a model that was built
-        # from a bare config.json lacks it.
-        config.architectures = [type(self._module).__name__]
-        config.save_pretrained(folder)
-        if getattr(self._module, "generation_config", None) is not None:
-            self._module.generation_config.save_pretrained(folder)
+        write_assets(self._module, self._tokenizer, folder)
 
 
 def read_kept(checkpoint: Path, metric: str) -> Kept | None:

@@ -2,10 +2,10 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bigft.commands.parts.model import count_planned_parameters
 from bigft.distributed.collectives import (
     broadcast_object,
     errors_shared,
@@ -17,7 +17,6 @@ from bigft.engine.host_swap import HostSwap
 from bigft.engine.swap_verify import SwapGuard
 from bigft.errors import PlanError
 from bigft.models.facts import ModelFacts
-from bigft.models.load import plan_parameters
 from bigft.optim.build import OptimizerPlan
 from bigft.run.resolve import Resolved
 from bigft.tasks.task import Task
@@ -94,13 +93,7 @@ def _open_swap(
     world: World,
 ) -> None:
     swap.remove_orphans(resolved.ds)
-    count = plan_parameters(
-        resolved.run.model,
-        facts,
-        task.auto_class(),
-        len(tokenizer),
-        partial(task.configure, tokenizer=tokenizer),
-    )
+    count = count_planned_parameters(resolved.run, task, facts, tokenizer)
     needed = swap.plan_swap_bytes(
         resolved.ds, optimizer.swap_bytes_per_parameter, count, world.local_size / world.size
     )

@@ -10,9 +10,11 @@ import torch
 from bigft.data.layouts.layout import Layout
 from bigft.data.layouts.masked import Masked
 from bigft.data.layouts.next_token import NextToken
+from bigft.data.layouts.several import Several
 from bigft.data.layouts.source_target import SourceTarget
 from bigft.data.layouts.targets import Targets
 from bigft.data.loading.collate import IGNORED, Batch, collate_packed, collate_padded
+from bigft.data.loading.join import join
 from bigft.data.loading.loader import Collate
 from bigft.data.loading.pad import name_sources, pad
 from bigft.data.tokens.tokenize import Row
@@ -75,11 +77,23 @@ def collate_masked(items: Items, layout: Masked, num_sources: int) -> Batch:
     return Batch(input_ids, labels, None, mask, sources, num_sources)
 
 
+def collate_several(items: Items, layout: Several, num_sources: int) -> Batch:
+    """Sort the rows by task, let each task make its labels, and join them."""
+    found, counts = [], []
+    for number, part in enumerate(layout.parts.values()):
+        mine = [item for item in items if item and item[0].source == number]
+        found.append(_COLLATE[type(part)](mine or [[]], layout=part, num_sources=1))
+        counts.append(len(mine))
+    aligned = [isinstance(part, NextToken | Masked) for part in layout.parts.values()]
+    return join(found, counts, aligned=aligned, pad_id=layout.pad_id)
+
+
 _COLLATE: dict[type[Any], Callable[..., Batch]] = {
     NextToken: collate_next_token,
     Targets: collate_targets,
     SourceTarget: collate_source_target,
     Masked: collate_masked,
+    Several: collate_several,
 }
 
 

@@ -46,6 +46,18 @@ class Batch:
     token_type_ids: torch.Tensor | None = None
     """0 for the first text of a pair, 1 for the second."""
 
+    parts: tuple["Batch", ...] = ()
+    """Of several tasks: the rows of each, as wide as all of them together. Then `input_ids` has the
+    rows of all, `labels` `(B, 1)` is 0 for a row and -100 for padding. A task without a row has one
+    that stands in and counts nothing."""
+
+    spans: tuple[slice, ...] = ()
+    """Where the rows of each of `parts` are in `input_ids`."""
+
+    step_terms: tuple[int, ...] = ()
+    """Terms of the loss of the whole step, all ranks and micro-steps, by part of the data; empty in
+    evaluations and where there is one part."""
+
     def to(self, device: torch.device | str) -> "Batch":
         """Copy the tensors to a device."""
         tensors: dict[str, Any] = {
@@ -53,7 +65,7 @@ class Batch:
             for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)
         }
-        return replace(self, **tensors)
+        return replace(self, **tensors, parts=tuple(part.to(device) for part in self.parts))
 
     @property
     def supervised_tokens(self) -> int:

@@ -145,7 +145,7 @@ class StoreLoader:
             order: `shuffled`, `by_length` (shuffled, neighbours of similar length) or `given`.
             count: From learned entries to terms of the loss, row by row.
         """
-        self._count = count
+        self._terms = count(rows.supervised_counts)
         self._rows = rows
         self._plan = plan
         self._share = share
@@ -183,8 +183,7 @@ class StoreLoader:
             order = shuffle_by_length(tokens, seed=self._seed, epoch=epoch)
         else:
             order = shuffle(len(bins), seed=self._seed, epoch=epoch)
-        terms = self._count(self._rows.supervised_counts)
-        return _Epoch(epoch, bins, order, tokens, bins.sum(terms))
+        return _Epoch(epoch, bins, order, tokens, bins.sum(self._terms))
 
     def _build_step(self, place: "_Place") -> StepBatches:
         epoch, numbers = place.epoch, place.numbers
@@ -195,9 +194,12 @@ class StoreLoader:
             count=self._share.micro_batch_size,
             draw=(self._seed, epoch.number),
         )
+        terms = self._count_terms(epoch.bins, numbers)
         return StepBatches(
             micro_batches=[
-                self._collate(load(numbers[self._share.mine(micro_step)]))
+                replace(
+                    self._collate(load(numbers[self._share.mine(micro_step)])), step_terms=terms
+                )
                 for micro_step in range(self._share.gradient_accumulation_steps)
             ],
             supervised_tokens=int(epoch.supervised[numbers].sum()),
@@ -208,6 +210,16 @@ class StoreLoader:
                 self._share, partial(name_rows, self._rows, epoch.bins, numbers), len(numbers)
             ),
         )
+
+    def _count_terms(self, bins: Bins, numbers: Numbers) -> tuple[int, ...]:
+        """Count the terms of a step's loss by part of the data."""
+        num_parts = len(self._rows.stores)
+        if num_parts == 1:
+            return ()
+        rows = np.concatenate([bins[number] for number in numbers])
+        parts = self._rows.find_part(rows)
+        counts = np.bincount(parts, weights=self._terms[rows], minlength=num_parts)
+        return tuple(map(int, counts))
 
 
 @dataclass(frozen=True)
@@ -240,10 +252,24 @@ class EvalLoader:
         *,
         collate: Collate,
         count: Count = keep_counts,
+        is_shuffled: bool = False,
     ) -> None:
-        """Prepare the order; no token is read yet."""
+        """Prepare the order; no token is read yet.
+
+        Args:
+            rows: All rows.
+            bins: The rows of each sequence.
+            share: What this rank gets of a batch of all ranks.
+            collate: Makes a batch from lists of rows.
+            count: From learned entries to terms of the loss, row by row.
+            is_shuffled: Whether the parts of the data are mixed, so that a limited evaluation has
+                some of each; always in the same way.
+        """
         self._rows = rows
         self._bins = bins
+        self._numbers = np.arange(len(bins))
+        if is_shuffled:
+            self._numbers = shuffle(len(bins), seed=0, epoch=0)
         self._share = share
         self._collate = collate
         self.supervised_tokens = int(bins.sum(count(rows.supervised_counts)).sum())
@@ -255,7 +281,7 @@ class EvalLoader:
 
     def list_digests(self) -> list[int]:
         """List the examples that the sequences begin with; without packing, each has only one."""
-        return [int(self._rows.digests[self._bins[n][0]]) for n in range(len(self._bins))]
+        return [int(self._rows.digests[self._bins[n][0]]) for n in self._numbers.tolist()]
 
     def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Give this rank's batches in a fixed order; the last ones may be only padding.
@@ -263,9 +289,8 @@ class EvalLoader:
         Args:
             limit: At most this many batches; None for all.
         """
-        numbers = np.arange(len(self._bins))
         for batch in range(len(self) if limit is None else min(limit, len(self))):
-            mine = numbers[self._share.mine(batch)]
+            mine = self._numbers[self._share.mine(batch)]
             items = load_items(self._rows, self._bins, mine, count=self._share.micro_batch_size)
             yield self._collate(items)
 

@@ -1,7 +1,7 @@
 """What `--data` names: files, folders, globs, saved or downloaded data sets, or built-in ones."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,13 +102,20 @@ def read_sources(spec: str, flag: str = "--data") -> Iterator[RawRow]:
             yield from source.read()
 
 
-def find_sources(spec: str, flag: str = "--data", *, weighted: bool = True) -> list[Part]:
+def find_sources(
+    spec: str,
+    flag: str = "--data",
+    *,
+    weighted: bool = True,
+    names: Sequence[str] | None = None,
+) -> list[Part]:
     """List what a comma-separated setting names; a folder or glob becomes its files, sorted.
 
     Args:
         spec: `a.jsonl:3,folder,org/name/subset@train[:10%]`.
         flag: The setting, for error messages.
         weighted: Whether a part may end in `:weight`.
+        names: Of the parts; absent: made from what they name.
 
     Raises:
         DataError: A name leads nowhere or a weight is wrong; all problems are listed together.
@@ -127,7 +134,13 @@ def find_sources(spec: str, flag: str = "--data", *, weighted: bool = True) -> l
         raise_together(DataError, search.problems)
     if not found:
         raise DataError(f"{flag}={spec!r} names no data; give a file, a folder or a hub id")
-    names = choose_names([_suggest_names(name, sources[0]) for name, _, sources in found])
+    if names is None:
+        names = choose_names([_suggest_names(name, sources[0]) for name, _, sources in found])
+    elif len(names) != len(found):
+        raise DataError(
+            f"--data.loading.names {','.join(names)}: {len(names)} names, but {flag}={spec} has"
+            f" {len(found)} parts; give each part a name, or none"
+        )
     return [
         Part(name, weight, sources) for name, (_, weight, sources) in zip(names, found, strict=True)
     ]

@@ -101,3 +101,19 @@ def test_file_system_without_preallocation_gets_sparse_files(
     files = plan_files([Entry("w", "float32", (1 << 20,))], 10**9)
     create_files(tmp_path, files)
     assert (tmp_path / "model.safetensors").stat().st_size == files[0].file_bytes
+
+
+def test_a_file_gets_a_second_name_or_a_copy(tmp_path, monkeypatch):
+    from bigft.checkpoint.parts import link
+
+    (tmp_path / "one").write_bytes(b"numbers")
+    link(tmp_path / "one", tmp_path / "linked")
+    assert (tmp_path / "linked").samefile(tmp_path / "one")
+
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    link(tmp_path / "one", tmp_path / "copied")
+    assert (tmp_path / "copied").read_bytes() == b"numbers"
+    assert not (tmp_path / "copied").samefile(tmp_path / "one")

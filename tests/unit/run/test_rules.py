@@ -1,5 +1,7 @@
 """One case per rule; a rule without a case fails here."""
 
+import json
+
 import pytest
 
 from bigft.cli import parse
@@ -42,6 +44,7 @@ ERRORS = {
         "--task classification --packing best_fit",
         "needs a sequence of its own",
     ),
+    "check_several_tasks": ("zero3", "--task multitask", "needs two tasks or more"),
     "check_data": ("zero3", "--data.clean.augment.swap 0.1", "augment.copies is 0"),
     "check_swap_buffers": ("zero3_nvme", f"{ZERO}.offload_optimizer.buffer_count=3", "at least 4"),
     "check_warmup": ("zero3", "--max_steps 5 --optim.warmup_steps 6", "never reach its peak"),
@@ -203,3 +206,84 @@ def test_defaults_follow_from_the_task(name):
     assert run.model.name.startswith("builtin/")
     typed = resolved("zero3", f"--task {name} --data x.jsonl --model builtin").run
     assert (typed.data.train, typed.model.name) == ("x.jsonl", "builtin")
+
+
+_ONE = {"task": "classification", "data": "builtin/modules"}
+_TWO = {"task": "regression", "data": "builtin/readability"}
+
+
+def _refuse(parts: dict, *flags: str) -> str:
+    argv = ["train", "--config", "ds_configs/zero3.json", "--task", "multitask"]
+    with pytest.raises(ConfigError) as caught:
+        resolve(parse([*argv, "--task.parts", json.dumps(parts), *flags]), {})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "flags", "texts"),
+    [
+        ({"a": _ONE}, "", ["For one alone: --task classification"]),
+        (
+            {"a": {**_ONE, "task": "clasification"}, "b": {"task": "regression"}},
+            "",
+            ["a.task: input should be", "did you mean classification?", "b.data: field required"],
+        ),
+        ({"a b": _ONE, "b": _TWO}, "", ["a b.[key]: string should match pattern"]),
+        (
+            {"a": _ONE, "b": {**_TWO, "labels": ["x", "x"]}},
+            "--packing best_fit --data foo.jsonl",
+            [
+                "Use --packing none",
+                "--task.parts.b.labels x,x: --task regression has no such setting",
+                "--task.parts.b.labels x,x: a name stands twice",
+                "--data.train foo.jsonl: the data of several tasks are named in task.parts",
+            ],
+        ),
+        (
+            {"a": {**_ONE, "eval": "x"}, "b": {**_TWO, "data": "x,y"}},
+            "--data.loading.streaming true --task.labels a,b",
+            [
+                "b without `eval`, the others with",
+                "--task.parts.b.data 'x,y': names 2 parts of data",
+                "no mixture of tasks",
+                "Write it for the task that it is for: --task.parts.NAME.labels",
+            ],
+        ),
+        (
+            {"a": _ONE, "b": {**_TWO, "task": "causal_lm"}},
+            "--model builtin/bert",
+            ["--task.parts.b.task causal_lm: --model builtin/bert (ModernBertForMaskedLM) is an"],
+        ),
+        (
+            {"a": _ONE, "b": {**_TWO, "task": "masked_lm"}},
+            "--model builtin",
+            ["--task.parts.b.task masked_lm: --model builtin (LlamaForCausalLM) is a decoder"],
+        ),
+        ({"a": _ONE, "b": _TWO}, "--model builtin/t5", ["is an encoder and decoder"]),
+    ],
+)
+def test_several_tasks_that_cannot_be_are_refused_all_at_once(parts, flags, texts):
+    found = _refuse(parts, *flags.split())
+    for text in texts:
+        assert text in found
+
+
+def test_several_tasks_bring_their_data_and_a_model(tmp_path):
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(
+        "task: multitask\ntask.parts:\n"
+        "  a: {task: classification, data: 'x.jsonl:3', eval: e.jsonl}\n"
+        "  b: {task: regression, data: y.jsonl, eval: f.jsonl}\n"
+    )
+    line = ["train", "--config", "ds_configs/zero3.json", "--recipe", str(recipe)]
+    run = resolve(parse([*line, "--task.parts.b.weight", "0.25"]), {}).run
+    assert (run.data.train, run.data.eval) == ("x.jsonl:3,y.jsonl", "e.jsonl,f.jsonl")
+    assert (run.data.loading.names, run.data.packing) == (["a", "b"], "none")
+    assert run.model.name == "builtin/bert"
+    assert [part.weight for part in run.task.parts.values()] == [1.0, 0.25]
+    # The record of a run holds every setting, and gives the same run.
+    again = tmp_path / "run.yaml"
+    again.write_text(json.dumps(run.model_dump(mode="json")))
+    repeated = resolve(parse([*line[:3], "--recipe", str(again)]), {}).run
+    assert repeated.task == run.task
+    assert repeated.data == run.data
