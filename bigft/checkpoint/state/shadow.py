@@ -21,8 +21,8 @@ from bigft.errors import ConfigError
 from bigft.optim.host import HostAdamW
 from bigft.optim.reference import split
 
-_CHUNK = 1 << 20
-"""Elements."""
+_CHUNK = 1 << 18
+"""Elements: 1 MiB of each vector."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,10 @@ def _read(part: _Part, place: slice) -> Tensor:
     weights = part.weights[place]
     if not len(part.rest):
         return weights.detach().cpu()
-    # As `bigft.optim.reference.join`, on all cores.
+    # As `bigft.optim.reference.join`, on all cores: the upper halves become fp32 numbers first.
     rest = part.rest[place].int()
-    whole = (weights.view(torch.int16).int() << 16) + (
-        rest << 8 if part.rest.dtype == torch.int8 else rest
-    )
-    return whole.view(torch.float32)
+    lower = rest << 8 if part.rest.dtype == torch.int8 else rest
+    return (weights.float().view(torch.int32) + lower).view(torch.float32)
 
 
 def _write(part: _Part, place: slice, values: Tensor) -> None:
