@@ -201,7 +201,12 @@ def test_the_average_is_that_of_torch_and_is_evaluated_and_exported(
 
 
 @pytest.mark.parametrize(
-    ("config", "changes"), [("zero2_offload", EIGHT), ("zero3_offload", NARROW)]
+    ("config", "changes"),
+    [
+        ("zero2_offload", EIGHT),
+        pytest.param("zero2", BF16, marks=pytest.mark.nightly),
+        pytest.param("zero3_offload", NARROW, marks=pytest.mark.nightly),
+    ],
 )
 def test_a_resumed_average_is_the_same_bit_for_bit(
     two_ranks, shared_folder, tmp_path, config, changes
@@ -287,7 +292,10 @@ def test_reptile_is_the_plain_loop(two_ranks, shared_folder, tmp_path, tasks):
     assert "Reptile, 2 steps on each task" in (run / "model/README.md").read_text()
 
 
-@pytest.mark.parametrize(("config", "changes"), [("zero2", BF16), ("zero3_offload", NARROW)])
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [("zero3_offload", NARROW), pytest.param("zero2", BF16, marks=pytest.mark.nightly)],
+)
 def test_reptile_goes_on_within_a_round(two_ranks, shared_folder, tmp_path, tasks, config, changes):
     own = {"trainer.reptile.inner_steps": INNER, "data": tasks, "data.eval_fraction": 0.1}
     settings, ds = make_settings(shared_folder, tmp_path, config, **changes, **own)
