@@ -153,6 +153,10 @@ def _describe(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Optimizer steps", f"{facts['step']:,}"
     if facts.get("tokens") is not None:
         yield "Training tokens", f"{facts['tokens']:,}"
+    if facts.get("ema"):
+        yield "Weights", f"moving average over the steps, decay {facts['ema']:g}"
+    if facts.get("inner_steps"):
+        yield "Meta-learning", f"Reptile, {facts['inner_steps']} steps on each task"
     if facts.get("eval_loss") is not None:
         yield "Evaluation loss", f"{facts['eval_loss']:.4f}"
     if facts.get("zero_stage") is not None:

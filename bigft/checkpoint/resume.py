@@ -27,6 +27,7 @@ _BOUND = {
     "freeze": ("parameters that are not trained", "--model.freeze"),
     "data": ("data, tokenizer or their settings", "--data"),
     "seed": ("seed", "--seed"),
+    "inner_steps": ("steps on each part", "--trainer.reptile.inner_steps"),
 }
 _OF_DATA = ("data.", "task.", "model.")
 """Beginnings of the settings that the digest of the data may depend on."""

@@ -24,6 +24,7 @@ from bigft.checkpoint.state.collect import RankState, collect_state
 from bigft.checkpoint.state.index import INDEX_NAME, Index, build_index
 from bigft.checkpoint.state.numbers import collect_numbers
 from bigft.checkpoint.state.partition import open_partition
+from bigft.checkpoint.state.shadow import Shadow
 from bigft.checkpoint.state.write import file_name, write_state
 from bigft.distributed.board import open_board
 from bigft.distributed.collectives import broadcast_object
@@ -49,6 +50,7 @@ class Checkpoints:
         keep_last: int,
         timeout_seconds: float,
         protected: Path | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         """Take what is saved, and where.
 
@@ -59,6 +61,7 @@ class Checkpoints:
             keep_last: Committed checkpoints that rotation leaves.
             timeout_seconds: How long ranks wait for each other's files.
             protected: The checkpoint that the run resumed from.
+            shadow: Weights beside those of the engine that are kept, too.
 
         Collective: every rank.
         """
@@ -68,6 +71,7 @@ class Checkpoints:
         self._keep_last = keep_last
         self._timeout_seconds = timeout_seconds
         self._protected = protected
+        self._shadow = shadow
         self._rank = torch.distributed.get_rank()
         self._world_size = torch.distributed.get_world_size()
         self._name = broadcast_object(uuid.uuid4().hex[:8])
@@ -180,6 +184,8 @@ class Checkpoints:
             try:
                 stack.enter_context(partition.readable())
                 state = collect_state(partition, inner, engine.module, self._rank)
+                if self._shadow is not None and (self._rank == 0 or not partition.is_replicated):
+                    state = replace(state, entries=state.entries + self._shadow.collect())
             except CheckpointError as caught:
                 # The others go on to write: this rank has to take part and say so there.
                 error, state = caught, RankState([])

@@ -5,7 +5,8 @@
 
 The fragments of a parameter, of all ranks together, cover it exactly once. The weights are the fp32
 `master` of a trained parameter, or its halves `upper` and `rest`, and the `weight` of one that is
-not; moments are not looked at.
+not. Where there is a `shadow` of it, such as its average over the steps, that is taken instead.
+Moments are not looked at.
 """
 
 import json
@@ -28,6 +29,7 @@ _FILE_FORMAT = "bigft-state-1"
 _RANK_FILE = re.compile(r"rank_(\d{5,})\.safetensors")
 # In the order of preference: a parameter has one of them.
 _MASTER, _WEIGHT, _BUFFER = "master", "weight", "buffer"
+_SHADOW = "shadow"
 # A master in two: bf16 numbers and what makes them fp32 ones.
 _UPPER, _REST = "upper", "rest"
 _RESTS = {"I16": "int16", "I8": "int8"}
@@ -149,7 +151,7 @@ def _read_ranks(folder: Path, world_size: int) -> _Fragments:
         starts = _read_starts(path, header)
         for key, place in header.tensors.items():
             kind, _, name = key.partition("/")
-            if kind in (_MASTER, _WEIGHT, _BUFFER) and not name.startswith("@"):
+            if kind in (_MASTER, _SHADOW, _WEIGHT, _BUFFER) and not name.startswith("@"):
                 found[kind, name].append(_read_fragment(path, key, place, starts))
             elif kind == _UPPER:
                 upper = _read_fragment(path, key, place, starts)
@@ -227,6 +229,8 @@ def _join(
     kinds = [kind for kind in (_MASTER, _WEIGHT) if (kind, name) in fragments]
     if len(kinds) > 1:
         problems.append(f"{folder}: {name} is there as {_MASTER} and as {_WEIGHT}; damaged")
+    if (_SHADOW, name) in fragments:
+        kinds = [_SHADOW]
     return _join_kind(folder, (kinds or [_MASTER])[0], name, facts, fragments, problems)
 
 
@@ -273,7 +277,10 @@ def _find_wrong_dtypes(
     kind: str, name: str, facts: _Tensor, found: list[_Fragment]
 ) -> Iterator[str]:
     # A master is fp32; only engines that keep their masters in the training format have others.
-    allowed = {"float32", facts.dtype} if kind == _MASTER else {facts.dtype}
+    allowed = {
+        _MASTER: {"float32", facts.dtype},
+        _SHADOW: {"float32"},
+    }.get(kind, {facts.dtype})
     for one in found:
         if one.dtype not in allowed:
             wanted = " or ".join(sorted(allowed))

@@ -101,12 +101,20 @@ def build_data(
     if section.loading.streaming:
         return _build_streamed(section, tokenizer, share, eval_batch_size, seed, reject, lay_out)
     opened = _open_shared(
-        section, tokenizer, seed, tell, lay_out, local_rank=local_rank, barrier=barrier
+        section,
+        tokenizer,
+        seed,
+        tell,
+        lay_out,
+        local_rank=local_rank,
+        barrier=barrier,
+        apart=share.inner_steps > 0,
     )
     layout = lay_out(tokenizer, section)
     _set_chat_template(tokenizer, opened.stores)
     selection = opened.selection
-    plan = selection.build_plan(opened.train, section, seed=seed)
+    episode = share.inner_steps * share.global_batch_size
+    plan = selection.build_plan(opened.train, section, seed=seed, episode=episode)
     train = StoreLoader(
         opened.train,
         plan,
@@ -114,7 +122,7 @@ def build_data(
         seed=seed,
         collate=build_collate(layout, len(opened.names)),
         num_workers=section.loading.num_workers,
-        order=_choose_order(layout, section),
+        order="given" if share.inner_steps else _choose_order(layout, section),
         count=_build_count(layout, opened.train),
     )
     evaluation = EvalLoader(
@@ -227,6 +235,7 @@ def _open_shared(
     *,
     local_rank: int,
     barrier: Callable[[], None],
+    apart: bool = False,
 ) -> Opened:
     """Let local rank 0 make what is missing; the others wait, and then find it in the cache.
 
@@ -240,10 +249,10 @@ def _open_shared(
     if local_rank != 0:
         barrier()
         _raise_noted(note)
-        return open_all(section, tokenizer, seed, lay_out=lay_out)
+        return open_all(section, tokenizer, seed, lay_out=lay_out, apart=apart)
     error_text = None
     try:
-        return open_all(section, tokenizer, seed, tell, lay_out)
+        return open_all(section, tokenizer, seed, tell, lay_out, apart=apart)
     except Exception as error:
         error_text = (
             str(error) if isinstance(error, BigftError) else f"{type(error).__name__}: {error}"

@@ -69,6 +69,8 @@ def open_all(
     seed: int,
     tell: Tell = tell_nobody,
     lay_out: BuildLayout = NextToken,
+    *,
+    apart: bool = False,
 ) -> Opened:
     """Tokenise what is not yet in the cache, choose and pack, in this process.
 
@@ -78,6 +80,7 @@ def open_all(
         seed: Decides what weighted parts contribute, and changed copies.
         tell: Shows a line now and then where tokenising takes long.
         lay_out: Makes rows and batches of examples.
+        apart: Whether the parts of `--data` are kept apart.
 
     Raises:
         DataError: The data are missing, bad or empty; all problems are listed.
@@ -97,7 +100,7 @@ def open_all(
         raise_together(DataError, problems)
     (parts, train), (eval_parts, evaluation) = found[0], found[-1]
     weights = [part.weight for part in parts]
-    selection = open_selection(train, evaluation, weights, section, seed=seed)
+    selection = open_selection(train, evaluation, weights, section, seed=seed, apart=apart)
     return Opened(parts, eval_parts, train, evaluation, selection)
 
 

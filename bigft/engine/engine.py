@@ -6,9 +6,11 @@ the whole global batch, so both are undone in `backward`; `tests/integration/tes
 holds world size 1, world size 2 and accumulation against each other.
 """
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +33,22 @@ class StepResult:
     """The loss or the gradients were not finite; no weight changed."""
 
 
+class Averaging(Protocol):
+    """Weights beside those that are trained; they are evaluated and exported in their place."""
+
+    shadow: Any
+    """Where they are: this rank's part, for checkpoints."""
+
+    def stepped(self, step: int, *, skipped: bool) -> None:
+        """Do what belongs to an optimizer step, after it. Collective: every rank."""
+
+    def shown(self, step: int) -> contextlib.AbstractContextManager[None]:
+        """Let the model compute with them inside. Collective: every rank."""
+
+    def describe(self) -> dict[str, float]:
+        """Return what evaluations say about themselves."""
+
+
 class Engine:
     """A DeepSpeed engine with the calls that bigft uses."""
 
@@ -39,6 +57,7 @@ class Engine:
         self.deepspeed = wrapped
         self.swap_guard: SwapGuard | None = None
         """Looks after the swap files, where there are any; see `guard_swap`."""
+        self.averaging: Averaging | None = None
         guard(wrapped)
         self._world_size = torch.distributed.get_world_size()
         self._has_trained = False
@@ -84,6 +103,20 @@ class Engine:
         if training and not self._has_trained:
             self._forget_evaluation()
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Be ready for an evaluation inside, with the weights that will be exported.
+
+        Collective: every rank.
+        """
+        self.set_training(False)
+        if self.averaging is None:
+            yield
+        else:
+            with self.averaging.shown(int(self.deepspeed.global_steps)):
+                yield
+        self.set_training(True)
+
     def _forget_evaluation(self) -> None:
         # Under stage 3 DeepSpeed learns from the first passes which parameters to keep from forward
         # to backward. Its answers are cached by coordinator and place in the pass, and outlive what
@@ -126,6 +159,8 @@ class Engine:
         if self.swap_guard is not None:
             self.swap_guard.check()
         skipped = self.deepspeed.skipped_steps > skipped_before
+        if self.averaging is not None:
+            self.averaging.stepped(int(self.deepspeed.global_steps), skipped=skipped)
         norm = None if skipped else self.deepspeed.get_global_grad_norm()
         return StepResult(learning_rate, None if norm is None else float(norm), skipped)
 

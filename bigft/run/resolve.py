@@ -180,6 +180,11 @@ def _adopt_of_task(draft: Draft, run: Run) -> None:
     for path, value in find_defaults(run.task).items():
         if path not in draft.typed:
             draft.adopt(path, value, f"default of --task {name}")
+    path = "optim.adam_beta1"
+    is_open = path not in draft.typed and draft.is_open("optimizer.params.betas")
+    if run.trainer.reptile.inner_steps and is_open:
+        # The gradients of one part are not to move the weights on the next.
+        draft.adopt(path, 0.0, "default of --trainer.reptile")
 
 
 def _adopt_rate(draft: Draft) -> None:

@@ -433,6 +433,66 @@ def check_layer_decay(draft: Draft, run: Run) -> Iterator[Finding]:
         )
 
 
+def check_averaging(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Weights beside the trained ones are in host memory, in fp32, and there is one such set."""
+    flag = _find_averaging(run)
+    if flag is None:
+        return
+    if run.trainer.ema and run.trainer.reptile.inner_steps:
+        yield Finding(
+            f"{flag} with --trainer.reptile.inner_steps {run.trainer.reptile.inner_steps}: only one"
+            " of the two can say which weights are exported. Keep one"
+        )
+    for part in ("offload_optimizer", "offload_param"):
+        path = f"{_ZERO}.{part}.device"
+        if draft.get(path) == "nvme":
+            yield Finding(
+                f"{flag} with {path} = nvme ({draft.where(path)}): needs the weights in memory"
+                " after each step. Use --config ds_configs/zero3_offload.json, or leave it out"
+            )
+    path = "bf16.bf16_master_weights_and_grads"
+    if draft.get(path):
+        yield Finding(
+            f"{flag} with {path} ({draft.where(path)}): weights of 8 significant bits cannot follow"
+            " an average. Drop one of the two"
+        )
+
+
+def _find_averaging(run: Run) -> str | None:
+    if run.trainer.ema:
+        return f"--trainer.ema {run.trainer.ema:g}"
+    steps = run.trainer.reptile.inner_steps
+    return f"--trainer.reptile.inner_steps {steps}" if steps else None
+
+
+def check_reptile(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Meta-learning goes through whole tasks, one after the other, each a part of the data."""
+    steps, limit = run.trainer.reptile.inner_steps, run.trainer.max_steps
+    if not steps:
+        for name in ("outer_rate", "outer_schedule"):
+            if typed := draft.typed.get(f"trainer.reptile.{name}"):
+                yield Finding(
+                    f"{typed} has no effect: --trainer.reptile.inner_steps is 0", is_error=False
+                )
+        return
+    flag = f"--trainer.reptile.inner_steps {steps}"
+    if run.data.loading.streaming:
+        yield Finding(
+            f"{flag}: parts are drawn at random, which needs all rows at once. Leave"
+            " --data.loading.streaming out"
+        )
+    if len(split_spec(run.data.train)) == 1:
+        yield Finding(
+            f"{flag}: each part of --data is a task, and --data {run.data.train} is one part. Give"
+            " several, separated by commas"
+        )
+    if limit is not None and limit % steps:
+        yield Finding(
+            f"--max_steps {limit} is no multiple of {flag}: the last {limit % steps} steps would"
+            f" have no effect on the exported model. Use {-(-limit // steps) * steps}"
+        )
+
+
 def check_shard_size(draft: Draft, run: Run) -> Iterator[Finding]:
     """The size is text with a unit; a bad one would only be found at the export."""
     try:
@@ -469,6 +529,8 @@ RULES: tuple[Rule, ...] = (
     check_chat_template,
     check_freeze,
     check_layer_decay,
+    check_averaging,
+    check_reptile,
     check_shard_size,
     check_early_stopping,
     check_best,

@@ -60,18 +60,17 @@ class Evaluator:
 
     def _evaluate(self, state: State) -> None:
         """Score, unless the run is to stop: then the next one scores before its first step."""
-        self._engine.set_training(False)
         batches = self._until_stop(self._loader.eval_batches(self._section.max_eval_batches))
-        scores = evaluate(
-            self._task,
-            self._engine,
-            batches,
-            device=self._device,
-            sum_over_ranks=lambda row: sum_rows(gather_rows(row, self._device)),
-            gather=gather_table,
-            sources=self._sources,
-        )
-        self._engine.set_training(True)
+        with self._engine.evaluating():
+            scores = evaluate(
+                self._task,
+                self._engine,
+                batches,
+                device=self._device,
+                sum_over_ranks=lambda row: sum_rows(gather_rows(row, self._device)),
+                gather=gather_table,
+                sources=self._sources,
+            )
         self._rendezvous.settle()
         state.evaluation_due = self._rendezvous.stop is not None
         if state.evaluation_due:
@@ -79,10 +78,12 @@ class Evaluator:
         state.eval_loss = scores["loss"]
         state.scores, state.scored_step = scores, state.step
         row: Numbers = {"step": state.step}
-        row.update({f"eval_{name}": value for name, value in scores.items()})
+        weights = self._engine.averaging.describe() if self._engine.averaging else {}
+        row.update({f"eval_{name}": value for name, value in {**scores, **weights}.items()})
         self._sinks.write(row)
         shown = describe_scores(scores, self._task.unit)
-        self._console.say(f"evaluation at step {state.step}: {shown}")
+        of = "".join(f" ({name} {value:g})" for name, value in weights.items())
+        self._console.say(f"evaluation at step {state.step}{of}: {shown}")
 
     def _until_stop(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:

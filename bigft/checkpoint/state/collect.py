@@ -17,6 +17,8 @@ MASTER = "master"
 WEIGHT = "weight"
 """Parameters that are not trained, in their own format."""
 BUFFER = "buffer"
+SHADOW = "shadow"
+"""fp32 weights beside those that the optimizer updates, such as their average: what is exported."""
 UPPER, REST = "upper", "rest"
 """An fp32 weight in two: a bf16 number, and the bits that are missing in it (int16; int8 where a
 weight of 24 bits is kept)."""

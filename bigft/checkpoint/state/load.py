@@ -13,16 +13,19 @@ from bigft.checkpoint.state.index import Index, read_index
 from bigft.checkpoint.state.numbers import restore_numbers
 from bigft.checkpoint.state.partition import open_partition
 from bigft.checkpoint.state.read import StateReader
+from bigft.checkpoint.state.shadow import Shadow
 from bigft.errors import CheckpointError
 from bigft.optim.host import HostAdamW
 
 
-def load_state(engine: Any, checkpoint: Path) -> None:
+def load_state(engine: Any, checkpoint: Path, shadow: Shadow | None = None) -> None:
     """Put weights, optimizer states, schedule and counters into an engine that has not trained.
 
     Args:
         engine: A DeepSpeed engine; stage, ranks and offload may differ from those that saved.
         checkpoint: A committed checkpoint folder.
+        shadow: Weights beside those of the engine; those of the engine where the checkpoint has
+            none.
 
     Raises:
         CheckpointError: The checkpoint lacks something that this engine has.
@@ -46,6 +49,8 @@ def load_state(engine: Any, checkpoint: Path) -> None:
                 source = rank if _is_same(reader, index, rank, number, flat) else None
                 steps = _restore_states(inner, reader, flat, number, source)
         partition.finish()
+        if shadow is not None:
+            shadow.fill(reader)
         _restore_untrained(engine.module, reader, rank)
     restore_numbers(engine, inner, index.engine, steps)
 

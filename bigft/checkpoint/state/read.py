@@ -20,6 +20,7 @@ from bigft.checkpoint.state.collect import (
     PLAIN,
     REST,
     SCALES,
+    SHADOW,
     UPPER,
     WEIGHT,
 )
@@ -31,7 +32,7 @@ from bigft.optim.reference import join
 
 # Elements read at once: what a fill holds beside its target.
 _CHUNK = 4 << 20
-_NO_STATES = (MASTER, WEIGHT, BUFFER, UPPER, REST, *SCALES)
+_NO_STATES = (MASTER, SHADOW, WEIGHT, BUFFER, UPPER, REST, *SCALES)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ def bound_facts(
         "asked_batch": list(resolved.asked_batch or batch),
         "data": data.info["digest"],
         "seed": resolved.run.trainer.seed,
+        "inner_steps": resolved.run.trainer.reptile.inner_steps,
+        "ema": resolved.run.trainer.ema,
         "settings": _describe_settings(resolved),
         "versions": {"bigft": __version__, **{name: version(name) for name in _PACKAGES}},
     }
@@ -108,6 +110,7 @@ class RunCheckpoints:
             keep_last=run.checkpoint.keep_last,
             timeout_seconds=run.checkpoint.timeout_seconds,
             protected=resumed,
+            shadow=engine.averaging.shadow if engine.averaging else None,
         )
         in_background = run.checkpoint.write == "background"
         self._in_background = in_background and not engine.is_swapped
@@ -212,7 +215,7 @@ def check_space(
             files.
     """
     # fp32 master weights and the optimizer's states; config and tokenizer are small.
-    of_weight = run.optim.master_bits / 8
+    of_weight = run.optim.master_bits / 8 + (4 if engine.averaging else 0)
     trained = count_parameters(model.module, trained=True)
     frozen = count_parameters(model.module) - trained
     # What is frozen is kept as the forward pass has it, in 4 bytes at most.

@@ -34,6 +34,7 @@ def build_run_data(
             resolved.ds["gradient_accumulation_steps"],
             world.rank,
             world.size,
+            inner_steps=run.trainer.reptile.inner_steps,
         ),
         local_rank=world.local_rank,
         eval_batch_size=run.evaluation.per_device_eval_batch_size,

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from bigft.checkpoint.state.shadow import Shadow
 from bigft.distributed.collectives import errors_shared
 from bigft.distributed.world import World
 from bigft.engine.build import build_engine
-from bigft.engine.engine import Engine
+from bigft.engine.engine import Averaging, Engine
 from bigft.engine.host_memory import fix_malloc_limits, give_back_freed_memory
 from bigft.engine.swap_verify import SwapGuard
 from bigft.errors import TrainingError
@@ -23,7 +24,8 @@ from bigft.optim.groups import build_groups
 from bigft.optim.layers import find_depths, split_by_depth
 from bigft.optim.schedule import build_schedule
 from bigft.run.settings import Run
-from bigft.units import format_count
+from bigft.trainer.averaging import MovingAverage, Reptile
+from bigft.units import format_bytes, format_count
 
 
 def build_run_engine(
@@ -74,7 +76,34 @@ def build_run_engine(
         f"optimizer {optimizer.class_name} ({optimizer.rule}), {found:.3g} bytes of state per"
         " parameter"
     )
+    with errors_shared():
+        engine.averaging = _build_averaging(run, engine, total_steps, console)
     return engine
+
+
+def _build_averaging(
+    run: Run, engine: Engine, total_steps: int, console: Console
+) -> Averaging | None:
+    """Keep weights beside those that are trained, where the settings ask for it, and say so."""
+    decay, reptile = run.trainer.ema, run.trainer.reptile
+    if not decay and not reptile.inner_steps:
+        return None
+    shadow = Shadow(engine.deepspeed)
+    size = f"4 bytes per parameter in host memory, {format_bytes(4 * shadow.numel)} on this rank"
+    if reptile.inner_steps:
+        console.say(
+            f"Reptile: {reptile.inner_steps} steps on each part, then {reptile.outer_rate:g}"
+            f" ({reptile.outer_schedule}) of the way is kept; start weights: {size}"
+        )
+        return Reptile(shadow, reptile, total_steps)
+    span = round(1 / (1 - decay))
+    console.say(f"moving average of the weights, decay {decay:g}: {size}")
+    if span > total_steps:
+        console.say(
+            f"warning: --trainer.ema {decay:g} averages over about {span:,} steps, and this run has"
+            f" {total_steps:,}: what is exported stays near the weights of its start. Use less"
+        )
+    return MovingAverage(shadow, decay)
 
 
 def _decay_layers(

@@ -28,7 +28,8 @@ def restore(
     with errors_shared():
         manifest = check_fits(checkpoint, bound)
     with errors_shared():
-        load_state(engine.deepspeed, checkpoint)
+        shadow = engine.averaging.shadow if engine.averaging else None
+        load_state(engine.deepspeed, checkpoint, shadow)
     for note in describe_changes(manifest, bound):
         console.say(note)
     return State.from_dict(manifest["state"])

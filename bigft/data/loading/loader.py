@@ -50,6 +50,9 @@ class Share:
     rank: int = 0
     world_size: int = 1
 
+    inner_steps: int = 0
+    """Steps that see one part of the data after the other; 0: parts are mixed."""
+
     @property
     def global_batch_size(self) -> int:
         """Sequences per step over all ranks."""

@@ -35,6 +35,14 @@ class Bins:
         """Name the rows by `rows[number]` instead of `number`."""
         return Bins(rows[self.rows], self.starts)
 
+    def take(self, numbers: Numbers) -> "Bins":
+        """Give some sequences, in this order, one maybe several times."""
+        lengths = np.diff(self.starts)[numbers]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        # Place by place: how far a row is from the first of its sequence, and where that is.
+        within = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+        return Bins(self.rows[np.repeat(self.starts[numbers], lengths) + within], starts)
+
     def sum(self, per_row: npt.NDArray[np.integer]) -> Numbers:
         """Sum a number per row over each sequence, `(sequences,)`."""
         if not len(self):

@@ -1,5 +1,6 @@
 """What an epoch is made of: which rows share a sequence in it."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Protocol
@@ -64,6 +65,50 @@ class MixedPlan:
 
         self.bins = lru_cache(maxsize=2)(build)
         """Give the rows of each sequence of an epoch; 0 is the first."""
+
+
+class EpisodePlan:
+    """One part after the other, each drawn anew: a learning task, of which a few steps are made.
+
+    The sequences of an epoch are in the order in which they are to be trained on. Each part's are
+    shuffled whenever it is drawn, and come again where there are fewer than an episode has.
+    """
+
+    def __init__(
+        self, parts: Sequence[Bins], weights: Sequence[float], *, length: int, seed: int
+    ) -> None:
+        """Hold what is drawn from.
+
+        Args:
+            parts: Sequences of each part.
+            weights: How often each part is drawn, in any unit.
+            length: Sequences of an episode.
+            seed: Decides what is drawn, together with the epoch's number.
+        """
+        sizes = [len(part) for part in parts]
+        starts = np.cumsum([0, *sizes])
+        joined = _join(parts)
+        chances = np.array(weights) / sum(weights)
+
+        def build(epoch: int) -> Bins:
+            generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+            drawn = generator.choice(len(sizes), math.ceil(sum(sizes) / length), p=chances)
+            return joined.take(np.concatenate([_draw(generator, n) for n in drawn.tolist()]))
+
+        def _draw(generator: np.random.Generator, number: int) -> Numbers:
+            size = sizes[number]
+            copies = [generator.permutation(size) for _ in range(math.ceil(length / size))]
+            found: Numbers = starts[number] + np.concatenate(copies)[:length]
+            return found
+
+        self.bins = lru_cache(maxsize=2)(build)
+        """Give the rows of each sequence of an epoch; 0 is the first."""
+
+
+def _join(parts: Sequence[Bins]) -> Bins:
+    ends = np.cumsum([0, *(len(part.rows) for part in parts)])
+    starts = [part.starts[:-1] + end for part, end in zip(parts, ends, strict=False)]
+    return Bins(np.concatenate([part.rows for part in parts]), np.concatenate([*starts, ends[-1:]]))
 
 
 def pack_rows(

@@ -21,7 +21,7 @@ from bigft.data.cache import default_cache_dir, write_once
 from bigft.data.clean.duplicates import find_exact_duplicates, find_near_duplicates
 from bigft.data.example import find_copies, find_originals
 from bigft.data.order.pack import Bins, compute_utilisation
-from bigft.data.order.plan import FixedPlan, MixedPlan, Plan, pack_rows
+from bigft.data.order.plan import EpisodePlan, FixedPlan, MixedPlan, Plan, pack_rows
 from bigft.data.order.split import Split, split_by_digest
 from bigft.data.section import DataSection
 from bigft.data.store.rows import Rows
@@ -64,8 +64,20 @@ class Selection:
     first: Bins
     """Sequences of the first epoch."""
 
-    def build_plan(self, rows: Rows, section: DataSection, *, seed: int) -> Plan:
-        """Build the sequences of every epoch."""
+    def build_plan(self, rows: Rows, section: DataSection, *, seed: int, episode: int = 0) -> Plan:
+        """Build the sequences of every epoch.
+
+        Args:
+            rows: All rows of `--data`.
+            section: Settings of the data.
+            seed: Decides what is drawn.
+            episode: Sequences of one part after the other; 0: parts are mixed. They have to have
+                been selected apart.
+        """
+        if episode:
+            assert self.weights is not None, "they have been selected apart"
+            pack = partial(_pack, rows, section)
+            return EpisodePlan(list(map(pack, self.train)), self.weights, length=episode, seed=seed)
         if self.weights is None:
             return FixedPlan(self.train)
         return _mix(self.train, rows, self.weights, section, seed=seed, first=self.first)
@@ -78,6 +90,7 @@ def open_selection(
     section: DataSection,
     *,
     seed: int,
+    apart: bool = False,
 ) -> Selection:
     """Choose and pack the rows, unless that was done before for the same rows.
 
@@ -87,11 +100,12 @@ def open_selection(
         weights: Of the parts of `--data`; all None: every row once per epoch.
         section: Settings of the data.
         seed: Decides what weighted parts contribute to an epoch.
+        apart: Whether parts are kept apart, as weighted ones are.
 
     Raises:
         DataError: No row is left to train on.
     """
-    shares = _resolve_weights(weights)
+    shares = _resolve_weights(weights, apart=apart)
     settings = section.model_dump(
         include={"max_length", "packing", "eval_fraction", "clean"}, mode="json"
     )
@@ -130,8 +144,10 @@ def describe_selection(
     }
 
 
-def _resolve_weights(weights: Sequence[float | None]) -> tuple[float, ...] | None:
-    if all(weight is None for weight in weights):
+def _resolve_weights(
+    weights: Sequence[float | None], *, apart: bool = False
+) -> tuple[float, ...] | None:
+    if all(weight is None for weight in weights) and not apart:
         return None
     return tuple(1.0 if weight is None else weight for weight in weights)
 
@@ -186,10 +202,12 @@ def _mix(
     seed: int,
     first: Bins | None = None,
 ) -> MixedPlan:
-    pack = partial(
-        pack_rows, lengths=rows.lengths, packing=section.packing, max_length=section.max_length
-    )
+    pack = partial(_pack, rows, section)
     return MixedPlan(list(parts), rows.lengths, weights, pack, seed=seed, first=first)
+
+
+def _pack(rows: Rows, section: DataSection, numbers: Numbers) -> Bins:
+    return pack_rows(numbers, rows.lengths, section.packing, section.max_length)
 
 
 def _choose(train: Rows, evaluation: Rows, section: DataSection) -> tuple[Split, int, int]:

@@ -59,6 +59,16 @@ ERRORS = {
         "--model.layer_decay 0.9 --max_steps 5 --ds.scheduler.type=WarmupLR",
         "gives all layers one learning rate",
     ),
+    "check_averaging": (
+        "zero3_nvme",
+        "--trainer.ema 0.999",
+        "--trainer.ema 0.999 with zero_optimization.offload_optimizer.device = nvme",
+    ),
+    "check_reptile": (
+        "zero3",
+        "--data a,b --max_steps 7 --trainer.reptile.inner_steps 5",
+        "Use 10",
+    ),
     "check_freeze": ("zero3", "--model.freeze layers.(0", "no regular expression"),
     "check_shard_size": ("zero3", "--checkpoint.max_shard_size big", "is not a size"),
     "check_early_stopping": ("zero3", "--trainer.early_stopping loss:3", "Give --eval_steps"),
@@ -109,6 +119,39 @@ def test_rule_warns(config, line, text):
 def test_every_rule_has_a_case_and_a_meaning():
     assert {rule.__name__ for rule in RULES} == {*ERRORS, *WARNINGS}
     assert all(meaning for _, meaning in describe_rules())
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--trainer.ema 0.9 --trainer.reptile.inner_steps 5 --data a,b", "only one of the two"),
+        ("--trainer.ema 0.9 --ds.bf16.bf16_master_weights_and_grads=true", "8 significant bits"),
+        ("--trainer.reptile.inner_steps 5 --data a", "--data a is one part"),
+        (
+            "--trainer.reptile.inner_steps 5 --data a,b --max_steps 5 --eval_data x"
+            " --data.loading.streaming true",
+            "needs all rows at once",
+        ),
+    ],
+)
+def test_weights_beside_the_trained_ones_are_not_had_everywhere(line, text):
+    with pytest.raises(ConfigError) as caught:
+        resolved("zero3", line)
+    assert text in str(caught.value)
+
+
+def test_parameters_on_nvme_have_no_average():
+    line = f"--trainer.ema 0.9 {ZERO}.offload_optimizer.device=cpu"
+    with pytest.raises(ConfigError, match=r"offload_param\.device = nvme"):
+        resolved("zero3_nvme", line)
+
+
+def test_reptile_has_no_momentum_unless_it_is_asked_for():
+    line = "--trainer.reptile.inner_steps 5 --data a,b --max_steps 10"
+    assert resolved("zero3", line).run.optim.adam_beta1 == 0
+    assert resolved("zero3", f"{line} --optim.adam_beta1 0.5").run.optim.adam_beta1 == 0.5
+    warnings = resolved("zero3", "--trainer.reptile.outer_rate 0.5").warnings
+    assert any("inner_steps is 0" in text for text in warnings)
 
 
 EVALUATED = "--eval_steps 4 --save_steps 8"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bigft.data.order.mixture import choose_rows
-from bigft.data.order.pack import pack_best_fit
-from bigft.data.order.plan import FixedPlan, MixedPlan, pack_rows
+from bigft.data.order.pack import Bins, pack_best_fit
+from bigft.data.order.plan import EpisodePlan, FixedPlan, MixedPlan, pack_rows
 
 LENGTHS = np.arange(60) % 9 + 1
 
@@ -36,3 +36,45 @@ def test_some_rows_are_packed_under_their_own_numbers(packing: str) -> None:
     assert bins.sum(LENGTHS).max() <= 16
     assert (len(bins) == 4) == (packing == "none")
     assert len(pack_rows(rows[:0], LENGTHS, packing, 16)) == 0
+
+
+def test_sequences_are_taken_in_any_order() -> None:
+    bins = Bins(np.array([7, 3, 9, 1, 5]), np.array([0, 2, 3, 5]))
+    taken = bins.take(np.array([2, 0, 2]))
+    assert [rows.tolist() for rows in taken] == [[1, 5], [7, 3], [1, 5]]
+    assert len(bins.take(np.array([], dtype=np.int64))) == 0
+
+
+def test_an_episode_is_of_one_part_and_shuffled() -> None:
+    parts = [pack_rows(np.arange(*ends), LENGTHS, "best_fit", 9) for ends in ((0, 40), (40, 44))]
+    plan = EpisodePlan(parts, [1.0, 1.0], length=6, seed=3)
+    drawn = []
+    for epoch in range(40):
+        sequences = [tuple(rows.tolist()) for rows in plan.bins(epoch)]
+        # As many as there are, filled up to whole episodes.
+        assert len(sequences) == -(-sum(map(len, parts)) // 6) * 6
+        for at in range(0, len(sequences), 6):
+            episode = sequences[at : at + 6]
+            of = {row >= 40 for rows in episode for row in rows}
+            assert len(of) == 1
+            part = int(of.pop())
+            drawn.append(part)
+            # None comes again before all of its part have come.
+            assert len(set(episode)) == min(6, len(parts[part]))
+    assert 0.4 < np.mean(drawn) < 0.6
+
+
+def test_episodes_follow_from_seed_and_epoch_alone_and_from_weights() -> None:
+    parts = [pack_rows(np.arange(*ends), LENGTHS, "none", 9) for ends in ((0, 20), (20, 60))]
+
+    def build(seed: int, weights: list[float]) -> EpisodePlan:
+        return EpisodePlan(parts, weights, length=4, seed=seed)
+
+    one, other = build(1, [1.0, 1.0]), build(1, [1.0, 1.0])
+    for epoch in (5, 0, 3):
+        assert one.bins(epoch).rows.tolist() == other.bins(epoch).rows.tolist()
+    assert one.bins(0).rows.tolist() != one.bins(1).rows.tolist()
+    assert one.bins(0).rows.tolist() != build(2, [1.0, 1.0]).bins(0).rows.tolist()
+    often = build(1, [3.0, 1.0])
+    share = np.mean([(often.bins(epoch).rows < 20).mean() for epoch in range(60)])
+    assert share == pytest.approx(0.75, abs=0.05)
