@@ -31,6 +31,7 @@ from bigft.data.sources.progress import Tell, tell_nobody
 from bigft.data.store.chunks import ChunkTokenizer
 from bigft.data.store.prepare import describe_request, refuse_bad_rows
 from bigft.data.store.rejected import Rejected
+from bigft.data.store.rows import Rows
 from bigft.data.store.store import TokenStore, compute_store_digest
 from bigft.data.tokens.tokenize import find_chat_template
 from bigft.errors import BigftError, DataError
@@ -58,6 +59,9 @@ class Data:
 
     rejected_files: tuple[Path, ...]
     """Raw rows that became no tokens, one JSON object per line; empty files included."""
+
+    rows: Rows | None = None
+    """All rows of `--data`; None when streaming."""
 
 
 def build_data(
@@ -129,6 +133,7 @@ def build_data(
         opened.eval_names,
         describe(opened, plan.bins(0), section),
         tuple(store.rejected_file for store in opened.stores),
+        opened.train,
     )
 
 

@@ -124,12 +124,32 @@ def check_task(draft: Draft, run: Run) -> Iterator[Finding]:
             "--data.loading.streaming true: the labels cannot be found before training. Name them:"
             " --task.labels a,b,c"
         )
-    if name == "distillation" and not run.task.distillation.teacher:
+    if run.task.labels is not None and len(set(run.task.labels)) < len(run.task.labels):
+        yield Finding(f"--task.labels {','.join(run.task.labels)}: a name stands twice")
+
+
+def check_distillation(draft: Draft, run: Run) -> Iterator[Finding]:
+    """A student needs a teacher, and what a teacher says can be stored only in short, by row."""
+    section = run.task.distillation
+    if run.task.name != "distillation":
+        return
+    if not section.teacher:
         yield Finding(
             "--task distillation: who teaches? Give --task.distillation.teacher FOLDER_OR_ID"
         )
-    if run.task.labels is not None and len(set(run.task.labels)) < len(run.task.labels):
-        yield Finding(f"--task.labels {','.join(run.task.labels)}: a name stands twice")
+    if section.logits is None:
+        return
+    flag = f"--task.distillation.logits {section.logits}"
+    if section.top_k is None:
+        yield Finding(
+            f"{flag}: whole vocabularies are too large to be stored. Say how many tokens:"
+            " --task.distillation.top_k 64"
+        )
+    if run.data.loading.streaming:
+        yield Finding(
+            f"{flag}: a stream has no rows that could be found again. Leave it out, or"
+            " --data.loading.streaming"
+        )
 
 
 def refuse_eight_bit_on_nvme(draft: Draft, run: Run) -> Iterator[Finding]:
@@ -376,6 +396,7 @@ RULES: tuple[Rule, ...] = (
     check_host_choices,
     check_data,
     check_task,
+    check_distillation,
     check_streaming,
     check_swap_buffers,
     check_warmup,
