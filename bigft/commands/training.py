@@ -3,7 +3,6 @@
 import gc
 import os
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from bigft.commands.parts.checkpoints import RunCheckpoints, bound_facts, check_
 from bigft.commands.parts.checks import check_first
 from bigft.commands.parts.data import build_run_data
 from bigft.commands.parts.engine import build_run_engine, out_of_memory_explained, training_dtype
-from bigft.commands.parts.frozen import load_frozen
+from bigft.commands.parts.frozen import FrozenModels
 from bigft.commands.parts.guards import Guards
 from bigft.commands.parts.hooks import StateBytes, build_hooks
 from bigft.commands.parts.model import load_run_model
@@ -89,25 +88,25 @@ def train(
     with swap_folder(
         resolved, optimizer, folder, facts, tokenizer, task, world, guards.before_leaving
     ) as (ds, swap_guard):
+        # A teacher first: one that is only asked for what is stored has gone when the model comes.
+        task.prepare(
+            FrozenModels(
+                "--task.distillation.teacher",
+                run,
+                ds,
+                task,
+                tokenizer,
+                training_dtype(ds),
+                data.rows,
+                world,
+                console,
+            )
+        )
         zero = Zero(ds)
         with errors_shared():
             model = load_run_model(run, task, facts, zero, tokenizer, training_dtype(ds), world)
         engine = build_run_engine(
             run, ds, model, optimizer, total_steps, world, console, swap_guard
-        )
-
-        task.prepare(
-            partial(
-                load_frozen,
-                flag="--task.distillation.teacher",
-                run=run,
-                zero=zero,
-                task=task,
-                tokenizer=tokenizer,
-                dtype=training_dtype(ds),
-                world=world,
-                console=console,
-            )
         )
 
         if run.data.packing != "none":

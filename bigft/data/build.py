@@ -61,6 +61,9 @@ class Data:
     rejected_files: tuple[Path, ...]
     """Raw rows that became no tokens, one JSON object per line; empty files included."""
 
+    rows: Rows | None = None
+    """All rows of `--data`; None when streaming."""
+
 
 def build_data(
     section: DataSection,
@@ -140,6 +143,7 @@ def build_data(
         opened.eval_names,
         describe(opened, plan.bins(0), section),
         tuple(store.rejected_file for store in opened.stores),
+        opened.train,
     )
 
 

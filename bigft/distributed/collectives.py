@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -66,6 +66,17 @@ def gather_errors(problem: str | None) -> list[str | None]:
     found: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, problem)
     return found
+
+
+def gather_objects(value: _T) -> list[_T]:
+    """Bring every rank's value to rank 0, in rank order; the others get nothing.
+
+    Collective: every rank.
+    """
+    is_first = torch.distributed.get_rank() == 0
+    found: list[Any] | None = [None] * torch.distributed.get_world_size() if is_first else None
+    torch.distributed.gather_object(value, found, dst=0)
+    return found or []
 
 
 def raise_first(error: BigftError | None) -> None:

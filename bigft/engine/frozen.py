@@ -1,8 +1,11 @@
 """A model that is only asked, beside the one that is trained: partitioned the same way."""
 
+from pathlib import Path
 from typing import Any
 
 import deepspeed
+from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import nn
 
 _ZERO_OF_PARAMETERS = (
@@ -14,6 +17,7 @@ _ZERO_OF_PARAMETERS = (
     "stage3_max_reuse_distance",
     "sub_group_size",
 )
+_CACHED = "_PartitionedParameterCoordinator__params_to_release"
 _KEPT = ("bf16", "fp16", "train_micro_batch_size_per_gpu", "aio", "steps_per_print")
 
 
@@ -41,3 +45,32 @@ def build_frozen(module: nn.Module, ds: dict[str, Any]) -> Any:
     engine, *_ = deepspeed.initialize(model=module, config=config)
     engine.eval()
     return engine
+
+
+def free_frozen(forward: Any) -> None:
+    """Let go of what `build_frozen` made; the caller drops the rest. Collective: every rank."""
+    if not isinstance(forward, deepspeed.DeepSpeedEngine):
+        return
+    module = forward.module
+    forward.destroy()
+    # DeepSpeed 0.19.8 keeps for good the outermost module of every engine in a list, and the
+    # engine itself, by way of a method with a cache, in that cache.
+    stack = parameter_offload.FWD_MODULE_STACK
+    stack[:] = [kept for kept in stack if kept is not module]
+    wrapper = getattr(PartitionedParameterCoordinator, _CACHED, None)
+    for cell in getattr(wrapper, "__closure__", None) or ():
+        if hasattr(cell.cell_contents, "cache_clear"):
+            cell.cell_contents.cache_clear()
+
+
+def give_own_swap(ds: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON with another folder for parameters on NVMe.
+
+    DeepSpeed empties the folder whenever a model is built (0.19.8, `partitioned_param_swapper`):
+    the second one would take the first one's parameters away.
+    """
+    offload = ds["zero_optimization"].get("offload_param", {})
+    if offload.get("device") != "nvme":
+        return ds
+    own = {**offload, "nvme_path": str(Path(offload["nvme_path"]) / "frozen")}
+    return {**ds, "zero_optimization": {**ds["zero_optimization"], "offload_param": own}}

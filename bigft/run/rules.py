@@ -116,9 +116,29 @@ def check_task(draft: Draft, run: Run) -> Iterator[Finding]:
             "--data.loading.streaming true: the labels cannot be found before training. Name them:"
             " --task.labels a,b,c"
         )
-    if name == "distillation" and not run.task.distillation.teacher:
+
+
+def check_distillation(draft: Draft, run: Run) -> Iterator[Finding]:
+    """A student needs a teacher, and what a teacher says can be stored only in short, by row."""
+    section = run.task.distillation
+    if run.task.name != "distillation":
+        return
+    if not section.teacher:
         yield Finding(
             "--task distillation: who teaches? Give --task.distillation.teacher FOLDER_OR_ID"
+        )
+    if section.logits is None:
+        return
+    flag = f"--task.distillation.logits {section.logits}"
+    if section.top_k is None:
+        yield Finding(
+            f"{flag}: whole vocabularies are too large to be stored. Say how many tokens:"
+            " --task.distillation.top_k 64"
+        )
+    if run.data.loading.streaming:
+        yield Finding(
+            f"{flag}: a stream has no rows that could be found again. Leave it out, or"
+            " --data.loading.streaming"
         )
 
 
@@ -522,6 +542,7 @@ RULES: tuple[Rule, ...] = (
     check_data,
     check_task,
     check_several_tasks,
+    check_distillation,
     check_streaming,
     check_swap_buffers,
     check_warmup,

@@ -3,12 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from bigft.data.loading.collate import Batch
 from bigft.tasks.causal_lm import CausalLM
-from bigft.tasks.divergence import Mixture, sum_distillation
+from bigft.tasks.divergence import Brief, Mixture, shorten, sum_distillation
 from bigft.tasks.rows import NextTokenRows, TaskRows
-from bigft.tasks.section import TaskSection
+from bigft.tasks.section import DistillationSection, TaskSection
+from bigft.tasks.stored import Question, StoredTeacher
 from bigft.tasks.task import Forward, LoadFrozen, LossSum, Score, Totals
 from bigft.tasks.tokens import make_losses, sum_by_source
 
@@ -18,9 +20,7 @@ if TYPE_CHECKING:
 
 def build(section: TaskSection, rows: NextTokenRows) -> "Distillation":
     """Build the task; all such rows are alike."""
-    settings = section.distillation
-    mixture = Mixture(settings.temperature, settings.weight)
-    return Distillation(rows, settings.teacher, mixture)
+    return Distillation(section.distillation, rows)
 
 
 class Distillation:
@@ -32,15 +32,17 @@ class Distillation:
     unit = "tokens"
     has_new_head = False
 
-    def __init__(self, rows: NextTokenRows, teacher: str, mixture: Mixture) -> None:
-        """Take the teacher's name, and how much it counts."""
+    def __init__(self, section: DistillationSection, rows: NextTokenRows) -> None:
+        """Take who teaches, and how."""
         self.rows: TaskRows = rows
-        self._name = teacher
-        self._mixture = mixture
+        self._section = section
+        self._mixture = Mixture(section.temperature, section.weight)
         self._student = CausalLM()
         # Another one: what a model's forward pass can do is remembered there.
         self._taught = CausalLM()
         self._teacher: Forward | None = None
+        self._stored: StoredTeacher | None = None
+        self._num_tokens = 0
 
     def auto_class(self) -> Any:
         """Return `AutoModelForCausalLM`."""
@@ -50,17 +52,22 @@ class Distillation:
         """Do nothing."""
 
     def prepare(self, load_frozen: LoadFrozen) -> None:
-        """Load the teacher. Collective: every rank."""
-        self._teacher = load_frozen(self._name)
+        """Load the teacher, or open what it said before. Collective: every rank."""
+        section = self._section
+        self._num_tokens = load_frozen.num_tokens
+        if section.logits is None or section.top_k is None:
+            self._teacher = load_frozen(section.teacher)
+            return
+        count = min(section.top_k, self._num_tokens - 1)
+        question = Question(count, section.temperature, self._num_tokens)
+        self._stored = load_frozen.open_stored(section.teacher, section.logits, question, self._ask)
 
     def loss(self, forward: Forward, batch: Batch) -> LossSum:
         """Sum the mixture over the supervised tokens of one micro-batch."""
-        assert self._teacher is not None, "`prepare` comes first"
-        with torch.no_grad():
-            taught = self._taught.predict(self._teacher, batch)
+        taught = self._hear(batch)
         own = self._student.predict(forward, batch)
         losses = make_losses(own)
-        total = sum_distillation(own.logits, taught.logits, own.targets, losses, self._mixture)
+        total = sum_distillation(own.logits, taught, own.targets, losses, self._mixture)
         by_source = sum_by_source(losses, own.sources, own.num_sources)
         return LossSum(total, len(own.targets), by_source)
 
@@ -71,3 +78,19 @@ class Distillation:
     def judge(self, totals: Totals) -> dict[str, float]:
         """Return perplexity and token accuracy."""
         return self._student.judge(totals)
+
+    def _hear(self, batch: Batch) -> Tensor | Brief:
+        """Learn what the teacher says of the supervised tokens of a batch."""
+        if self._stored is not None:
+            return self._stored.load(batch.rows).to(batch.input_ids.device)
+        assert self._teacher is not None, "`prepare` comes first"
+        if self._section.top_k is not None:
+            return self._ask(self._teacher, batch)
+        with torch.no_grad():
+            return self._taught.predict(self._teacher, batch).logits
+
+    @torch.no_grad()
+    def _ask(self, teacher: Forward, batch: Batch) -> Brief:
+        assert self._section.top_k is not None
+        taught = self._taught.predict(teacher, batch).logits
+        return shorten(taught, self._section.top_k, self._mixture.temperature, self._num_tokens)

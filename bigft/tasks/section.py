@@ -21,6 +21,15 @@ class DistillationSection(Section):
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the divergence from the teacher in the loss; the rest is cross-entropy."""
 
+    top_k: Annotated[int, Field(gt=0)] | None = None
+    """Compare with the teacher's so many most likely tokens, and with all others as one; absent:
+    with its whole vocabulary."""
+
+    logits: str | None = None
+    """Folder that keeps the teacher's `top_k` log-probabilities, 6 bytes each: filled before the
+    first step by the first run, read by it and all later ones, which load no teacher. All hosts
+    have to see it. Absent: the teacher is asked in every step."""
+
 
 class LearningSection(Section):
     """What may be chosen for a task, also for one of several."""

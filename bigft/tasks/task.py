@@ -8,17 +8,37 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from bigft.data.loading.collate import Batch
+from bigft.tasks.divergence import Brief
 from bigft.tasks.rows import TaskRows
 from bigft.tasks.section import TaskSection
+from bigft.tasks.stored import Question, StoredTeacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 Forward = Callable[..., Any]
 """A model's forward pass: a DeepSpeed engine or a plain transformers module."""
 
-LoadFrozen = Callable[[str], Forward]
-"""From the name of a trained model to its forward pass, without gradients."""
+Ask = Callable[[Forward, Batch], Brief]
+"""What a model says of the learned tokens of a batch."""
+
+
+class LoadFrozen(Protocol):
+    """Makes trained models ready that a task asks beside its own."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Count the tokens that they share with the task's model."""
+
+    def __call__(self, name: str, /) -> Forward:
+        """Load one, for forward passes without gradients. Collective: every rank."""
+
+    def open_stored(self, name: str, folder: str, question: Question, ask: Ask) -> StoredTeacher:
+        """Open what one says of every row of the data; ask it first where that was not done.
+
+        Collective: every rank.
+        """
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Does a teacher help? The same small student, trained on the text alone and with a teacher.
 
-    python tests/benchmarks/distillation.py [--seeds 3] [--steps 400] [--teacher_steps 600]
+    python tests/benchmarks/distillation.py [--seeds 3] [--steps 400] [--teacher_steps 1000]
 
 First a teacher (`builtin`, 6.9M parameters) is trained on the built-in corpus; then, for each seed,
 a student of 2 layers of 128 twice: with cross-entropy, and with `--task distillation`. Same data,
@@ -56,19 +56,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--teacher_steps", type=int, default=600)
+    parser.add_argument("--teacher_steps", type=int, default=1000)
     parser.add_argument("--temperature", type=float, default=2.0)
     parser.add_argument("--weight", type=float, default=0.5)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--teacher", type=Path, help="a trained one; absent: train it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as parent:
         root = Path(parent)
         (root / "student.json").write_text(json.dumps(STUDENT))
-        taught = train(
-            root / "teacher", options.threads, max_steps=options.teacher_steps, learning_rate=1e-3
-        )
-        print(f"teacher: evaluation loss {taught:.4f} after {options.teacher_steps} steps")
+        teacher = options.teacher
+        if teacher is None:
+            taught = train(
+                root / "teacher",
+                options.threads,
+                max_steps=options.teacher_steps,
+                learning_rate=1e-3,
+            )
+            print(f"teacher: evaluation loss {taught:.4f} after {options.teacher_steps} steps")
+            teacher = root / "teacher/model"
         print(f"{'seed':>4}{'alone':>10}{'distilled':>12}{'difference':>13}", flush=True)
         differences = []
         for seed in range(1, options.seeds + 1):
@@ -85,7 +92,7 @@ def main() -> None:
                 **shared,
                 **{
                     "task": "distillation",
-                    "task.distillation.teacher": root / "teacher/model",
+                    "task.distillation.teacher": teacher,
                     "task.distillation.temperature": options.temperature,
                     "task.distillation.weight": options.weight,
                 },

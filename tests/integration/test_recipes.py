@@ -31,9 +31,27 @@ def _run(pool: Any, name: str, folder: Path, cache: Path, **changes: Any) -> dic
     return [row for row in read_metrics(folder) if "eval_loss" in row][-1]
 
 
+def _train_teacher(pool: Any, folder: Path, cache: Path) -> Path:
+    """The first command of the recipe's header, but for its length."""
+    settings = {
+        "data.train_on": "all",
+        "max_length": 256,
+        "per_device_train_batch_size": 4,
+        "max_steps": 1,
+        "learning_rate": 1e-3,
+        "evaluation.max_eval_batches": 1,
+        "data.loading.cache_dir": cache,
+    }
+    pool.run("runs:train", settings, str(folder), ds_config("zero3"))
+    return folder / "model"
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_as_it_is(one_rank, tmp_path, cache, name):
     short = {"max_steps": 2, "eval_steps": 0, "evaluation.max_eval_batches": 1}
+    if name == "distillation":
+        teacher = _train_teacher(one_rank, tmp_path / "teacher", cache)
+        short["task.distillation.teacher"] = teacher
     found = _run(one_rank, name, tmp_path / "run", cache, **short)
     assert found["step"] == 2
     assert (tmp_path / "run/model/model.safetensors").is_file()

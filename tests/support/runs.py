@@ -47,6 +47,47 @@ def train(settings: dict[str, Any], folder: str, config: str) -> dict[str, Any]:
     return {"checkpoint": str(checkpoint), "said": err.getvalue()}
 
 
+def train_counting_models(settings: dict[str, Any], folder: str, config: str) -> dict[str, Any]:
+    """A whole run; also counts the language models that are there before its own is loaded."""
+    import gc
+
+    from bigft.commands import training
+
+    load, found = training.load_model, {}
+
+    def count(*args: Any, **options: Any) -> Any:
+        names = [type(o).__name__ for o in gc.get_objects() if isinstance(o, torch.nn.Module)]
+        found["models"] = sum(name.endswith("ForCausalLM") for name in names)
+        return load(*args, **options)
+
+    gc.collect()  # Of earlier runs in this process.
+    training.load_model = count
+    try:
+        return {**train(settings, folder, config), **found}
+    finally:
+        training.load_model = load
+
+
+def train_interrupted(settings: dict[str, Any], folder: str, config: str, rows: int) -> tuple:
+    """A run whose teacher is asked about so many rows at least, and no further."""
+    from bigft.errors import TrainingError
+    from bigft.tasks.stored import AnswerWriter
+
+    advance = AnswerWriter.advance
+
+    def stop(writer: Any, done: int) -> None:
+        advance(writer, done)
+        if done >= rows:
+            writer._note()
+            raise TrainingError(f"interrupted at {done}")
+
+    AnswerWriter.advance = stop
+    try:
+        return try_train(settings, folder, config)
+    finally:
+        AnswerWriter.advance = advance
+
+
 def try_train(settings: dict[str, Any], folder: str, config: str) -> tuple[str, str, int]:
     """A run that must fail: class, text and exit code of its error."""
     from bigft.errors import BigftError

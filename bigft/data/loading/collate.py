@@ -58,6 +58,9 @@ class Batch:
     """Terms of the loss of the whole step, all ranks and micro-steps, by part of the data; empty in
     evaluations and where there is one part."""
 
+    rows: tuple[int, ...] = ()
+    """Of language models, numbers of the rows that the sequences are made of, in their order."""
+
     def to(self, device: torch.device | str) -> "Batch":
         """Copy the tensors to a device."""
         tensors: dict[str, Any] = {
@@ -128,11 +131,13 @@ class _Arrays:
         self.position_ids: npt.NDArray[np.int64] = np.zeros(shape, dtype=np.int64)
         self.sources: npt.NDArray[np.int64] | None = None
         self.num_sources = num_sources
+        self.rows: list[int] = []
         if num_sources > 1:
             self.sources = np.zeros(shape, dtype=np.int64)
 
     def place(self, sequence: int, start: int, row: Row) -> None:
         end = start + len(row)
+        self.rows.append(row.number)
         self.input_ids[sequence, start:end] = row.input_ids
         self.labels[sequence, start:end] = np.where(row.supervised, row.input_ids, IGNORED)
         self.position_ids[sequence, start:end] = np.arange(len(row))
@@ -147,4 +152,5 @@ class _Arrays:
             None if attention_mask is None else torch.from_numpy(attention_mask),
             None if self.sources is None else torch.from_numpy(self.sources),
             self.num_sources,
+            rows=tuple(self.rows),
         )

@@ -1,6 +1,7 @@
 """The rows of one or several stores, numbered through."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,9 +68,14 @@ class Rows:
             number: Of the row.
             draw: With the number the seed of what is chosen at random of it.
         """
+        part, place = self.find_place(number)
+        row = self.stores[part].load_row(place)
+        return replace(row, source=part, draw=(*draw, number), number=number)
+
+    def find_place(self, number: int) -> tuple[int, int]:
+        """Find which part a row comes from, and its number there."""
         part = int(self.find_part(np.asarray(number)))
-        row = self.stores[part].load_row(number - int(self._starts[part]))
-        return Row(row.input_ids, row.supervised, row.is_truncated, part, draw=(*draw, number))
+        return part, number - int(self._starts[part])
 
 
 def _join(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

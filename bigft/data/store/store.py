@@ -170,6 +170,13 @@ class TokenStore:
         lines = (self.folder / "origins.txt").read_text(encoding="utf-8").splitlines()
         return np.load(self.folder / "origins.npy", mmap_mode="r"), [*map(json.loads, lines)]
 
+    def compute_digest(self) -> str:
+        """Compute a digest of all tokens and marks, the same on every machine; reads the files."""
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (self._tokens, self._supervised, self._offsets):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
     def load_row(self, number: int) -> Row:
         """Copy one row into memory."""
         start, end = int(self._offsets[number]), int(self._offsets[number + 1])

@@ -56,6 +56,9 @@ class Row:
     draw: tuple[int, ...] = (0,)
     """Seed of what is chosen at random of it each time it is loaded."""
 
+    number: int = -1
+    """Of the row among all rows of the data; -1 where it comes from no store."""
+
     def __len__(self) -> int:
         """Count the tokens."""
         return len(self.input_ids)

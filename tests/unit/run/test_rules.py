@@ -70,6 +70,7 @@ ERRORS = {
         "Use 10",
     ),
     "check_freeze": ("zero3", "--model.freeze layers.(0", "no regular expression"),
+    "check_distillation": ("zero3", "--task distillation", "who teaches"),
     "check_shard_size": ("zero3", "--checkpoint.max_shard_size big", "is not a size"),
     "check_early_stopping": ("zero3", "--trainer.early_stopping loss:3", "Give --eval_steps"),
     "check_best": (
@@ -232,7 +233,16 @@ def test_a_stream_with_what_it_needs_passes():
         ),
         ("--task classification --task.labels a,b,a", "a name stands twice"),
         ("--task regression --task.labels a,b", "that is of classification"),
-        ("--task distillation", "who teaches"),
+        (
+            "--task distillation --task.distillation.teacher x --task.distillation.logits y",
+            "task.distillation.top_k 64",
+        ),
+        (
+            "--task distillation --task.distillation.teacher x --task.distillation.logits y"
+            " --task.distillation.top_k 4 --data.loading.streaming true --max_steps 1"
+            " --eval_data x",
+            "a stream has no rows",
+        ),
         ("--task.distillation.teacher x", "that is of distillation"),
     ],
 )
