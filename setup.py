@@ -14,8 +14,12 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "bigft/__init__.py").read_
 # rouge-score has had one release since 2019; sacrebleu's signatures name its version.
 EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
 
+# Its models of transformers need accelerate, which nothing else here does.
+HARNESS = ["lm-eval>=0.4.13", "accelerate>=1.10"]
+
 TEST = [
     *EVAL,
+    *HARNESS,
     "pytest>=8",
     "pytest-timeout",
     "hypothesis",
@@ -86,6 +90,7 @@ setup(
         "test": TEST,
         "docs": ["sphinx>=8", "myst-parser>=4", "furo"],
         "eval": EVAL,
+        "harness": HARNESS,
         "gpu": ["nvidia-ml-py"],
         "bench": ["accelerate>=1.10"],
         "sweep": ["optuna>=4"],

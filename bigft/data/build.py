@@ -114,6 +114,7 @@ def build_data(
         num_workers=section.loading.num_workers,
         order="by_length" if section.packing == "none" else "shuffled",
         count=layout.count,
+        count_tokens=layout.count_tokens,
     )
     evaluation = EvalLoader(
         opened.evaluation,
@@ -127,7 +128,7 @@ def build_data(
         evaluation if len(selection.evaluation) else None,
         opened.names,
         opened.eval_names,
-        describe(opened, plan.bins(0), section),
+        describe(opened, plan.bins(0), section, layout),
         tuple(store.rejected_file for store in opened.stores),
     )
 

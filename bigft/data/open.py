@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bigft.data.layouts.layout import BuildLayout
+from bigft.data.layouts.layout import BuildLayout, Layout
 from bigft.data.layouts.next_token import NextToken
 from bigft.data.order.pack import Bins
 from bigft.data.order.select import Selection, describe_selection, open_selection
@@ -138,16 +138,22 @@ def find_names(parts: Sequence[Part]) -> tuple[str, ...]:
     return tuple(part.name for part in parts)
 
 
-def describe(opened: Opened, bins: Bins, section: DataSection) -> dict[str, Any]:
+def describe(opened: Opened, bins: Bins, section: DataSection, layout: Layout) -> dict[str, Any]:
     """Count what a run will see.
 
     Args:
         opened: Stores and selection.
         bins: Sequences of the first epoch.
         section: Settings of the data.
+        layout: Of the rows.
     """
+    sides = (opened.train, opened.evaluation) if opened.has_own_evaluation else (opened.train,)
     return {
         **describe_stores(opened.stores),
+        "tokens": sum(int(layout.count_tokens(rows.lengths).sum()) for rows in sides),
+        "terms": sum(int(layout.count(rows.supervised_counts).sum()) for rows in sides),
+        "learns": layout.learns,
+        "packing": section.packing,
         **describe_selection(opened.selection, bins, opened.train, section.max_length),
         "sources": list(opened.names),
     }

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -61,11 +61,16 @@ def gather_table(rows: Tensor) -> Tensor:
     return torch.cat([table[:length] for table, length in zip(found, lengths, strict=True)])
 
 
+def gather_objects(value: _T) -> list[_T]:
+    """Return the values of all ranks, in rank order. Collective: every rank."""
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
 def gather_errors(problem: str | None) -> list[str | None]:
     """Return what is wrong on each rank, in rank order. Collective: every rank."""
-    found: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, problem)
-    return found
+    return gather_objects(problem)
 
 
 def raise_first(error: BigftError | None) -> None:
@@ -73,10 +78,8 @@ def raise_first(error: BigftError | None) -> None:
 
     Collective: every rank.
     """
-    found: list[tuple[type[BigftError], str] | None] = [None] * torch.distributed.get_world_size()
     mine = None if error is None else (type(error), str(error))
-    torch.distributed.all_gather_object(found, mine)
-    for rank, entry in enumerate(found):
+    for rank, entry in enumerate(gather_objects(mine)):
         if entry is not None:
             kind, text = entry
             shared = kind(text if rank == 0 else f"rank {rank}: {text}")

@@ -132,6 +132,7 @@ class StoreLoader:
         num_workers: int = 0,
         order: str = "shuffled",
         count: Count = keep_counts,
+        count_tokens: Count = keep_counts,
     ) -> None:
         """Prepare the order; no token is read yet.
 
@@ -144,8 +145,10 @@ class StoreLoader:
             num_workers: Threads that work ahead; see `bigft.data.loading.prefetch`.
             order: `shuffled`, `by_length` (shuffled, neighbours of similar length) or `given`.
             count: From learned entries to terms of the loss, row by row.
+            count_tokens: From entries to tokens, row by row.
         """
         self._count = count
+        self._count_tokens = count_tokens
         self._rows = rows
         self._plan = plan
         self._share = share
@@ -176,7 +179,7 @@ class StoreLoader:
 
     def _build_epoch(self, epoch: int) -> "_Epoch":
         bins = self._plan.bins(epoch)
-        tokens = bins.sum(self._rows.lengths)
+        tokens = bins.sum(self._count_tokens(self._rows.lengths))
         if self._order == "given":
             order = np.arange(len(bins))
         elif self._order == "by_length":
@@ -256,6 +259,10 @@ class EvalLoader:
     def list_digests(self) -> list[int]:
         """List the examples that the sequences begin with; without packing, each has only one."""
         return [int(self._rows.digests[self._bins[n][0]]) for n in range(len(self._bins))]
+
+    def find_smallest_digests(self, count: int) -> list[int]:
+        """Find the examples with the smallest digests, `count` of them at most."""
+        return [int(digest) for digest in np.unique(self._rows.digests[self._bins.rows])[:count]]
 
     def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Give this rank's batches in a fixed order; the last ones may be only padding.

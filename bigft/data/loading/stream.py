@@ -156,11 +156,12 @@ class StreamLoader:
         ]
         every = [row for sequence in rows for row in sequence]
         learned = np.array([np.count_nonzero(row.supervised) for row in every], dtype=np.int64)
+        lengths = np.array([len(row) for row in every], dtype=np.int64)
         after = items[-1].after
         return StepBatches(
             micro_batches=mine,
             supervised_tokens=int(self._count(learned).sum()),
-            tokens=sum(map(len, every)),
+            tokens=int(self._tokenizer.count_tokens(lengths).sum()),
             # How long an epoch is, nobody knows: the number of complete ones.
             epoch=float(after.epoch),
             cursor=after,
