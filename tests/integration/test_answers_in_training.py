@@ -109,7 +109,7 @@ def _answer_plainly(folder: Path, prompts: list[list[int]]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["llama", "t5", pytest.param("gpt2", marks=pytest.mark.nightly)])
 def test_answers_are_those_of_transformers_whatever_the_number_of_ranks(
     one_rank, two_ranks, folders, tmp_path, name
 ):
@@ -137,7 +137,7 @@ def test_answers_are_those_of_transformers_whatever_the_number_of_ranks(
     assert [row[2] for row in answers[1][-1]] == _answer_plainly(tmp_path / "1/model", prompts)
 
 
-@pytest.mark.parametrize("name", ["llama", "t5"])
+@pytest.mark.parametrize("name", ["t5", pytest.param("llama", marks=pytest.mark.nightly)])
 def test_a_run_with_answers_trains_as_one_without(two_ranks, folders, tmp_path, name):
     with_answers = _settings(folders, name, max_steps=6)
     plain = {k: v for k, v in with_answers.items() if not k.startswith("evaluation.")}
@@ -163,7 +163,7 @@ def test_one_rank_that_is_late_ends_the_answers_of_all(two_ranks, folders, tmp_p
     assert "4 of 7 answers were written" in results[0]["said"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.nightly)])
 def test_a_stop_in_the_middle_of_an_answer(two_ranks, folders, tmp_path, rank):
     settings = _settings(folders, "llama", max_steps=4, **{"evaluation.eval_on_start": "false"})
     arguments = (settings, str(tmp_path / "run"), ds_config("zero3"))

@@ -135,3 +135,36 @@ def count_gathers(settings: dict[str, Any], folder: str, config: str) -> list[in
         setattr(Coordinator, name, gather)
         Engine.step, Engine.set_training = step, set_training
     return found
+
+
+def time_passes(settings: dict[str, Any], folder: str, config: str) -> list[tuple[float, int]]:
+    """A run; of each evaluation the seconds that answers took, and how many forward passes."""
+    import time
+
+    import runs
+
+    from bigft.trainer.answering import Answering
+
+    write, found = Answering._write_own, []
+
+    def timed(self: Any) -> Any:
+        passes = 0
+
+        def count(*unused: Any) -> None:
+            nonlocal passes
+            passes += 1
+
+        hook = self._engine.module.register_forward_pre_hook(count)
+        start = time.perf_counter()
+        try:
+            return write(self)
+        finally:
+            found.append((time.perf_counter() - start, passes))
+            hook.remove()
+
+    Answering._write_own = timed
+    try:
+        runs.train(settings, folder, config)
+    finally:
+        Answering._write_own = write
+    return found
