@@ -17,9 +17,13 @@ EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
 # What vLLM reads and transformers loads; it follows transformers' own releases closely.
 COMPRESS = ["compressed-tensors>=0.20"]
 
+# Its models of transformers need accelerate, which nothing else here does.
+HARNESS = ["lm-eval>=0.4.13", "accelerate>=1.10"]
+
 TEST = [
     *EVAL,
     *COMPRESS,
+    *HARNESS,
     "pytest>=8",
     "pytest-timeout",
     "hypothesis",
@@ -92,6 +96,7 @@ setup(
         "eval": EVAL,
         "compress": COMPRESS,
         "gguf": ["gguf>=0.17", "accelerate>=1.10"],  # transformers loads GGUF with both
+        "harness": HARNESS,
         "gpu": ["nvidia-ml-py"],
         "bench": ["accelerate>=1.10"],
         "sweep": ["optuna>=4"],

@@ -189,6 +189,15 @@ def find_newest(checkpoints: Path) -> Path | None:
     return committed[-1] if committed else None
 
 
+def find_best_step(checkpoints: Path) -> int | None:
+    """Find the step of the checkpoint that a run keeps as its best; None where it keeps none."""
+    try:
+        match = _STEP_FOLDER.fullmatch((checkpoints / BEST_NAME).read_text("utf-8").strip())
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(match[1]) if match else None
+
+
 def next_sequence(checkpoints: Path) -> int:
     """Return the number of the next commit in a run's folder, from 1."""
     return max((sequence or 0 for sequence, _ in _in_order(checkpoints)), default=0) + 1

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, TextIO
 
 from bigft.config.request import Request
+from bigft.data.describe import counts_tokens
 from bigft.log import plain_console
 from bigft.run.preview import PreviewSettings, resolve_preview
 
@@ -78,12 +79,12 @@ def render(
     lines = [f"{name:<14}{value}".rstrip() for name, value in rows]
     if preview.counts["conversations"] and not has_template:
         lines.append(f"{'note':<14}the tokenizer has no chat template; written as ChatML")
-    lines += ["", *_draw_sources(preview.sources), "", *_draw_lengths(preview)]
+    lines += ["", *_draw_sources(preview), "", *_draw_lengths(preview)]
     for number, example in enumerate(preview.examples, 1):
         lines += ["", _describe_example(number, example, preview)]
         lines += [mark(example, colored=colored)]
     if preview.examples:
-        lines += ["", _describe_marks(colored=colored)]
+        lines += ["", _describe_marks(preview, colored=colored)]
     return "\n".join(lines) + "\n"
 
 
@@ -111,9 +112,10 @@ def _describe_reading(preview: "Preview") -> Iterator[tuple[str, str]]:
     for row in preview.rejected:
         yield "", f"{row.origin}: {row.reason}"
     yield "rows", f"{counts['rows']:,}"
-    share = f"{counts['supervised_share']:.1%}"
     yield "tokens", f"{counts['tokens']:,}"
-    yield "supervised", f"{counts['supervised_tokens']:,} tokens, {share}"
+    terms = counts["terms"]
+    share = f" tokens, {terms / max(counts['tokens'], 1):.1%}"
+    yield counts["learns"], f"{terms:,}{share if counts_tokens(counts['learns']) else ''}"
 
 
 def _describe_use(preview: "Preview", settings: PreviewSettings) -> Iterator[tuple[str, str]]:
@@ -133,27 +135,46 @@ def _describe_use(preview: "Preview", settings: PreviewSettings) -> Iterator[tup
     yield "cleaning", _join(touched)
     sides = {side: counts[f"{side}_rows"] for side in ("train", "eval", "test")}
     yield "split", ", ".join(f"{count:,} {side}" for side, count in sides.items())
-    full = f"{counts['packing_utilisation']:.1%} full"
     sequences = _count(counts["train_sequences"], "sequence")
+    if section.packing == "none":
+        yield "packing", f"none: {sequences}, each of one row and as long as it"
+        return
+    full = f"{counts['packing_utilisation']:.1%} full"
     yield "packing", f"{section.packing}: {sequences} of {section.max_length:,} tokens, {full}"
 
 
 def _describe_example(number: int, example: "ExamplePreview", preview: "Preview") -> str:
-    counts = f"{example.tokens:,} tokens, {example.supervised_tokens:,} supervised"
+    learned = f", {example.supervised_tokens:,} {_name_marked(preview)}"
+    counts = f"{example.tokens:,} tokens{learned if _is_marking_tokens(preview) else ''}"
     return f"--- example {number} of {len(preview.examples)}: {example.source}, {counts}"
 
 
-def _describe_marks(*, colored: bool) -> str:
+def _describe_marks(preview: "Preview", *, colored: bool) -> str:
     marks = f"{_GREEN}like this{_PLAIN}" if colored else "⟦like this⟧"
+    if not _is_marking_tokens(preview):
+        return f"what is learned of the text before it is shown {marks}"
+    if preview.counts["learns"] == "hidden":
+        return f"tokens of which some are hidden and learned each time are shown {marks}"
     return f"tokens that count in the loss are shown {marks}"
+
+
+def _is_marking_tokens(preview: "Preview") -> bool:
+    return counts_tokens(preview.counts["learns"])
+
+
+def _name_marked(preview: "Preview") -> str:
+    """Name what is counted of each row: of what is hidden in turns, all of it."""
+    learns: str = preview.counts["learns"]
+    return "may be hidden" if learns == "hidden" else learns
 
 
 # Drawing.
 
 
-def _draw_sources(sources: tuple["SourcePreview", ...]) -> Iterator[str]:
-    head = ("source", "files", "rows", "tokens", "supervised", "epoch tokens", "epoch share")
-    table = [head, *(_cells(source) for source in sources)]
+def _draw_sources(preview: "Preview") -> Iterator[str]:
+    marked = _name_marked(preview)
+    head = ("source", "files", "rows", "tokens", marked, "epoch tokens", "epoch share")
+    table = [head, *(_cells(source) for source in preview.sources)]
     widths = [max(len(row[column]) for row in table) for column in range(len(head))]
     for name, *numbers in table:
         cells = [f"{text:>{width}}" for text, width in zip(numbers, widths[1:], strict=True)]

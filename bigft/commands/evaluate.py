@@ -5,8 +5,13 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from bigft.commands.parts.scoring import Scored, name_task, score_folder
-from bigft.config.options import EvaluateOptions, GenerationOptions, read_options
+from bigft.commands.parts.scoring import Scored, name_task, score_folder, score_harness
+from bigft.config.options import (
+    EvaluateOptions,
+    GenerationOptions,
+    HarnessOptions,
+    read_options,
+)
 from bigft.config.request import Request
 from bigft.errors import ConfigError
 
@@ -14,6 +19,7 @@ from bigft.errors import ConfigError
 def main(request: Request) -> None:
     """Load, score, print."""
     options = read_options(request, EvaluateOptions)
+    _check_harness_alone(request, options)
     idle = [f"--{name}" for name in GenerationOptions.model_fields if name in request.settings]
     if idle and not options.metrics:
         raise ConfigError(
@@ -24,7 +30,8 @@ def main(request: Request) -> None:
         _compare(*_order_models(request, options.compare), options)
         return
     folder = request.words[0]
-    scored = score_folder(folder, options)
+    score = score_harness if options.tasks.harness else score_folder
+    scored = score(folder, options)
     if options.as_json:
         sys.stdout.write(json.dumps({**scored.numbers, **scored.details}) + "\n")
         return
@@ -33,6 +40,22 @@ def main(request: Request) -> None:
         sys.stdout.write(f"{key:<{width}}{value:,.4f}\n".replace(".0000\n", "\n"))
     for key, text in scored.signatures.items():
         sys.stdout.write(f"{key:<{width}}{text}\n")
+
+
+def _check_harness_alone(request: Request, options: EvaluateOptions) -> None:
+    """Refuse options of `--harness` without it, and others beside it."""
+    own = set(HarnessOptions.model_fields)
+    if not options.tasks.harness:
+        idle = [f"--{name}" for name in request.settings if name in own]
+        if idle:
+            raise ConfigError(f"{', '.join(idle)}: about tasks of lm-eval; add --harness TASKS")
+        return
+    others = [n for n in request.settings if n not in own | {"batch_size", "device", "json"}]
+    if others:
+        raise ConfigError(
+            f"--harness runs tasks that have data and metrics of their own; leave"
+            f" {', '.join(f'--{name}' for name in others)} out"
+        )
 
 
 def _order_models(request: Request, compared: str) -> tuple[str, str]:

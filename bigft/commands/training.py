@@ -17,6 +17,7 @@ from bigft.commands.parts.frozen import FrozenModels
 from bigft.commands.parts.guards import Guards
 from bigft.commands.parts.hooks import StateBytes, build_hooks
 from bigft.commands.parts.model import load_run_model
+from bigft.commands.parts.questions import choose_questions
 from bigft.commands.parts.resume import restore
 from bigft.commands.parts.swap import reserve_swap, swap_folder
 from bigft.commands.parts.task import load_rows
@@ -81,6 +82,7 @@ def train(
             keep_rejected(folder, data.rejected_files)
     total_steps = count_total_steps(run.trainer, data.train.steps_per_epoch)
     announce_data(data, total_steps, console)
+    questions = choose_questions(run, data, rows, tokenizer, facts, world, console)
 
     # --- Model, optimizer, engine ---
     with errors_shared(), local_rank_zero_first(world):
@@ -154,6 +156,8 @@ def train(
                 rendezvous=rendezvous,
                 world=world,
                 console=console,
+                tokenizer=tokenizer,
+                questions=questions,
             )
             hooks.insert(1, StateBytes(engine, optimizer, console))
             # What exists now stays; a full collection would walk it for 0.3 s, and the others wait.

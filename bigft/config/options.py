@@ -67,6 +67,23 @@ class GenerationOptions(Section):
     all."""
 
 
+class HarnessOptions(Section):
+    """Tasks of lm-eval, instead of data."""
+
+    harness: list[str] = []
+    """Tasks of lm-eval (`hellaswag,arc_easy`, `mmlu_*`) to run instead of scoring `--data`. Needs
+    `pip install "bigft[harness]"`, and their data: lm-eval downloads them."""
+
+    harness_folder: str | None = None
+    """Folder of tasks of your own, in lm-eval's YAML."""
+
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Solved examples before each question; absent: as each task has it."""
+
+    limit: Annotated[int, Field(gt=0)] | None = None
+    """The first so many examples of each task, for a look; absent: all."""
+
+
 class EvaluateOptions(Section):
     """Score a model folder on a data set: loss and the metrics of its task."""
 
@@ -104,6 +121,9 @@ class EvaluateOptions(Section):
 
     generation: GenerationOptions = GenerationOptions()
     """How answers are written."""
+
+    tasks: HarnessOptions = HarnessOptions()
+    """Tasks of lm-eval."""
 
     as_json: Annotated[bool, Field(alias="json")] = False
     """Print one JSON object."""
@@ -203,7 +223,8 @@ class SweepOptions(Section):
     """Runs in all; the first takes the settings as they stand. Absent: 20, or the whole grid."""
 
     metric: str = "eval_loss"
-    """What decides, by its name in `metrics.jsonl`; its last value of a run counts."""
+    """What decides, by its name in `metrics.jsonl`; its last value of a run counts, or that of the
+    best checkpoint where runs keep it (`--checkpoint.best`)."""
 
     direction: Literal["auto", "minimize", "maximize"] = "auto"
     """Which values of the metric are better; `auto` knows those that bigft writes."""

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigft.data.cache import default_cache_dir, write_text_atomically
+from bigft.data.counts import count_terms, count_tokens
 from bigft.data.layouts.layout import BuildLayout, Layout
 from bigft.data.layouts.next_token import NextToken
 from bigft.data.layouts.several import Several
 from bigft.data.loading.batches import build_collate
-from bigft.data.loading.loader import Count, EvalLoader, Loader, Share, StoreLoader
+from bigft.data.loading.loader import EvalLoader, Loader, Share, StoreLoader
 from bigft.data.loading.stream import StreamLoader
 from bigft.data.open import (
     Opened,
@@ -126,14 +127,15 @@ def build_data(
         collate=build_collate(layout, len(opened.names)),
         num_workers=section.loading.num_workers,
         order="given" if share.inner_steps else _choose_order(layout, section),
-        count=_build_count(layout, opened.train),
+        terms=count_terms(layout, opened.train),
+        tokens=count_tokens(layout, opened.train),
     )
     evaluation = EvalLoader(
         opened.evaluation,
         selection.evaluation,
         replace_share(share, eval_batch_size),
         collate=build_collate(layout, len(opened.eval_names)),
-        count=_build_count(layout, opened.evaluation),
+        terms=count_terms(layout, opened.evaluation),
         is_shuffled=isinstance(layout, Several),
     )
     return Data(
@@ -141,7 +143,7 @@ def build_data(
         evaluation if len(selection.evaluation) else None,
         opened.names,
         opened.eval_names,
-        describe(opened, plan.bins(0), section),
+        describe(opened, plan.bins(0), section, layout),
         tuple(store.rejected_file for store in opened.stores),
         opened.train,
     )
@@ -174,7 +176,6 @@ def _build_streamed(
         max_length=section.max_length,
         seed=seed,
         collate=build_collate(layout, len(parts)),
-        count=layout.count,
         reject=refuse_bad_rows if section.on_bad_row == "error" else reject,
         runs_ahead=section.loading.num_workers > 0,
     )
@@ -223,7 +224,7 @@ def build_evaluation(
     bins = select_all(rows, section)
     layout = lay_out(tokenizer, section)
     collate = build_collate(layout, len(parts))
-    loader = EvalLoader(rows, bins, share, collate=collate, count=layout.count)
+    loader = EvalLoader(rows, bins, share, collate=collate, terms=count_terms(layout, rows))
     return loader, describe_stores(rows.stores), find_names(parts)
 
 
@@ -285,14 +286,6 @@ def _choose_order(layout: Layout, section: DataSection) -> str:
     # By length, whole steps would go to the task with the short texts.
     is_padded = section.packing == "none" and not isinstance(layout, Several)
     return "by_length" if is_padded else "shuffled"
-
-
-def _build_count(layout: Layout, rows: Rows) -> Count:
-    """Return what counts the terms of rows: what a row of several tasks has depends on its part."""
-    if not isinstance(layout, Several):
-        return layout.count
-    terms = layout.count_by_part([store.supervised_counts for store in rows.stores])
-    return lambda learned: terms
 
 
 def _set_chat_template(

@@ -1,9 +1,10 @@
 """A fixed choice of examples, by what they say."""
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bigft.data.clean.build import Cleaner
 from bigft.data.example import Example, compute_digest
 from bigft.data.formats.table import Recognizer
 from bigft.data.readers.raw import parse
@@ -47,6 +48,35 @@ def choose_examples(section: DataSection, limit: int | None) -> list[Chosen]:
     return sorted(entries, key=lambda chosen: chosen.digest)
 
 
+def find_examples(
+    spec: str, flag: str, section: DataSection, digests: Sequence[int]
+) -> list[Chosen]:
+    """Find examples by their digests, cleaned as they are for training.
+
+    Reads until all are found, so all of the data at worst.
+
+    Args:
+        spec: Names the data.
+        flag: The setting that does.
+        section: How they are read and cleaned.
+        digests: Of the examples, each once.
+
+    Returns:
+        In the order of `digests`; without those that are not there.
+
+    Raises:
+        DataError: The data are missing.
+    """
+    wanted, found = set(digests), dict[int, Chosen]()
+    parts = find_sources(spec, flag, weighted=flag == "--data")
+    for chosen in _read(parts, section, Cleaner(section.clean)):
+        if chosen.digest in wanted:
+            found.setdefault(chosen.digest, chosen)
+            if len(found) == len(wanted):
+                break
+    return [found[digest] for digest in digests if digest in found]
+
+
 def _keep_first(found: Iterator[Chosen], limit: int | None) -> list[Chosen]:
     kept: dict[int, Chosen] = {}
     largest: list[int] = []
@@ -62,7 +92,9 @@ def _keep_first(found: Iterator[Chosen], limit: int | None) -> list[Chosen]:
     return list(kept.values())
 
 
-def _read(parts: list[Part], section: DataSection) -> Iterator[Chosen]:
+def _read(
+    parts: list[Part], section: DataSection, cleaner: Cleaner | None = None
+) -> Iterator[Chosen]:
     recognizer = Recognizer(section.format, section.columns)
     for number, part in enumerate(parts):
         for source in part.sources:
@@ -71,4 +103,6 @@ def _read(parts: list[Part], section: DataSection) -> Iterator[Chosen]:
                     _, example = recognizer.read(parse(raw))
                 except (ValueError, DataError):
                     continue  # Judged, with its place, when it is tokenised.
-                yield Chosen(example, compute_digest(example), number)
+                cleaned = cleaner.clean(example) if cleaner else example
+                if cleaned is not None:
+                    yield Chosen(cleaned, compute_digest(cleaned), number)

@@ -14,15 +14,27 @@ def describe_data(info: Mapping[str, Any], steps_per_epoch: int | None) -> Itera
     if steps_per_epoch is None:
         yield "data are tokenised while training; how long an epoch is, only its end will tell"
         return
-    supervised = 100 * info["supervised_tokens"] / max(info["tokens"], 1)
+    packed = ""
+    if info["packing"] != "none":
+        packed = f", packed {100 * info['packing_utilisation']:.0f}% full"
     yield (
-        f"{info['rows']:,} rows, {info['tokens']:,} tokens ({supervised:.0f}% supervised), format"
-        f" {info['format']}, packed {100 * info['packing_utilisation']:.0f}% full;"
-        f" {steps_per_epoch:,} steps per epoch"
+        f"{info['rows']:,} rows, {info['tokens']:,} tokens ({_describe_terms(info)}), format"
+        f" {info['format']}{packed}; {steps_per_epoch:,} steps per epoch"
     )
     losses = describe_losses(info)
     if losses:
         yield f"note: {losses}"
+
+
+def _describe_terms(info: Mapping[str, Any]) -> str:
+    if counts_tokens(info["learns"]):
+        return f"{100 * info['terms'] / max(info['tokens'], 1):.0f}% {info['learns']}"
+    return f"{info['terms']:,} {info['learns']}"
+
+
+def counts_tokens(learns: str) -> bool:
+    """Whether what is learned is some of the tokens, so that a share of them means something."""
+    return learns not in ("labels", "numbers", "terms")
 
 
 def describe_losses(info: Mapping[str, Any]) -> str:

@@ -22,6 +22,8 @@ class PromptAnswer:
 
     prompt: str
     answer: str
+    others: tuple[str, ...] = ()
+    """Other answers that are right as well: not learned, only compared with."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Conversation:
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
+    others: tuple[str, ...] = ()
+    """Other answers than the last one that are right as well: not learned, only compared with."""
 
 
 Label = str | int | float
@@ -58,6 +62,17 @@ def write_label(label: Label | list[Label]) -> str:
     return ", ".join(map(str, parts)) or "none"
 
 
+def list_references(example: Example, answer: str) -> tuple[str, ...]:
+    """List all answers to an example that are right.
+
+    Args:
+        example: Holds the others.
+        answer: The one that is learned.
+    """
+    others = example.others if isinstance(example, PromptAnswer | Conversation) else ()
+    return (answer, *others)
+
+
 _COPY_BITS = 0x1F
 """The lowest bits of a digest: 0 for an example, the number of a changed copy otherwise."""
 
@@ -67,7 +82,9 @@ def compute_digest(example: Example) -> int:
 
     Its five lowest bits are 0: see `mark_copy`.
     """
-    content = json.dumps([type(example).__name__, vars(example)], sort_keys=True, default=str)
+    # Other right answers are no part of what is learned, or else rows with them would change sides.
+    said = {name: value for name, value in vars(example).items() if name != "others"}
+    content = json.dumps([type(example).__name__, said], sort_keys=True, default=str)
     found = hashlib.blake2b(content.encode(), digest_size=8).digest()
     return int.from_bytes(found, "little") & ~_COPY_BITS
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bigft.data.layouts.layout import BuildLayout
+from bigft.data.counts import count_terms, count_tokens
+from bigft.data.layouts.layout import BuildLayout, Layout
 from bigft.data.layouts.next_token import NextToken
 from bigft.data.layouts.several import choose_layout
 from bigft.data.order.pack import Bins
@@ -144,16 +145,22 @@ def find_names(parts: Sequence[Part]) -> tuple[str, ...]:
     return tuple(part.name for part in parts)
 
 
-def describe(opened: Opened, bins: Bins, section: DataSection) -> dict[str, Any]:
+def describe(opened: Opened, bins: Bins, section: DataSection, layout: Layout) -> dict[str, Any]:
     """Count what a run will see.
 
     Args:
         opened: Stores and selection.
         bins: Sequences of the first epoch.
         section: Settings of the data.
+        layout: Of the rows.
     """
+    sides = (opened.train, opened.evaluation) if opened.has_own_evaluation else (opened.train,)
     return {
         **describe_stores(opened.stores),
+        "tokens": sum(int(count_tokens(layout, rows).sum()) for rows in sides),
+        "terms": sum(int(count_terms(layout, rows).sum()) for rows in sides),
+        "learns": layout.learns,
+        "packing": section.packing,
         **describe_selection(opened.selection, bins, opened.train, section.max_length),
         "sources": list(opened.names),
     }

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bigft.data.layouts.layout import BuildLayout, Layout
+from bigft.data.counts import count_tokens, pick_layout
+from bigft.data.layouts.layout import BuildLayout, Counts, Layout
 from bigft.data.layouts.next_token import NextToken
 from bigft.data.open import Opened, describe
 from bigft.data.order.pack import Bins
@@ -124,19 +125,19 @@ def build_preview(
         lay_out: What the rows were made with.
     """
     bins = opened.selection.build_plan(opened.train, section, seed=seed).bins(0)
-    counts = describe(opened, bins, section)
+    layout = lay_out(tokenizer, section)
+    counts = describe(opened, bins, section, layout)
     # Every overlong example is left out, or none.
     counts["dropped_overlong"] = counts["overlong_rows"] if section.overlong == "drop" else 0
     counts["supervised_share"] = counts["supervised_tokens"] / max(counts["tokens"], 1)
     numbers = _choose_examples(opened.train, np.unique(bins.rows), num_examples)
     rows = [opened.train.load_row(number) for number in numbers]
-    layout = lay_out(tokenizer, section)
-    lengths = [opened.train.lengths]
+    lengths = [count_tokens(layout, opened.train)]
     if opened.has_own_evaluation:
-        lengths.append(opened.evaluation.lengths)
+        lengths.append(count_tokens(layout, opened.evaluation))
     return Preview(
         counts,
-        tuple(_describe_sources(opened, bins)),
+        tuple(_describe_sources(opened, bins, layout)),
         _describe_lengths(np.concatenate(lengths)),
         tuple(find_rejected(opened.stores)),
         tuple(_show_row(row, layout, tokenizer, opened.names[row.source]) for row in rows),
@@ -172,9 +173,7 @@ def _show_row(
     text = f"{shown.text}\n{rest}"
     span = (len(text) - len(rest), len(text))
     learned = int(np.count_nonzero(row.supervised))
-    return replace(
-        shown, text=text, spans=(*shown.spans, span), tokens=len(row), supervised_tokens=learned
-    )
+    return replace(shown, text=text, spans=(*shown.spans, span), supervised_tokens=learned)
 
 
 def decode_row(row: Row, tokenizer: "PreTrainedTokenizerBase", source: str) -> ExamplePreview:
@@ -223,19 +222,22 @@ def _choose_examples(rows: Rows, numbers: npt.NDArray[np.int64], num_examples: i
     return in_turn[:num_examples]
 
 
-def _describe_sources(opened: Opened, bins: Bins) -> Iterator[SourcePreview]:
+def _describe_sources(opened: Opened, bins: Bins, layout: Layout) -> Iterator[SourcePreview]:
     part = opened.train.find_part(bins.rows)
-    lengths = opened.train.lengths[bins.rows]
+    lengths = count_tokens(layout, opened.train)[bins.rows]
     taken = np.bincount(part, weights=lengths, minlength=len(opened.parts)).astype(np.int64)
-    for found, store, tokens in zip(opened.parts, opened.train.stores, taken, strict=True):
-        yield _describe_source(found, store, "data", int(tokens), int(taken.sum()))
+    stores = opened.train.stores
+    for n, (found, store, tokens) in enumerate(zip(opened.parts, stores, taken, strict=True)):
+        own = pick_layout(layout, n)
+        yield _describe_source(found, store, own, "data", int(tokens), int(taken.sum()))
     if opened.has_own_evaluation:
-        for found, store in zip(opened.eval_parts, opened.evaluation.stores, strict=True):
-            yield _describe_source(found, store, "eval_data", 0, 1)
+        stores = opened.evaluation.stores
+        for n, (found, store) in enumerate(zip(opened.eval_parts, stores, strict=True)):
+            yield _describe_source(found, store, pick_layout(layout, n), "eval_data", 0, 1)
 
 
 def _describe_source(
-    part: Part, store: TokenStore, setting: str, epoch_tokens: int, all_tokens: int
+    part: Part, store: TokenStore, layout: Layout, setting: str, epoch_tokens: int, all_tokens: int
 ) -> SourcePreview:
     return SourcePreview(
         part.name,
@@ -243,14 +245,14 @@ def _describe_source(
         part.weight,
         tuple(source.name for source in part.sources),
         len(store),
-        store.info.tokens,
+        int(layout.count_tokens(store.lengths).sum()),
         store.info.supervised_tokens,
         epoch_tokens,
         epoch_tokens / max(all_tokens, 1),
     )
 
 
-def _describe_lengths(lengths: npt.NDArray[np.int64]) -> LengthsPreview:
+def _describe_lengths(lengths: Counts) -> LengthsPreview:
     shortest, longest = int(lengths.min()), int(lengths.max())
     width = 1
     while (longest - 1) // width - (shortest - 1) // width >= _MAX_BINS:

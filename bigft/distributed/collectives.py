@@ -61,14 +61,19 @@ def gather_table(rows: Tensor) -> Tensor:
     return torch.cat([table[:length] for table, length in zip(found, lengths, strict=True)])
 
 
-def gather_errors(problem: str | None) -> list[str | None]:
-    """Return what is wrong on each rank, in rank order. Collective: every rank."""
-    found: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, problem)
+def gather_objects(value: _T) -> list[_T]:
+    """Return the values of all ranks, in rank order. Collective: every rank."""
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
     return found
 
 
-def gather_objects(value: _T) -> list[_T]:
+def gather_errors(problem: str | None) -> list[str | None]:
+    """Return what is wrong on each rank, in rank order. Collective: every rank."""
+    return gather_objects(problem)
+
+
+def gather_on_first(value: _T) -> list[_T]:
     """Bring every rank's value to rank 0, in rank order; the others get nothing.
 
     Collective: every rank.
@@ -84,10 +89,8 @@ def raise_first(error: BigftError | None) -> None:
 
     Collective: every rank.
     """
-    found: list[tuple[type[BigftError], str] | None] = [None] * torch.distributed.get_world_size()
     mine = None if error is None else (type(error), str(error))
-    torch.distributed.all_gather_object(found, mine)
-    for rank, entry in enumerate(found):
+    for rank, entry in enumerate(gather_objects(mine)):
         if entry is not None:
             kind, text = entry
             shared = kind(text if rank == 0 else f"rank {rank}: {text}")

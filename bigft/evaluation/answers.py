@@ -13,6 +13,9 @@ from bigft.data.layouts.layout import choose_pad_id
 from bigft.data.tokens.encode import TokenIds
 from bigft.data.tokens.tokenize import find_end_token_ids
 
+Stops = Callable[[], bool]
+"""Whether all ranks have agreed to end here."""
+
 _LINE_SECONDS = 10.0
 
 
@@ -53,7 +56,7 @@ def write_answers(
     """
     start = told = time.monotonic()
     answers: list[str] = []
-    config = _build_config(model, tokenizer, decoding)
+    config = build_config(model, tokenizer, decoding)
     for first in range(0, len(prompts), decoding.batch_size):
         now = time.monotonic()
         if answers and decoding.max_seconds is not None and now - start >= decoding.max_seconds:
@@ -62,7 +65,7 @@ def write_answers(
             told = now
             tell(f"answers: {len(answers):,} of {len(prompts):,}")
         batch = prompts[first : first + decoding.batch_size]
-        answers += _write_batch(model, tokenizer, batch, config)
+        answers += write_batch(model, tokenizer, batch, config, model.device)
     return answers
 
 
@@ -83,7 +86,8 @@ def _count_places(model: Any) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
-def _build_config(model: Any, tokenizer: Any, decoding: Decoding) -> Any:
+def build_config(model: Any, tokenizer: Any, decoding: Decoding) -> Any:
+    """Build transformers' generation config: the model's own, without sampling."""
     from transformers import GenerationConfig
 
     config = GenerationConfig.from_dict(model.generation_config.to_dict())
@@ -110,7 +114,30 @@ def _find_ends(model: Any, tokenizer: Any) -> list[int]:
 
 
 @torch.no_grad()
-def _write_batch(model: Any, tokenizer: Any, prompts: Sequence[TokenIds], config: Any) -> list[str]:
+def write_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[TokenIds],
+    config: Any,
+    device: torch.device,
+    stops: Stops | None = None,
+) -> list[str]:
+    """Write the answers to some prompts at once.
+
+    Args:
+        model: A transformers model with `generate`, in evaluation mode.
+        tokenizer: Its tokenizer.
+        prompts: `(T,)` each, at least one token.
+        config: What `build_config` returned.
+        device: Where the model computes.
+        stops: Given: this is one of several ranks, which write in step, as many tokens each as
+            the slowest of them needs. Where it says so, answers end before they are done.
+
+    Returns:
+        One text per prompt, special tokens left out.
+
+    Collective: with `stops`, every rank.
+    """
     is_encoder_decoder = model.config.is_encoder_decoder
     input_ids, mask = _pad(prompts, config.pad_token_id, on_left=not is_encoder_decoder)
     width = 0 if is_encoder_decoder else input_ids.shape[1]
@@ -120,9 +147,11 @@ def _write_batch(model: Any, tokenizer: Any, prompts: Sequence[TokenIds], config
         # The decoder of an encoder has a first token that nobody wrote.
         chosen.max_new_tokens = min(config.max_new_tokens, places - max(width, 1))
     output = model.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=mask.to(model.device),
+        input_ids=input_ids.to(device),
+        attention_mask=mask.to(device),
         generation_config=chosen,
+        synced_gpus=stops is not None,
+        stopping_criteria=[] if stops is None else [_as_criterion(stops)],
     )
     # A decoder's output begins with its prompt; that of an encoder and decoder with a start token.
     written = output[:, width or 1 :].tolist()
@@ -131,6 +160,13 @@ def _write_batch(model: Any, tokenizer: Any, prompts: Sequence[TokenIds], config
         str(tokenizer.decode(_cut_off(tokens, ends), skip_special_tokens=True))
         for tokens in written
     ]
+
+
+def _as_criterion(stops: Stops) -> Callable[[Tensor, Any], Tensor]:
+    def end_all(input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), stops(), device=input_ids.device)
+
+    return end_all
 
 
 def _pad(rows: Sequence[TokenIds], fill: int, *, on_left: bool) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from bigft.errors import ConfigError
 
 _PREFIX = "eval_"
 _SMALLER_IS_BETTER = ("loss", "perplexity", "mae", "mse", "rmse")
-_COUNTS = ("tokens", "labels", "numbers", "terms")
+_COUNTS = ("tokens", "labels", "numbers", "terms", "examples")
 """How much was scored, which is nobody's goal."""
 
 

@@ -18,6 +18,9 @@ _PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score"}
 
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 
+MAKERS = {**{name: name for name in NAMES if name != "rouge"}, **dict.fromkeys(_ROUGE, "rouge")}
+"""Name of a value -> the metric that gives it."""
+
 
 @dataclass
 class TextScores:
@@ -36,8 +39,12 @@ class TextScores:
     """How sacrebleu computed its metrics, in its own words."""
 
 
-def check_packages(metrics: Sequence[str]) -> None:
+def check_packages(metrics: Sequence[str], flag: str = "--metrics") -> None:
     """Check that what computes these metrics is installed.
+
+    Args:
+        metrics: Of `NAMES`.
+        flag: The setting that names them, for messages.
 
     Raises:
         ConfigError: A package is missing; says how to install it.
@@ -49,7 +56,7 @@ def check_packages(metrics: Sequence[str]) -> None:
             import_module(_PACKAGES[name])
         except ImportError as error:
             raise ConfigError(
-                f"--metrics {name}: the package {_PACKAGES[name].replace('_', '-')} is not"
+                f"{flag} {name}: the package {_PACKAGES[name].replace('_', '-')} is not"
                 f' installed ({error}); pip install "bigft[eval]"'
             ) from error
 

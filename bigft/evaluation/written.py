@@ -14,6 +14,8 @@ from bigft.evaluation.text_metrics import TextScores, check_packages, judge_answ
 
 _SHOWN_REASONS = 3
 
+Tell = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class Written:
@@ -26,14 +28,17 @@ class Written:
     sources: list[int]
     """Number of the part of the data that each comes from."""
 
-    def average_parts(self, names: Sequence[str]) -> dict[str, float]:
-        """Average the metrics that are means over answers for each of several parts of the data.
+    def list_numbers(self, names: Sequence[str]) -> dict[str, float]:
+        """List the metrics of all answers, and the number of these.
 
         Args:
-            names: Of the parts.
+            names: Of the parts of the data; of several, metrics that are means over answers have a
+                value for each.
         """
-        if len(names) < 2:
-            return {}
+        parts = self._average_parts(names) if len(names) > 1 else {}
+        return {**self.scores.totals, **parts, "examples": len(self.sources)}
+
+    def _average_parts(self, names: Sequence[str]) -> dict[str, float]:
         found = {}
         for metric, values in self.scores.each.items():
             for number, name in enumerate(names):
@@ -41,6 +46,30 @@ class Written:
                 if own:
                     found[f"{metric}/{name}"] = sum(own) / len(own)
         return found
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Prompts of some examples, in an order of which any first part is as good as a random one."""
+
+    prompts: list[Prompt]
+    digests: list[int]
+    """Of the example that each belongs to."""
+
+    sources: list[int]
+    """Number of the part of the data that each comes from."""
+
+    def judge(self, answers: Sequence[str], metrics: Sequence[str]) -> Written:
+        """Compare the answers to the first prompts with the right ones.
+
+        Args:
+            answers: One for each prompt, or fewer.
+            metrics: Names of `bigft.evaluation.text_metrics`.
+        """
+        done = len(answers)
+        references = [prompt.references for prompt in self.prompts[:done]]
+        scores = judge_answers(answers, references, metrics)
+        return Written(scores, self.digests[:done], self.sources[:done])
 
 
 def check_metrics(metrics: Sequence[str], task_name: str) -> None:
@@ -65,7 +94,7 @@ def score_answers(
     metrics: Sequence[str],
     decoding: Decoding,
     max_examples: int | None,
-    tell: Callable[[str], None],
+    tell: Tell,
 ) -> Written:
     """Write an answer to the prompt of each example and compare it with the right one.
 
@@ -83,28 +112,32 @@ def score_answers(
         ConfigError: A package is missing.
         DataError: The data are missing, or no row has a prompt.
     """
-    assert isinstance(layout, PromptLayout), "check_metrics was called"
     chosen = choose_examples(section, max_examples)
-    asked, prompts = _find_prompts(chosen, layout, find_longest_prompt(model), section, tell)
-    answers = write_answers(model, tokenizer, [one.input_ids for one in prompts], decoding, tell)
+    longest = find_longest_prompt(model)
+    questions = build_questions(chosen, layout, longest, f"--data={section.train}", tell)
+    prompts = [prompt.input_ids for prompt in questions.prompts]
+    answers = write_answers(model, tokenizer, prompts, decoding, tell)
     if len(answers) < len(prompts):
         tell(f"--max_seconds: {len(answers):,} of {len(prompts):,} answers were written")
-    done = len(answers)
-    references = [prompt.references for prompt in prompts[:done]]
-    return Written(
-        judge_answers(answers, references, metrics),
-        [one.digest for one in asked[:done]],
-        [one.source for one in asked[:done]],
-    )
+    return questions.judge(answers, metrics)
 
 
-def _find_prompts(
-    chosen: Sequence[Chosen],
-    layout: PromptLayout,
-    longest: int | None,
-    section: DataSection,
-    tell: Callable[[str], None],
-) -> tuple[list[Chosen], list[Prompt]]:
+def build_questions(
+    chosen: Sequence[Chosen], layout: Layout, longest: int | None, setting: str, tell: Tell
+) -> Questions:
+    """Turn examples into prompts, and say which ones cannot be.
+
+    Args:
+        chosen: The examples.
+        layout: Makes prompts of them.
+        longest: Tokens of a prompt at most.
+        setting: What named the data, for messages.
+        tell: Shows a line.
+
+    Raises:
+        DataError: No example has a prompt.
+    """
+    assert isinstance(layout, PromptLayout), "the task was checked"
     asked, prompts, reasons = [], [], []
     for one, found in zip(
         chosen, layout.build_prompts([one.example for one in chosen]), strict=True
@@ -112,13 +145,13 @@ def _find_prompts(
         if isinstance(found, ValueError):
             reasons.append(str(found))
         elif longest is not None and len(found.input_ids) > longest:
-            reasons.append(f"a prompt of {len(found.input_ids)} tokens, for a model with {longest}")
+            reasons.append(f"a prompt of {len(found.input_ids)} tokens, with room for {longest}")
         else:
             asked.append(one)
             prompts.append(found)
     shown = "; ".join(list(dict.fromkeys(reasons))[:_SHOWN_REASONS])
     if not prompts:
-        raise DataError(f"--data={section.train}: no row can be answered: {shown or 'no rows'}")
+        raise DataError(f"{setting}: no row can be answered: {shown or 'no rows'}")
     if reasons:
         tell(f"{len(reasons):,} of {len(chosen):,} examples are not answered: {shown}")
-    return asked, prompts
+    return Questions(prompts, [one.digest for one in asked], [one.source for one in asked])

@@ -1,5 +1,8 @@
 """What a run is judged by."""
 
+import contextlib
+from collections.abc import Iterator
+
 from bigft.run.settings import Run
 from bigft.trainer.patience import Patience, parse_patience
 
@@ -21,6 +24,19 @@ def find_best_metric(run: Run) -> tuple[str, str] | None:
     if patience is None or not are_saves_evaluated(run):
         return None
     return patience.metric, f"--trainer.early_stopping {run.trainer.early_stopping}"
+
+
+def list_goals(run: Run) -> Iterator[tuple[str, str]]:
+    """List the metrics that decide something, and the flags that name them.
+
+    A patience that cannot be read is left out: it is reported where it is read.
+    """
+    if run.checkpoint.best is not None:
+        yield run.checkpoint.best, f"--checkpoint.best {run.checkpoint.best}"
+    with contextlib.suppress(ValueError):
+        patience = find_patience(run)
+        if patience is not None:
+            yield patience.metric, f"--trainer.early_stopping {run.trainer.early_stopping}"
 
 
 def are_saves_evaluated(run: Run) -> bool:

@@ -9,6 +9,7 @@
 Every stage adds to one list of problems, and the list is shown once.
 """
 
+import contextlib
 import copy
 import math
 from collections.abc import Mapping
@@ -29,7 +30,8 @@ from bigft.config.deepspeed import (
 from bigft.config.deepspeed_check import check_config
 from bigft.config.request import Request
 from bigft.config.typed import fields_of, read_flags, read_recipe
-from bigft.errors import BigftError, ConfigError, raise_together
+from bigft.data.sources.glue import name_dev_sets
+from bigft.errors import BigftError, ConfigError, DataError, raise_together
 from bigft.models.facts import ModelFacts, is_local, read_facts
 from bigft.redact import remember_secrets
 from bigft.run.bridge import bridge
@@ -137,6 +139,7 @@ def _finish(
     draft: Draft, request: Request, config: str, dry_run: bool, *, is_sound: bool
 ) -> Resolved:
     _adopt_of_task(draft, draft.build_run())
+    _adopt_dev_sets(draft, draft.build_run())
     run = draft.build_run()
     if is_local(run.model.name) or not draft.problems:
         # A hub model is only asked for when everything else is right: it may take seconds.
@@ -185,6 +188,18 @@ def _adopt_of_task(draft: Draft, run: Run) -> None:
     if run.trainer.reptile.inner_steps and is_open:
         # The gradients of one part are not to move the weights on the next.
         draft.adopt(path, 0.0, "default of --trainer.reptile")
+
+
+def _adopt_dev_sets(draft: Draft, run: Run) -> None:
+    """Evaluate tasks of GLUE as it does, where nobody typed something else."""
+    if {"data.eval", "data.eval_fraction"} & draft.typed.keys():
+        return
+    # Bad weights are an error of their own, with the data.
+    with contextlib.suppress(DataError):
+        if dev_sets := name_dev_sets(run.data.train):
+            draft.adopt(
+                "data.eval", dev_sets, f"derived: what --data {run.data.train} is judged on"
+            )
 
 
 def _adopt_rate(draft: Draft) -> None:

@@ -16,13 +16,16 @@ from bigft.config.help import show_value
 from bigft.config.hints import suggest
 from bigft.data.contradictions import find_contradictions
 from bigft.data.section import DataSection
+from bigft.data.sources.glue import TASKS, list_tasks
 from bigft.data.sources.spec import split_spec, split_weight
 from bigft.data.tokens.templates import TEMPLATES
-from bigft.errors import DataError
+from bigft.errors import ConfigError, DataError
+from bigft.evaluation.ranking import strip_prefix
+from bigft.evaluation.text_metrics import MAKERS, check_packages
 from bigft.models.facts import BUILTIN_MODELS
 from bigft.optim.place import suits_host
 from bigft.run.draft import Draft
-from bigft.run.goals import are_saves_evaluated
+from bigft.run.goals import are_saves_evaluated, list_goals
 from bigft.run.settings import DEFAULTS_OF_TASK, Run, find_defaults
 from bigft.tasks.section import OF_ONE_TASK, TaskSection
 from bigft.trainer.patience import parse_patience
@@ -45,6 +48,8 @@ _MANY_MICRO_STEPS = 8
 _STAGE_OF_PARAMETERS = 3
 _ADAM_BUFFERS = 4
 _LEAST_TASKS = 2
+_TASKS_OF_LABELS = ("classification", "regression")
+_WRITING_TASKS = ("causal_lm", "distillation", "seq2seq")
 
 
 def warn_sequence_longer_than_positions(draft: Draft, run: Run) -> Iterator[Finding]:
@@ -237,6 +242,26 @@ def _check_parts_model(draft: Draft, run: Run) -> Iterator[Finding]:
             )
 
 
+def check_glue(draft: Draft, run: Run) -> Iterator[Finding]:
+    """A task of GLUE is a classification or a regression, and has metrics of its own."""
+    tasks: list[str] | None = None
+    # Bad weights are an error of their own, with the data.
+    with contextlib.suppress(DataError):
+        tasks = list_tasks(run.data.train)
+    for name in tasks or ():
+        known, flag = TASKS[name], f"--data glue/{name} with --task {run.task.name}"
+        if run.task.name == known.task:
+            continue
+        if run.task.name in _TASKS_OF_LABELS:
+            yield Finding(f"{flag}: its labels are for --task {known.task}")
+        else:
+            yield Finding(
+                f"{flag}: labels are read as words. For GLUE's own metrics"
+                f" ({', '.join(known.metrics)}) use --task {known.task}",
+                is_error=False,
+            )
+
+
 def refuse_eight_bit_on_nvme(draft: Draft, run: Run) -> Iterator[Finding]:
     """Of fp16 models only DeepSpeed swaps: 8-bit states as fp32 numbers; training diverges."""
     path = f"{_ZERO}.offload_optimizer.device"
@@ -393,6 +418,48 @@ def _find_missing_evaluations(run: Run, flag: str) -> Iterator[Finding]:
         )
 
 
+def check_answers(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Metrics of answers are for models that write, and need packages and room for the answers."""
+    evaluation = run.evaluation
+    if not evaluation.metrics:
+        for name in ("generate_rows", "generate_seconds", "max_new_tokens"):
+            if typed := draft.typed.get(f"evaluation.{name}"):
+                yield Finding(
+                    f"{typed} has no effect: no answers are written without --evaluation.metrics",
+                    is_error=False,
+                )
+        return
+    flag = f"--evaluation.metrics {','.join(evaluation.metrics)}"
+    if run.task.name not in _WRITING_TASKS:
+        yield Finding(
+            f"{flag}: for models that write text, and --task {run.task.name} trains none; its own"
+            " metrics are always given. Leave it out"
+        )
+    elif run.data.eval is None and run.data.eval_fraction == 0:
+        yield Finding(
+            f"{flag} needs evaluation data. Give --eval_data, or --data.eval_fraction above 0"
+        )
+    try:
+        check_packages(evaluation.metrics, "--evaluation.metrics")
+    except ConfigError as error:
+        yield Finding(str(error))
+    places = draft.facts.max_position_embeddings if draft.facts else None
+    if places is not None and evaluation.max_new_tokens >= places:
+        yield Finding(
+            f"--evaluation.max_new_tokens {evaluation.max_new_tokens}: the model has {places}"
+            " positions for a prompt and its answer. Use fewer"
+        )
+
+
+def check_named_metrics(draft: Draft, run: Run) -> Iterator[Finding]:
+    """A metric of answers decides only where answers are written."""
+    for metric, flag in list_goals(run):
+        maker = MAKERS.get(strip_prefix(metric).partition("/")[0])
+        # F1 is a metric of classes, too.
+        if maker and maker not in run.evaluation.metrics and run.task.name in _WRITING_TASKS:
+            yield Finding(f"{flag}: no answers are compared so. Give --evaluation.metrics {maker}")
+
+
 def warn_evaluation_without_data(draft: Draft, run: Run) -> Iterator[Finding]:
     """Evaluation needs held-out data."""
     if run.data.eval is None and run.data.eval_fraction == 0 and run.evaluation.eval_steps:
@@ -543,6 +610,7 @@ RULES: tuple[Rule, ...] = (
     check_task,
     check_several_tasks,
     check_distillation,
+    check_glue,
     check_streaming,
     check_swap_buffers,
     check_warmup,
@@ -555,6 +623,8 @@ RULES: tuple[Rule, ...] = (
     check_shard_size,
     check_early_stopping,
     check_best,
+    check_answers,
+    check_named_metrics,
     warn_sequence_longer_than_positions,
     warn_epochs_without_effect,
     warn_evaluation_without_data,

@@ -121,6 +121,8 @@ class MetricRows:
         """Metrics of evaluations seen so far."""
         self.last: float | None = None
         """Last value of the metric; None while there is none, and when it is not finite."""
+        self.values: dict[int, float] = {}
+        """Step -> value, where it is finite."""
         self.has_metric = False
 
     def read(self) -> list[tuple[int, float]]:
@@ -135,6 +137,7 @@ class MetricRows:
             self.last = float(value) if isinstance(value, int | float) else None
             if self.last is not None and isinstance(step, int):
                 found.append((step, self.last))
+                self.values[step] = self.last
         return found
 
     def _read_rows(self) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bigft.checkpoint.manifest import find_best_step
 from bigft.distributed.signals import StopSignals
 from bigft.errors import BigftError, ConfigError, DataError, LaunchError
 from bigft.search.child import (
@@ -131,8 +132,9 @@ def _judge(
     """Write down how a trial ended."""
     trial.keep(exit_code=code)
     # One that was done before it heard of its end counts as done.
-    if code == 0 and rows.last is not None:
-        study.finish(trial, "complete", rows.last)
+    value = _find_value(trial_folder(plan.folder, trial.number), rows)
+    if code == 0 and value is not None:
+        study.finish(trial, "complete", value)
     elif is_pruned:
         study.finish(trial, "pruned")
     else:
@@ -144,10 +146,16 @@ def _judge(
         study.finish(trial, "failed")
 
 
+def _find_value(folder: Path, rows: MetricRows) -> float | None:
+    """Find the metric of the model that a run leaves: of its best checkpoint if it keeps one."""
+    best = find_best_step(folder / "checkpoints")
+    return rows.last if best is None else rows.values.get(best)
+
+
 def _explain_missing(plan: Plan, rows: MetricRows) -> str:
     metric = plan.options.metric
     if rows.has_metric:
-        return f"the last {metric} is not finite"
+        return f"the {metric} of the model that it leaves is not finite"
     names = ", ".join(sorted(rows.names)) or "none: are there data for evaluation?"
     return f"--metric {metric}: the run has no such metric; it has {names}"
 

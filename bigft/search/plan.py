@@ -37,6 +37,10 @@ _NOT_SEARCHED = {
     "data.eval": _JUDGED_BY,
     "data.eval_fraction": _JUDGED_BY,
     "evaluation.max_eval_batches": _JUDGED_BY,
+    "evaluation.metrics": _JUDGED_BY,
+    "evaluation.generate_rows": _JUDGED_BY,
+    "evaluation.generate_seconds": _JUDGED_BY,
+    "evaluation.max_new_tokens": _JUDGED_BY,
 }
 _LOWER = ("loss", "perplexity", "mae", "mse", "rmse")
 _HIGHER = ("accuracy", "f1", "pearson", "spearman", "exact_match", "rouge", "precision", "recall")

@@ -13,6 +13,7 @@ from bigft.evaluation.section import EvaluationSection
 from bigft.log import Console
 from bigft.monitor.sinks import Numbers, Sinks
 from bigft.tasks.task import Task
+from bigft.trainer.answering import Answering
 from bigft.trainer.hooks import StepReport, is_due
 from bigft.trainer.rendezvous import Rendezvous
 from bigft.trainer.state import State
@@ -32,8 +33,9 @@ class Evaluator:
         device: torch.device,
         rendezvous: Rendezvous,
         sources: Sequence[str] = (),
+        answering: Answering | None = None,
     ) -> None:
-        """Hold what an evaluation needs."""
+        """Hold what an evaluation needs; `answering` where the model is to write, too."""
         self._section = section
         self._engine = engine
         self._task = task
@@ -43,6 +45,7 @@ class Evaluator:
         self._device = device
         self._rendezvous = rendezvous
         self._sources = sources
+        self._answering = answering
 
     def started(self, state: State, total_steps: int) -> None:
         """Score the model as it came, unless this run is a continuation."""
@@ -71,6 +74,9 @@ class Evaluator:
                 gather=gather_table,
                 sources=self._sources,
             )
+            self._rendezvous.settle()
+            if self._answering is not None and self._rendezvous.stop is None:
+                scores |= self._answering.score(self._sources)
         self._rendezvous.settle()
         state.evaluation_due = self._rendezvous.stop is not None
         if state.evaluation_due:

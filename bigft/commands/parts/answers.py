@@ -17,7 +17,7 @@ from bigft.distributed.collectives import (
     barrier,
     broadcast_object,
     errors_shared,
-    gather_objects,
+    gather_on_first,
 )
 from bigft.distributed.world import World
 from bigft.engine.frozen import free_frozen
@@ -161,7 +161,7 @@ class _Filler:
             these = [order[cut] for cut in cuts[number : number + self._world.size]]
             # Ranks without rows take part all the same: stage 3 gathers the layers on all.
             these += [order[:0]] * (self._world.size - len(these))
-            answers = gather_objects(self._answer(these[self._world.rank]))
+            answers = gather_on_first(self._answer(these[self._world.rank]))
             done = cuts[min(number + self._world.size, len(cuts)) - 1].stop
             with errors_shared():
                 if self._writer is not None:

@@ -11,6 +11,8 @@ from bigft.distributed.world import World
 from bigft.engine.engine import Engine
 from bigft.engine.host_swap import HostSwap
 from bigft.errors import ConfigError
+from bigft.evaluation.answers import Decoding
+from bigft.evaluation.written import Questions
 from bigft.log import Console
 from bigft.models.facts import ModelFacts
 from bigft.models.load import LoadedModel, count_parameters
@@ -22,6 +24,7 @@ from bigft.optim.host import HostAdamW
 from bigft.run.goals import find_best_metric, find_patience
 from bigft.run.settings import Run
 from bigft.tasks.task import Task
+from bigft.trainer.answering import Answering
 from bigft.trainer.best import BestWatch
 from bigft.trainer.evaluating import Evaluator
 from bigft.trainer.health import Health
@@ -48,6 +51,8 @@ def build_hooks(
     events: Events,
     world: World,
     console: Console,
+    tokenizer: Any,
+    questions: Questions | None,
 ) -> list[Hook]:
     """Build the hooks of a run, in the order in which they are called."""
     # Of a stream nobody knows it: the scores of attention are left out, and `mfu` is a little low.
@@ -82,6 +87,22 @@ def build_hooks(
         parameters = count_parameters(model.module)
         hooks.append(DiskWear(engine.host_swap, parameters, world.device, console))
     if data.evaluation is not None:
+        answering = None
+        if questions is not None:
+            answering = Answering(
+                engine,
+                tokenizer,
+                questions,
+                run.evaluation.metrics,
+                Decoding(
+                    run.evaluation.per_device_eval_batch_size,
+                    run.evaluation.max_new_tokens,
+                    max_seconds=run.evaluation.generate_seconds,
+                ),
+                rendezvous,
+                world.device,
+                console.say,
+            )
         hooks.append(
             Evaluator(
                 run.evaluation,
@@ -93,6 +114,7 @@ def build_hooks(
                 world.device,
                 rendezvous,
                 data.eval_sources,
+                answering,
             )
         )
     hooks += _build_judges(run, data, checkpoints, console)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bigft.config.options import EvaluateOptions
+from bigft.errors import ConfigError
 from bigft.run.settings import DEFAULTS_OF_TASK, Run
 
 if TYPE_CHECKING:
@@ -102,6 +103,47 @@ def score_folder(folder: str, options: EvaluateOptions, *, keeps_examples: bool 
     return scored
 
 
+def score_harness(folder: str, options: EvaluateOptions) -> Scored:
+    """Load a model and run tasks of lm-eval on it.
+
+    Raises:
+        CheckpointError: There is no loadable model.
+        ConfigError: It writes no text, there is no such task, or a package is missing.
+        DataError: A task cannot be run.
+    """
+    from bigft.evaluation.harness import (
+        check_harness,
+        describe_tasks,
+        find_tasks,
+        list_numbers,
+        run_tasks,
+    )
+    from bigft.evaluation.plain import load_plain, pick_device
+    from bigft.models.facts import read_facts
+    from bigft.models.section import ModelSection
+
+    wanted, name = options.tasks, name_task(folder, options)
+    if name not in ("causal_lm", "seq2seq"):
+        raise ConfigError(f"--harness: for models that write text, and {folder} does {name}")
+    check_harness()
+    device = pick_device(options.device)
+    manager = find_tasks(wanted.harness, wanted.harness_folder)
+    config = read_facts(ModelSection(name=folder)).config
+    task = _build_task(options, name, _choose_data(options, name), config)
+    model, tokenizer = load_plain(folder, device, task.auto_class())
+    found = run_tasks(
+        wanted.harness,
+        manager,
+        model,
+        tokenizer,
+        device=device,
+        batch_size=options.batch_size,
+        num_fewshot=wanted.num_fewshot,
+        limit=wanted.limit,
+    )
+    return Scored(list_numbers(found), (), {"harness": describe_tasks(found), "model": folder})
+
+
 def _write(
     options: EvaluateOptions, section: "DataSection", layout: "Layout", model: Any, tokenizer: Any
 ) -> "Written":
@@ -134,9 +176,7 @@ def _add_written(scored: Scored, written: "Written", sources: tuple[str, ...]) -
     from bigft.evaluation.examples import add_up
 
     scores = written.scores
-    scored.numbers.update(scores.totals)
-    scored.numbers.update(written.average_parts(sources))
-    scored.numbers["examples"] = len(written.digests)
+    scored.numbers.update(written.list_numbers(sources))
     scored.signatures = {f"{name}_signature": text for name, text in scores.signatures.items()}
     scored.details |= scored.signatures
     for name, values in scores.each.items():
@@ -147,13 +187,15 @@ def _add_written(scored: Scored, written: "Written", sources: tuple[str, ...]) -
 
 def _choose_data(options: EvaluateOptions, name: str) -> "DataSection":
     from bigft.data.section import DataSection
+    from bigft.data.sources.glue import name_dev_sets
 
     defaults = DEFAULTS_OF_TASK.get(name, {})
+    data = options.data or defaults.get("data.train", Run().data.train)
     packing = options.packing
     if packing == "auto":
         packing = "none" if name in DEFAULTS_OF_TASK else "best_fit"
     return DataSection(
-        train=options.data or defaults.get("data.train", Run().data.train),
+        train=name_dev_sets(data) or data,
         max_length=options.max_length,
         packing=packing,
     )

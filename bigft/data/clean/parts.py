@@ -37,9 +37,10 @@ def map_texts(
     if isinstance(example, Conversation):
         messages = [_map_message(message, function, roles) for message in example.messages]
         pairs = zip(messages, example.messages, strict=True)
-        if all(new is old for new, old in pairs):
+        others = _map_others(example, function, roles)
+        if all(new is old for new, old in pairs) and others == example.others:
             return example
-        return replace(example, messages=messages)
+        return replace(example, messages=messages, others=others)
     changed: dict[str, Any] = {}
     for name, role in _ROLES[type(example)].items():
         text = getattr(example, name)
@@ -47,7 +48,21 @@ def map_texts(
             new = function(text)
             if new != text:
                 changed[name] = new
+    if isinstance(example, PromptAnswer):
+        others = _map_others(example, function, roles)
+        changed |= {"others": others} if others != example.others else {}
     return replace(example, **changed) if changed else example
+
+
+def _map_others(
+    example: PromptAnswer | Conversation,
+    function: Callable[[str], str],
+    roles: Collection[str] | None,
+) -> tuple[str, ...]:
+    """Map other right answers, so that they stay comparable with the one that is learned."""
+    if roles is not None and "assistant" not in roles:
+        return example.others
+    return tuple(map(function, example.others))
 
 
 def find_texts(example: Example, roles: Collection[str] | None = None) -> Iterator[str]:

@@ -41,6 +41,20 @@ def check_text(value: object, place: str) -> str:
     return value
 
 
+def split_answers(value: object) -> tuple[object, tuple[str, ...]]:
+    """Split several accepted answers, `["Paris", "paris"]` or SQuAD's `{"text": [...]}`.
+
+    Returns:
+        The first one, and the others, each once; of anything else itself.
+    """
+    if isinstance(value, dict):
+        value = value.get("text", value)
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        first, *others = dict.fromkeys(value)
+        return first, tuple(text for text in others if not is_blank(text))
+    return value, ()
+
+
 def is_blank(value: object) -> bool:
     """Whether a value is null or text with nothing in it."""
     return value is None or (isinstance(value, str) and not value.strip())

@@ -4,17 +4,25 @@
 with these two columns). All other pairs are a user's turn and the assistant's, so they get the
 chat template. A side may also be a list of turns.
 
-Of several accepted answers (SQuAD's `{"text": [...], "answer_start": [...]}`) the first is learned.
+Of several accepted answers (SQuAD's `{"text": [...], "answer_start": [...]}`) the first is learned;
+metrics of what a model answers know all of them.
 A question of SQuAD 2.0 without any is a row with no text to learn, like one with an empty answer:
 what a model should say then is not for us to make up.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 from bigft.data.example import Conversation, PromptAnswer
-from bigft.data.formats.checks import EmptyTextError, check_text, describe_kind, is_blank
+from bigft.data.formats.checks import (
+    EmptyTextError,
+    check_text,
+    describe_kind,
+    is_blank,
+    split_answers,
+)
 from bigft.data.formats.shape import SYSTEM_COLUMNS, Shape
 from bigft.data.formats.turns import build_conversation, check_order, read_turns
 
@@ -44,7 +52,7 @@ def fits(record: Mapping[str, Any], shape: Shape) -> bool:
     request, answer = (record[column] for column in shape.needed)
     if not (isinstance(request, str) or _holds_turns(request)):
         return False
-    chosen = _choose_answer(answer)
+    chosen, _ = split_answers(answer)
     return isinstance(chosen, str) or chosen == [] or _holds_turns(answer)
 
 
@@ -55,14 +63,15 @@ def read(record: Mapping[str, Any], shape: Shape) -> PromptAnswer | Conversation
         ValueError: A column is empty or not text, or a turn is bad.
     """
     request_column, answer_column = shape.needed
-    request, answer = record.get(request_column), _choose_answer(record.get(answer_column))
+    request = record.get(request_column)
+    answer, others = split_answers(record.get(answer_column))
     if answer == []:
         raise EmptyTextError(
             f"`{answer_column}` is empty: a question without an answer; --data.clean.empty drop "
             'leaves such rows out, or write one yourself ("unanswerable")'
         )
     if shape.needed == _CONTINUATION and isinstance(request, str) and isinstance(answer, str):
-        return _read_continuation(record, request, answer)
+        return replace(_read_continuation(record, request, answer), others=others)
     turns = [
         *_read_side(request, request_column, "user"),
         *_read_side(answer, answer_column, "assistant"),
@@ -70,7 +79,7 @@ def read(record: Mapping[str, Any], shape: Shape) -> PromptAnswer | Conversation
     check_order(turns, " + ".join(shape.needed))
     if "context" in shape.optional and not is_blank(record.get("context")):
         turns = _add_context(turns, check_text(record["context"], "context"))
-    return build_conversation(record, shape, turns)
+    return replace(build_conversation(record, shape, turns), others=others)
 
 
 def _read_continuation(record: Mapping[str, Any], prompt: str, completion: str) -> PromptAnswer:
@@ -99,15 +108,6 @@ def _add_context(turns: list[dict[str, Any]], context: str) -> list[dict[str, An
             filled = {**turn, "content": f"{context}\n\n{turn['content']}"}
             return [*turns[:number], filled, *turns[number + 1 :]]
     raise ValueError("`context` needs a user's turn to stand before")
-
-
-def _choose_answer(value: object) -> object:
-    """Choose the first of several accepted answers: `["Paris"]`, or SQuAD's `{"text": [...]}`."""
-    if isinstance(value, dict):
-        value = value.get("text", value)
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return value[0]
-    return value
 
 
 def _holds_turns(value: object) -> bool:

@@ -1,14 +1,14 @@
 """A text and its translation: two columns, or one with an object of two languages.
 
 The object is the form of the `datasets` library, `{"de": "Hallo", "en": "Hello"}`; the language
-that stands first is translated to the other.
+that stands first is translated to the other. Of a list of translations the first is learned.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from bigft.data.example import PromptAnswer
-from bigft.data.formats.checks import check_text, describe_kind
+from bigft.data.formats.checks import check_text, describe_kind, split_answers
 from bigft.data.formats.shape import Shape
 
 NAME = "translation"
@@ -26,7 +26,8 @@ def fits(record: Mapping[str, Any], shape: Shape) -> bool:
     """Whether there are two texts."""
     if shape.needed == _OBJECT:
         return isinstance(record["translation"], dict)
-    return all(isinstance(record[column], str) for column in shape.needed)
+    source, target = (record[column] for column in shape.needed)
+    return isinstance(source, str) and isinstance(split_answers(target)[0], str)
 
 
 def read(record: Mapping[str, Any], shape: Shape) -> PromptAnswer:
@@ -36,8 +37,10 @@ def read(record: Mapping[str, Any], shape: Shape) -> PromptAnswer:
         ValueError: A text is empty or missing, or there are more than two languages.
     """
     if shape.needed != _OBJECT:
-        source, target = (check_text(record.get(column), column) for column in shape.needed)
-        return PromptAnswer(f"{source}\n", target)
+        source_column, target_column = shape.needed
+        source = check_text(record.get(source_column), source_column)
+        chosen, others = split_answers(record.get(target_column))
+        return PromptAnswer(f"{source}\n", check_text(chosen, target_column), others)
     value = record.get("translation")
     if not isinstance(value, dict):
         raise ValueError(f"`translation` has to be an object, not {describe_kind(value)}")

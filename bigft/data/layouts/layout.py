@@ -26,6 +26,9 @@ Counts = npt.NDArray[np.integer[Any]]
 class Layout(Protocol):
     """How a task's examples lie in rows."""
 
+    learns: str
+    """What the terms of the loss are, for people: `supervised` tokens, `labels`, ..."""
+
     def describe(self) -> str:
         """Say all that rows depend on beside the tokenizer and the settings of the data."""
 
@@ -34,6 +37,9 @@ class Layout(Protocol):
 
     def count(self, learned: Counts) -> Counts:
         """Say how many terms the loss of each row has, from its number of learned entries."""
+
+    def count_tokens(self, entries: Counts) -> Counts:
+        """Say how many tokens each row has, from its number of entries."""
 
     def show(self, row: Row) -> tuple[Row, str]:
         """Split a row into the part that is tokens, and words for the rest."""

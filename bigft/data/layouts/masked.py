@@ -32,6 +32,8 @@ _GOES_ON = "##"
 class Masked:
     """A text, or a piece of one, of which some tokens are hidden."""
 
+    learns = "hidden"
+
     def __init__(
         self,
         tokenizer: "PreTrainedTokenizerBase",
@@ -100,6 +102,10 @@ class Masked:
         """Return how many tokens of each row are hidden: its share, rounded, at least one."""
         counts: Counts = np.maximum(1, np.rint(learned * self._share)).astype(np.int64)
         return np.where(learned > 0, counts, 0)
+
+    def count_tokens(self, entries: Counts) -> Counts:
+        """Return the same numbers: all entries are tokens."""
+        return entries
 
     def hide(self, row: Row, *, unlearned: int) -> tuple[Places, Places]:
         """Hide tokens of a row.

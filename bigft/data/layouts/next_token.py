@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class NextToken:
     """The text with its learned tokens marked; several rows may share a sequence."""
 
+    learns = "supervised"
+
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", section: DataSection) -> None:
         """Take the tokenizer of the model, and what to do with long rows."""
         self._tokenizer = tokenizer
@@ -55,6 +57,10 @@ class NextToken:
     def count(self, learned: Counts) -> Counts:
         """Return the same numbers."""
         return learned
+
+    def count_tokens(self, entries: Counts) -> Counts:
+        """Return the same numbers: all entries are tokens."""
+        return entries
 
     def show(self, row: Row) -> tuple[Row, str]:
         """Return the row: all of it is tokens."""

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from bigft.data.example import Example
 from bigft.data.layouts.layout import BuildLayout, Counts, Layout, choose_pad_id
 from bigft.data.section import DataSection
@@ -16,6 +14,8 @@ if TYPE_CHECKING:
 
 class Several:
     """The layouts of the parts of the data, by their names, in their order."""
+
+    learns = "terms"
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", parts: dict[str, Layout]) -> None:
         """Take the layouts; part n of the data has the n-th."""
@@ -31,17 +31,12 @@ class Several:
         raise NotImplementedError
 
     def count(self, learned: Counts) -> Counts:
-        """Refuse: see `count_by_part`."""
+        """Refuse: see `bigft.data.counts`."""
         raise NotImplementedError
 
-    def count_by_part(self, learned: Sequence[Counts]) -> Counts:
-        """Say how many terms each row has.
-
-        Args:
-            learned: Learned entries of the rows of each part.
-        """
-        counted = zip(self.parts.values(), learned, strict=True)
-        return np.concatenate([part.count(counts) for part, counts in counted])
+    def count_tokens(self, entries: Counts) -> Counts:
+        """Refuse: see `bigft.data.counts`."""
+        raise NotImplementedError
 
     def show(self, row: Row) -> tuple[Row, str]:
         """Show a row as its task does."""

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigft.data.example import Conversation, Example, Labelled, PromptAnswer, write_label
+from bigft.data.example import (
+    Conversation,
+    Example,
+    Labelled,
+    PromptAnswer,
+    list_references,
+    write_label,
+)
 from bigft.data.layouts.layout import Counts, choose_pad_id, judge_length
 from bigft.data.section import DataSection
 from bigft.data.tokens.encode import TokenIds, encode_texts
@@ -28,6 +35,8 @@ _ONE_TEXT = (
 
 class SourceTarget:
     """Two texts; every row is a pair of sequences of its own."""
+
+    learns = "in targets"
 
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", section: DataSection, prefix: str
@@ -73,8 +82,10 @@ class SourceTarget:
         texts = [self._prefix + one[0] for one in found if not isinstance(one, ValueError)]
         sources = map(self._cut, self._encode(texts))
         return [
-            one if isinstance(one, ValueError) else Prompt(next(sources), (one[1],))
-            for one in found
+            one
+            if isinstance(one, ValueError)
+            else Prompt(next(sources), list_references(example, one[1]))
+            for one, example in zip(found, examples, strict=True)
         ]
 
     def _encode(self, texts: list[str]) -> list[TokenIds]:
@@ -107,6 +118,10 @@ class SourceTarget:
     def count(self, learned: Counts) -> Counts:
         """Return the same numbers: each token of the target is a term."""
         return learned
+
+    def count_tokens(self, entries: Counts) -> Counts:
+        """Return the same numbers: all entries are tokens."""
+        return entries
 
     def show(self, row: Row) -> tuple[Row, str]:
         """Return the row: all of it is tokens."""

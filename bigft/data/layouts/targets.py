@@ -50,6 +50,7 @@ class Targets:
         self.pad_id = choose_pad_id(tokenizer)
         self.max_length = section.max_length
         self.coder = coder
+        self.learns = "numbers" if coder.is_float else "labels"
         self.has_types = "token_type_ids" in tokenizer.model_input_names
 
     def describe(self) -> str:
@@ -99,6 +100,10 @@ class Targets:
     def count(self, learned: Counts) -> Counts:
         """Return the same numbers: each label, or each number of it, is a term."""
         return learned
+
+    def count_tokens(self, entries: Counts) -> Counts:
+        """Leave out the two entries or more behind the text."""
+        return entries - (1 + self.coder.size)
 
     def split(self, row: Row) -> Parts:
         """Take a row apart."""

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +29,7 @@ from bigft.data.tokens.tokenize import Row
 
 Numbers = npt.NDArray[np.int64]
 Collate = Callable[[Sequence[Sequence[Row]]], Batch]
-Count = Callable[[npt.NDArray[np.integer]], npt.NDArray[np.integer]]
-
-
-def keep_counts(learned: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-    """Count every learned entry as one term of the loss."""
-    return learned
+Counts = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -134,7 +129,8 @@ class StoreLoader:
         collate: Collate,
         num_workers: int = 0,
         order: str = "shuffled",
-        count: Count = keep_counts,
+        terms: Counts | None = None,
+        tokens: Counts | None = None,
     ) -> None:
         """Prepare the order; no token is read yet.
 
@@ -146,9 +142,11 @@ class StoreLoader:
             collate: Makes a batch from lists of rows.
             num_workers: Threads that work ahead; see `bigft.data.loading.prefetch`.
             order: `shuffled`, `by_length` (shuffled, neighbours of similar length) or `given`.
-            count: From learned entries to terms of the loss, row by row.
+            terms: Of the loss, by row; absent: the learned entries.
+            tokens: By row; absent: all entries.
         """
-        self._terms = count(rows.supervised_counts)
+        self._terms = rows.supervised_counts if terms is None else terms
+        self._tokens = rows.lengths if tokens is None else tokens
         self._rows = rows
         self._plan = plan
         self._share = share
@@ -179,7 +177,7 @@ class StoreLoader:
 
     def _build_epoch(self, epoch: int) -> "_Epoch":
         bins = self._plan.bins(epoch)
-        tokens = bins.sum(self._rows.lengths)
+        tokens = bins.sum(self._tokens)
         if self._order == "given":
             order = np.arange(len(bins))
         elif self._order == "by_length":
@@ -254,7 +252,7 @@ class EvalLoader:
         share: Share,
         *,
         collate: Collate,
-        count: Count = keep_counts,
+        terms: Counts | None = None,
         is_shuffled: bool = False,
     ) -> None:
         """Prepare the order; no token is read yet.
@@ -264,7 +262,7 @@ class EvalLoader:
             bins: The rows of each sequence.
             share: What this rank gets of a batch of all ranks.
             collate: Makes a batch from lists of rows.
-            count: From learned entries to terms of the loss, row by row.
+            terms: Of the loss, by row; absent: the learned entries.
             is_shuffled: Whether the parts of the data are mixed, so that a limited evaluation has
                 some of each; always in the same way.
         """
@@ -275,7 +273,8 @@ class EvalLoader:
             self._numbers = shuffle(len(bins), seed=0, epoch=0)
         self._share = share
         self._collate = collate
-        self.supervised_tokens = int(bins.sum(count(rows.supervised_counts)).sum())
+        counts = rows.supervised_counts if terms is None else terms
+        self.supervised_tokens = int(bins.sum(counts).sum())
         """Over all ranks and batches."""
 
     def __len__(self) -> int:
@@ -285,6 +284,10 @@ class EvalLoader:
     def list_digests(self) -> list[int]:
         """List the examples that the sequences begin with; without packing, each has only one."""
         return [int(self._rows.digests[self._bins[n][0]]) for n in self._numbers.tolist()]
+
+    def find_smallest_digests(self, count: int) -> list[int]:
+        """Find the examples with the smallest digests, `count` of them at most."""
+        return [int(digest) for digest in np.unique(self._rows.digests[self._bins.rows])[:count]]
 
     def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Give this rank's batches in a fixed order; the last ones may be only padding.

@@ -16,11 +16,9 @@ import numpy as np
 from bigft.data.loading.collate import Batch
 from bigft.data.loading.loader import (
     Collate,
-    Count,
     Samples,
     Share,
     StepBatches,
-    keep_counts,
 )
 from bigft.data.loading.prefetch import run_ahead
 from bigft.data.order.cursor import Cursor
@@ -67,7 +65,6 @@ class StreamLoader:
         collate: Collate,
         reject: Callable[[list[Rejected]], None],
         runs_ahead: bool = True,
-        count: Count = keep_counts,
     ) -> None:
         """Prepare; nothing is read yet.
 
@@ -81,9 +78,7 @@ class StreamLoader:
             collate: Makes a batch from lists of rows.
             reject: Told of raw rows that became no tokens; may raise.
             runs_ahead: Whether a thread prepares the next steps during a step.
-            count: From learned entries to terms of the loss, row by row.
         """
-        self._count = count
         self._parts = parts
         self._tokenizer = tokenizer
         self._share = share
@@ -156,11 +151,12 @@ class StreamLoader:
         ]
         every = [row for sequence in rows for row in sequence]
         learned = np.array([np.count_nonzero(row.supervised) for row in every], dtype=np.int64)
+        lengths = np.array([len(row) for row in every], dtype=np.int64)
         after = items[-1].after
         return StepBatches(
             micro_batches=mine,
-            supervised_tokens=int(self._count(learned).sum()),
-            tokens=sum(map(len, every)),
+            supervised_tokens=int(self._tokenizer.count(learned).sum()),
+            tokens=int(self._tokenizer.count_tokens(lengths).sum()),
             # How long an epoch is, nobody knows: the number of complete ones.
             epoch=float(after.epoch),
             cursor=after,

@@ -17,6 +17,7 @@ from bigft.data.sources.derived.table import (
     compute_derived_digest,
     read_derived,
 )
+from bigft.data.sources.glue import find_glue_task
 from bigft.data.sources.search import Search
 from bigft.data.sources.spec import choose_names, split_spec, split_weight
 from bigft.errors import DataError, raise_together
@@ -166,6 +167,8 @@ def _suggest_names(name: str, first: Source) -> tuple[str, str]:
     if first.kind == "builtin":
         return name, name
     dataset = first.dataset
+    if find_glue_task(name):
+        return name.removeprefix("glue/").replace("@", "-"), str(dataset)
     if dataset and (dataset.split or not dataset.is_saved):
         return Path(dataset.path).name, str(dataset)
     path = Path(name).absolute()

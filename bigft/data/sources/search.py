@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bigft.data.readers.dataset import SPLIT, DatasetName
 from bigft.data.readers.files import DOCUMENTS, KNOWN_KINDS, READERS, find_suffix
+from bigft.data.sources.glue import HUB_ID, check_split, find_glue_task
 from bigft.errors import DataError
 
 Place = Path | DatasetName
@@ -54,6 +55,7 @@ class Search:
 
     def _find_split(self, base: str, split: str) -> Place:
         path = _expand(base)
+        check_split(base, split, self._flag)
         if _is_saved(path):
             return DatasetName(str(path), is_saved=True, split=split)
         if path.exists():
@@ -73,6 +75,8 @@ class Search:
             raise self._fail(name, "addresses are not read; download it, and give the file")
         if not is_id or find_suffix(path) in READERS:
             raise self._fail(name, f"no such file or folder; {_describe_near(path)}")
+        if task := find_glue_task(name):
+            return DatasetName(HUB_ID, False, task, split)
         return DatasetName("/".join(parts[:2]), False, "/".join(parts[2:]) or None, split)
 
     def _find_in_folder(self, folder: Path) -> list[Place]:

@@ -22,7 +22,7 @@ from bigft.data.clean.duplicates import compute_signature
 from bigft.data.example import Conversation, Example, compute_digest, mark_copy
 from bigft.data.formats.checks import EmptyTextError
 from bigft.data.formats.table import Recognizer
-from bigft.data.layouts.layout import Layout
+from bigft.data.layouts.layout import Counts, Layout
 from bigft.data.readers.raw import RawRow, Unreadable, parse
 from bigft.data.section import DataSection
 from bigft.data.store.rejected import Rejected
@@ -82,6 +82,14 @@ class ChunkTokenizer:
         info.bad_rows = sum(row.is_bad for row in rejected)
         _add_counts(info.touched, self._cleaner.take_touched())
         return builder.build()
+
+    def count(self, learned: Counts) -> Counts:
+        """See `Layout`."""
+        return self._layout.count(learned)
+
+    def count_tokens(self, entries: Counts) -> Counts:
+        """See `Layout`."""
+        return self._layout.count_tokens(entries)
 
     def _clean(
         self, raw: RawRow, example: Example, rejected: list[Rejected]

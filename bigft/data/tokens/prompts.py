@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bigft.data.example import Conversation, Example, Labelled, PromptAnswer
+from bigft.data.example import (
+    Conversation,
+    Example,
+    Labelled,
+    PromptAnswer,
+    list_references,
+)
 from bigft.data.tokens.encode import TokenIds, encode_placed, encode_texts
 from bigft.data.tokens.masks import Renderer
 from bigft.data.tokens.tokenize import strip_eos, write_labelled
@@ -60,11 +66,12 @@ def build_prompts(
     texts = [text for text, _ in plain.values()]
     eos = tokenizer.eos_token_id
     for number, ids in zip(plain, encode_texts(texts, tokenizer, special=True), strict=True):
-        found[number] = Prompt(strip_eos(ids, eos), (plain[number][1],))
+        references = list_references(examples[number], plain[number][1])
+        found[number] = Prompt(strip_eos(ids, eos), references)
     # The template has written the special tokens.
     texts = [text for text, _ in rendered.values()]
     for number, (ids, _) in zip(rendered, _encode_rendered(texts, tokenizer), strict=True):
-        found[number] = Prompt(ids, (rendered[number][1],))
+        found[number] = Prompt(ids, list_references(examples[number], rendered[number][1]))
     return [found[number] for number in range(len(examples))]
 
 

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from bigft.data.choose import choose_examples
-from bigft.data.example import PromptAnswer
+from bigft.data.choose import choose_examples, find_examples
+from bigft.data.example import PromptAnswer, compute_digest
 from bigft.data.section import DataSection
 from bigft.errors import DataError
 
@@ -48,6 +48,21 @@ def test_parts_are_numbered_and_bad_rows_passed_over(tmp_path):
     found = choose_examples(DataSection(train=spec), None)
     assert sorted(chosen.source for chosen in found) == [0, 0, 0, 1]
     assert [c.digest for c in found] == sorted(c.digest for c in found)
+
+
+def test_examples_are_found_by_their_digests_as_they_are_cleaned(tmp_path):
+    spec = _write(tmp_path / "a.jsonl", range(30))
+    section = DataSection(train="unused")
+    every = choose_examples(DataSection(train=spec), None)
+    wanted = [every[n].digest for n in (7, 2, 19)]
+    assert find_examples(spec, "--eval_data", section, [*wanted, 1]) == [
+        every[n] for n in (7, 2, 19)
+    ]
+    (tmp_path / "b.jsonl").write_text('{"prompt": "x ", "completion": "y\\n"}')
+    stripped = DataSection(train="unused", clean={"strip": True})
+    digest = compute_digest(PromptAnswer("x ", "y"))
+    (found,) = find_examples(f"{spec},{tmp_path}/b.jsonl", "--data", stripped, [digest])
+    assert (found.example, found.source) == (PromptAnswer("x ", "y"), 1)
 
 
 def test_missing_data_are_an_error(tmp_path):

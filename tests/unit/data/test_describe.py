@@ -1,10 +1,14 @@
+import pytest
+
 from bigft.data.describe import describe_data, describe_losses
 
 INFO = {
     "rows": 12_345,
     "tokens": 1000,
-    "supervised_tokens": 250,
+    "terms": 250,
+    "learns": "supervised",
     "format": "chat+text",
+    "packing": "best_fit",
     "packing_utilisation": 0.987,
     "bad_rows": 0,
     "unsupervised_rows": 0,
@@ -21,6 +25,20 @@ def test_one_line_says_what_there_is() -> None:
         "12,345 rows, 1,000 tokens (25% supervised), format chat+text, packed 99% full;"
         " 77 steps per epoch"
     )
+
+
+@pytest.mark.parametrize(
+    ("learns", "words"),
+    [
+        ("in targets", "25% in targets"),
+        ("hidden", "25% hidden"),
+        ("labels", "250 labels"),
+        ("numbers", "250 numbers"),
+    ],
+)
+def test_tasks_without_packing_say_what_they_learn(learns: str, words: str) -> None:
+    (line,) = describe_data({**INFO, "packing": "none", "learns": learns}, 77)
+    assert line == f"12,345 rows, 1,000 tokens ({words}), format chat+text; 77 steps per epoch"
 
 
 def test_every_loss_is_told_and_nothing_else() -> None:

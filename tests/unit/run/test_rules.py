@@ -1,6 +1,7 @@
 """One case per rule; a rule without a case fails here."""
 
 import json
+import sys
 
 import pytest
 
@@ -45,6 +46,11 @@ ERRORS = {
         "needs a sequence of its own",
     ),
     "check_several_tasks": ("zero3", "--task multitask", "needs two tasks or more"),
+    "check_glue": (
+        "zero3",
+        "--task classification --data glue/stsb",
+        "--data glue/stsb with --task classification: its labels are for --task regression",
+    ),
     "check_data": ("zero3", "--data.clean.augment.swap 0.1", "augment.copies is 0"),
     "check_swap_buffers": ("zero3_nvme", f"{ZERO}.offload_optimizer.buffer_count=3", "at least 4"),
     "check_warmup": ("zero3", "--max_steps 5 --optim.warmup_steps 6", "never reach its peak"),
@@ -77,6 +83,16 @@ ERRORS = {
         "zero3",
         "--checkpoint.best loss --eval_steps 4 --save_steps 6",
         "Use --save_steps 8",
+    ),
+    "check_answers": (
+        "zero3",
+        "--task classification --evaluation.metrics f1",
+        "--evaluation.metrics f1: for models that write text, and --task classification",
+    ),
+    "check_named_metrics": (
+        "zero3",
+        "--checkpoint.best eval_rougeL --eval_steps 4 --save_steps 4",
+        "--checkpoint.best eval_rougeL: no answers are compared so. Give --evaluation",
     ),
 }
 WARNINGS = {
@@ -172,6 +188,48 @@ def test_judging_evaluations_needs_them(line, text):
     with pytest.raises(ConfigError) as caught:
         resolved("zero3", line)
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--evaluation.metrics f1 --data.eval_fraction 0", "Give --eval_data"),
+        ("--evaluation.metrics f1 --evaluation.max_new_tokens 2048", "has 2048 positions"),
+        ("--evaluation.metrics f1,meteor", "input should be 'bleu', 'chrf', 'rouge'"),
+        ("--trainer.early_stopping chrf:3 --eval_steps 4", "Give --evaluation.metrics chrf"),
+    ],
+)
+def test_answers_are_asked_for_where_they_can_be_had(line, text):
+    with pytest.raises(ConfigError) as caught:
+        resolved("zero3", line)
+    assert text in str(caught.value)
+
+
+def test_tasks_of_glue_are_evaluated_on_their_development_sets():
+    line = "--task classification --data glue/mnli"
+    both = "glue/mnli@validation_matched,glue/mnli@validation_mismatched"
+    assert resolved("zero3", line).run.data.eval == both
+    assert resolved("zero3", f"{line}:2,glue/rte").run.data.eval == f"{both},glue/rte@validation"
+    assert resolved("zero3", f"{line} --eval_data x").run.data.eval == "x"
+    for other in (f"{line} --data.eval_fraction 0.1", f"{line}@train[:9]", f"{line},mine.jsonl"):
+        assert resolved("zero3", other).run.data.eval is None
+    (warning,) = resolved("zero3", "--data glue/cola").warnings
+    assert "For GLUE's own metrics (matthews) use --task classification" in warning
+
+
+def test_a_missing_package_of_metrics_is_found_before_the_run(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    with pytest.raises(ConfigError, match=r"--evaluation.metrics rouge: the package rouge-score"):
+        resolved("zero3", "--evaluation.metrics rouge")
+
+
+def test_metrics_of_answers_that_are_asked_for_may_decide():
+    line = "--evaluation.metrics rouge,f1 --eval_steps 4 --save_steps 4"
+    for goal in ("--checkpoint.best eval_rouge1", "--trainer.early_stopping f1/part:3"):
+        resolved("zero3", f"{line} {goal}")
+    resolved("zero3", "--task classification --checkpoint.best f1 --eval_steps 4 --save_steps 4")
+    (warning,) = resolved("zero3", "--evaluation.generate_rows 5").warnings
+    assert "--evaluation.generate_rows=5 has no effect" in warning
 
 
 def test_early_stopping_says_when_the_best_is_not_kept():

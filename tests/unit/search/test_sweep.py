@@ -424,6 +424,25 @@ def test_metrics_are_read_while_they_grow(tmp_path):
     assert rows.read() == [(3, 1.5)]
 
 
+def test_a_trial_is_worth_what_its_best_checkpoint_is(tmp_path, stub):
+    stub.write_text(
+        STUB.replace("(4 - step)", "(7 if step == 4 else 4 - step)")
+        + 'open(folder + "/checkpoints/best", "w").write("step_00000002\\n")\n'
+    )
+    words = ["--search", "learning_rate=choice(5e-4,7e-4)", "--sampler", "grid", "--keep", "all"]
+    best = ["--checkpoint.best", "loss", "--eval_steps", "2", "--save_steps", "2"]
+    study, _ = run(plan(tmp_path, *words, *best))
+    values = {r.settings["optim.learning_rate"]: r.value for r in study.records()}
+    assert values["5e-4"] == 2
+    assert values["7e-4"] == pytest.approx(4)
+    # Without the note of the best one, the last value counts.
+    stub.write_text(STUB.replace("(4 - step)", "(7 if step == 4 else 4 - step)"))
+    (tmp_path / "sweep").rename(tmp_path / "before")
+    study, _ = run(plan(tmp_path, *words))
+    values = {r.settings["optim.learning_rate"]: r.value for r in study.records()}
+    assert values["5e-4"] == 7
+
+
 def test_a_pruned_trial_is_stopped_and_the_baseline_never(tmp_path, stub):
     stub.write_text(
         textwrap.dedent(STUB).replace(

@@ -83,3 +83,12 @@ def test_content_in_parts_is_mapped_where_it_is_text() -> None:
     assert isinstance(mapped, Conversation)
     assert mapped.messages[0]["content"] == [{"type": "text", "text": "A"}, picture]
     assert map_texts(example, str.lower) is example
+
+
+def test_other_answers_are_cleaned_as_the_one_that_is_learned():
+    pair = PromptAnswer("Q", "A", ("B", "C"))
+    talk = Conversation([{"role": "user", "content": "Q"}], others=("B",))
+    assert map_texts(pair, str.lower) == PromptAnswer("q", "a", ("b", "c"))
+    assert map_texts(talk, str.lower).others == ("b",)
+    assert map_texts(pair, str.lower, {"user"}) == PromptAnswer("q", "A", ("B", "C"))
+    assert map_texts(talk, str.upper) is talk

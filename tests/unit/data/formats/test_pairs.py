@@ -1,8 +1,9 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bigft.data.example import Conversation, PromptAnswer
+from bigft.data.example import Conversation, PromptAnswer, compute_digest
 from bigft.data.formats import pairs
 from bigft.data.formats.checks import EmptyTextError
 from bigft.data.formats.shape import Shape
@@ -57,8 +58,30 @@ def test_a_question_on_a_text_has_the_text_before_it() -> None:
         "answers": {"text": ["a golden statue", "a statue"], "answer_start": [26, 28]},
     }
     asked = "Atop the Main Building is a golden statue.\n\nWhat is on the Main Building?"
-    assert read(record, "question", "answers") == talk(asked, "a golden statue")
-    assert Recognizer().read(record) == ("pairs", talk(asked, "a golden statue"))
+    # The first is learned, and all are right.
+    expected = replace(talk(asked, "a golden statue"), others=("a statue",))
+    assert read(record, "question", "answers") == expected
+    assert Recognizer().read(record) == ("pairs", expected)
+    assert compute_digest(expected) == compute_digest(talk(asked, "a golden statue"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "first"),
+    [
+        (("prompt", "completion"), PromptAnswer("Q", "a b")),
+        (("source", "target"), PromptAnswer("Q\n", "a b")),
+        (("question", "answer"), None),
+        (("instruction", "output"), None),
+    ],
+)
+def test_of_a_list_of_answers_the_first_is_learned(
+    columns: tuple[str, str], first: PromptAnswer | None
+) -> None:
+    answers = ["a b", "c", "a b", " ", "c"]
+    example = Recognizer().read(dict(zip(columns, ("Q", answers), strict=True)))[1]
+    assert example == replace(first or talk("Q", "a b"), others=("c",))
+    with pytest.raises(ValueError, match=f"`{columns[1]}` has to be text"):
+        Recognizer().read(dict(zip(columns, ("Q", ["a", 3]), strict=True)))
 
 
 def test_a_question_without_an_answer_is_a_row_without_text() -> None:

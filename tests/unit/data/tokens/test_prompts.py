@@ -1,5 +1,6 @@
 """A prompt is what stands before the answer in training."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,19 @@ def test_the_prompt_is_the_row_up_to_the_answer(tokenizer, case):
     )[0].rows
     learned = int(np.flatnonzero(row.supervised)[0])
     assert found.input_ids.tolist() == row.input_ids[:learned].tolist()
+
+
+def test_all_right_answers_are_references(tokenizer):
+    talk = replace(_talk("red or blue", "blue"), others=("the blue",))
+    pair = PromptAnswer("the red cat", "sleeps", ("runs", "eats"))
+    found = build_prompts([talk, pair], tokenizer)
+    assert [one.references for one in found] == [("blue", "the blue"), ("sleeps", "runs", "eats")]
+    layout = SourceTarget(tokenizer, DataSection(), "")
+    found = layout.build_prompts([talk, Text("no answer"), pair])
+    assert [one.references for one in (found[0], found[2])] == [
+        ("blue", "the blue"),
+        ("sleeps", "runs", "eats"),
+    ]
 
 
 def test_templates_with_tags_ask_in_the_same_way(tokenizer, monkeypatch):
