@@ -5,7 +5,13 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from bigft.commands.parts.scoring import Scored, name_task, score_folder, score_harness
+from bigft.commands.parts.scoring import (
+    Scored,
+    name_task,
+    score_folder,
+    score_harness,
+    split_data,
+)
 from bigft.config.options import (
     EvaluateOptions,
     GenerationOptions,
@@ -13,12 +19,17 @@ from bigft.config.options import (
     read_options,
 )
 from bigft.config.request import Request
-from bigft.errors import ConfigError
+from bigft.data.section import DataSection
+from bigft.errors import ConfigError, raise_together
 
 
 def main(request: Request) -> None:
     """Load, score, print."""
-    options = read_options(request, EvaluateOptions)
+    problems: list[str] = []
+    data, rest = split_data(request, problems)
+    if problems:
+        raise_together(ConfigError, problems)
+    options = read_options(rest, EvaluateOptions)
     _check_harness_alone(request, options)
     idle = [f"--{name}" for name in GenerationOptions.model_fields if name in request.settings]
     if idle and not options.metrics:
@@ -27,11 +38,13 @@ def main(request: Request) -> None:
             " leave it out"
         )
     if options.compare is not None:
-        _compare(*_order_models(request, options.compare), options)
+        _compare(*_order_models(request, options.compare), options, data)
         return
     folder = request.words[0]
-    score = score_harness if options.tasks.harness else score_folder
-    scored = score(folder, options)
+    if options.tasks.harness:
+        scored = score_harness(folder, options)
+    else:
+        scored = score_folder(folder, options, data)
     if options.as_json:
         sys.stdout.write(json.dumps({**scored.numbers, **scored.details}) + "\n")
         return
@@ -72,7 +85,7 @@ def _order_models(request: Request, compared: str) -> tuple[str, str]:
     return word, compared
 
 
-def _compare(first: str, second: str, options: EvaluateOptions) -> None:
+def _compare(first: str, second: str, options: EvaluateOptions, data: DataSection) -> None:
     from bigft.evaluation.bootstrap import RESAMPLES, SEED, show_differences
 
     if options.packing == "best_fit":
@@ -87,8 +100,8 @@ def _compare(first: str, second: str, options: EvaluateOptions) -> None:
         )
     options = options.model_copy(update={"packing": "none"})
     # One after the other: two large models need not fit at once.
-    a = score_folder(first, options, keeps_examples=True)
-    b = score_folder(second, options, keeps_examples=True)
+    a = score_folder(first, options, data, keeps_examples=True)
+    b = score_folder(second, options, data, keeps_examples=True)
     differences = _find_differences(a, b)
     if options.as_json:
         found = {

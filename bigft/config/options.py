@@ -89,7 +89,8 @@ class EvaluateOptions(Section):
 
     data: str | None = None
     """File, folder, glob or hub id; several separated by commas. Absent: the built-in data of the
-    task."""
+    task. How rows are read is said as in training: `--data.columns.text review`, `--data.format`,
+    `--data.train_on`, `--data.overlong`, `--data.on_bad_row`."""
 
     task: Literal["auto", "causal_lm", "classification", "regression", "seq2seq", "masked_lm"] = (
         "auto"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from bigft.data.layouts.layout import choose_pad_id
 from bigft.data.loading.collate import Batch
 from bigft.tasks.task import Forward
 
@@ -30,12 +31,14 @@ def compute_head(forward: Forward, batch: Batch) -> Tensor:
 
 
 def configure_padding(config: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Tell a decoder what padding is: its head reads the last token that is none."""
-    text = config.get_text_config()
-    if getattr(text, "pad_token_id", None) is None:
-        text.pad_token_id = tokenizer.pad_token_id
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = tokenizer.pad_token_id
+    """Tell a decoder what fills up batches: its head reads the last token that is something else.
+
+    Whatever the config said: with another token there, the head would read padding, and what it
+    says of a text would depend on the texts beside it.
+    """
+    pad_id = choose_pad_id(tokenizer)
+    config.get_text_config().pad_token_id = pad_id
+    config.pad_token_id = pad_id
 
 
 def get_sequence_classifier() -> Any:

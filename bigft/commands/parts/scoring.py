@@ -1,19 +1,32 @@
 """Score one model folder: its loss, the metrics of its task, and the answers that it writes."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from bigft.config.options import EvaluateOptions
+from bigft.config.request import Request
+from bigft.config.section import Section
+from bigft.config.typed import build_section, read_flags
+from bigft.data.contradictions import find_contradictions
+from bigft.data.section import DataSection
 from bigft.errors import ConfigError
-from bigft.run.settings import DEFAULTS_OF_TASK, Run
+from bigft.run.settings import DEFAULTS_OF_TASK
 
 if TYPE_CHECKING:
     from bigft.data.layouts.layout import Layout
-    from bigft.data.section import DataSection
     from bigft.evaluation.examples import Sums
     from bigft.evaluation.written import Written
     from bigft.tasks.task import Task
+
+PLAIN_DATA = DataSection()
+
+_READING = ("columns", "format", "train_on", "overlong", "on_bad_row", "loading")
+"""Settings of the data that say how they are read."""
+
+
+class _Settings(Section):
+    data: DataSection = PLAIN_DATA
 
 
 @dataclass
@@ -52,12 +65,39 @@ def name_task(folder: str, options: EvaluateOptions) -> str:
     return find_task(config) if options.task == "auto" else options.task
 
 
-def score_folder(folder: str, options: EvaluateOptions, *, keeps_examples: bool = False) -> Scored:
+def split_data(request: Request, problems: list[str]) -> tuple[DataSection, Request]:
+    """Separate settings of the data, by the names that they have in training.
+
+    Returns:
+        They, and the request that is left.
+    """
+    chosen = {name: text for name, text in request.settings.items() if name.startswith("data.")}
+    rest = {name: text for name, text in request.settings.items() if name not in chosen}
+    for name in [name for name in chosen if name.split(".")[1] not in _READING]:
+        known = ", ".join(f"--data.{kind}" for kind in _READING)
+        problems.append(
+            f"--{name}: a model is scored on all rows of --data as they are; of the settings of the"
+            f" data, `bigft evaluate` takes {known}"
+        )
+        del chosen[name]
+    data = build_section(_Settings, read_flags(chosen, _Settings, problems), problems).data
+    problems += find_contradictions(data)
+    return data, replace(request, settings=rest)
+
+
+def score_folder(
+    folder: str,
+    options: EvaluateOptions,
+    data: DataSection = PLAIN_DATA,
+    *,
+    keeps_examples: bool = False,
+) -> Scored:
     """Load a model, score it, and let it go again.
 
     Args:
         folder: A path or a hub id.
         options: Of the command.
+        data: How they are read; which they are, and how long, `options` say.
         keeps_examples: Whether `examples` are to be filled; then without packing only.
 
     Raises:
@@ -77,7 +117,7 @@ def score_folder(folder: str, options: EvaluateOptions, *, keeps_examples: bool 
     device = pick_device(options.device)
     name = name_task(folder, options)
     check_metrics(options.metrics, name)
-    section = _choose_data(options, name)
+    section = _choose_data(options, name, data)
     config = read_facts(ModelSection(name=folder), find_weights=False).config
     task = _build_task(options, name, section, config)
     model, tokenizer = load_plain(folder, device, task.auto_class())
@@ -129,7 +169,7 @@ def score_harness(folder: str, options: EvaluateOptions) -> Scored:
     device = pick_device(options.device)
     manager = find_tasks(wanted.harness, wanted.harness_folder)
     config = read_facts(ModelSection(name=folder)).config
-    task = _build_task(options, name, _choose_data(options, name), config)
+    task = _build_task(options, name, _choose_data(options, name, PLAIN_DATA), config)
     model, tokenizer = load_plain(folder, device, task.auto_class())
     found = run_tasks(
         wanted.harness,
@@ -145,7 +185,7 @@ def score_harness(folder: str, options: EvaluateOptions) -> Scored:
 
 
 def _write(
-    options: EvaluateOptions, section: "DataSection", layout: "Layout", model: Any, tokenizer: Any
+    options: EvaluateOptions, section: DataSection, layout: "Layout", model: Any, tokenizer: Any
 ) -> "Written":
     from bigft.evaluation.answers import Decoding
     from bigft.evaluation.written import score_answers
@@ -185,24 +225,24 @@ def _add_written(scored: Scored, written: "Written", sources: tuple[str, ...]) -
         scored.examples["bleu"] = add_up(written.digests, scores.bleu_counts)
 
 
-def _choose_data(options: EvaluateOptions, name: str) -> "DataSection":
-    from bigft.data.section import DataSection
+def _choose_data(options: EvaluateOptions, name: str, own: DataSection) -> DataSection:
     from bigft.data.sources.glue import name_dev_sets
 
     defaults = DEFAULTS_OF_TASK.get(name, {})
-    data = options.data or defaults.get("data.train", Run().data.train)
+    data = options.data or defaults.get("data.train", PLAIN_DATA.train)
     packing = options.packing
     if packing == "auto":
         packing = "none" if name in DEFAULTS_OF_TASK else "best_fit"
-    return DataSection(
-        train=name_dev_sets(data) or data,
-        max_length=options.max_length,
-        packing=packing,
-    )
+    chosen = {
+        "train": name_dev_sets(data) or data,
+        "max_length": options.max_length,
+        "packing": packing,
+    }
+    return own.model_copy(update=chosen)
 
 
 def _build_task(
-    options: EvaluateOptions, name: str, section: "DataSection", config: dict[str, Any]
+    options: EvaluateOptions, name: str, section: DataSection, config: dict[str, Any]
 ) -> "Task":
     """Build the task as the model has it: what it predicts is not for the data to say."""
     from bigft.tasks.classes import list_classes

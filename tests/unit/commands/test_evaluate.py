@@ -1,5 +1,6 @@
 """`bigft evaluate`: what is accepted, and which model is which."""
 
+import json
 import sys
 
 import pytest
@@ -85,3 +86,22 @@ def test_models_of_different_tasks_are_not_compared(capsys, shared_folder, tmp_p
     code, err = _refuse(capsys, "--compare", shared_folder / "model", tmp_path / "t5", *data)
     assert code == 2
     assert "does causal_lm and" in err
+
+
+def test_rows_are_read_by_the_columns_that_were_named(capsys, shared_folder, tmp_path):
+    rows = [{"ask": "red cat", "reply": "blue dog"}, {"ask": "one", "reply": "two three"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ("evaluate", shared_folder / "model", "--data", tmp_path / "rows.jsonl", "--json")
+    columns = ("--data.columns.prompt", "ask", "--data.columns.completion", "reply")
+    cache = ("--data.loading.cache_dir", tmp_path / "cache")
+    main([*map(str, (*words, *columns, *cache))])
+    assert json.loads(capsys.readouterr().out)["rows"] == 2
+
+
+def test_settings_that_choose_rows_are_refused(capsys):
+    words = ("A", "--data.eval_fraction", 0.5, "--data.clean.empty", "drop", "--data.formt", "x")
+    code, err = _refuse(capsys, *words)
+    assert code == 2
+    assert "--data.eval_fraction: a model is scored on all rows of --data as they are" in err
+    assert "--data.clean.empty: a model is scored" in err
+    assert "--data.formt" in err

@@ -92,6 +92,19 @@ def test_classification_by_a_decoder(plain_tokenizer, kind):
     _assert_same(task, model, batch, wanted, 15 if is_multiple else 5)
 
 
+def test_what_a_decoder_says_does_not_depend_on_the_texts_beside(plain_tokenizer):
+    """The config named another token as padding than the tokenizer, which fills up the batch."""
+    task = Classification(ClassRows(Classes(CLASSES, False)))
+    config = llama_config(pad_token_id=7)
+    task.configure(config, plain_tokenizer)
+    model = _build(task.auto_class(), config)
+    layout = task.rows.lay_out(plain_tokenizer, SECTION)
+    rows = labelled([CLASSES[0]] * 5)
+    together = task.score(model, make_batch(layout, rows))
+    apart = [task.score(model, make_batch(layout, [row])) for row in rows]
+    assert together.loss == pytest.approx(sum(one.loss for one in apart), rel=1e-5)
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_regression(bert_tokenizer, size):
     task = Regression(ValueRows(size))
