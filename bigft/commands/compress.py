@@ -9,10 +9,12 @@ from typing import Any
 
 from bigft.checkpoint.swap import check_output
 from bigft.commands.parts.calibration import load_for_text
+from bigft.commands.parts.scoring import read_with_data, score_folder
 from bigft.compression.methods import Done, DropLayers, Gguf, Method, Prune, Quantize
 from bigft.compression.prune import read_pruning
-from bigft.config.options import CompressOptions, EvaluateOptions, read_options
+from bigft.config.options import CompressOptions, EvaluateOptions
 from bigft.config.request import Request
+from bigft.data.section import DataSection
 from bigft.errors import BigftError, CheckpointError, ConfigError, list_problems, raise_together
 from bigft.units import format_bytes, format_count
 
@@ -28,7 +30,7 @@ def main(request: Request) -> None:
         CheckpointError: The folder holds no model, or the result cannot be loaded.
         DataError: The data are missing or bad.
     """
-    options = read_options(request, CompressOptions)
+    options, data = read_with_data(request, CompressOptions)
     method, source, output = _check(Path(request.words[0]), options)
 
     from bigft.checkpoint.swap import swap_into_place, unfinished_folder
@@ -36,10 +38,10 @@ def main(request: Request) -> None:
 
     started = time.perf_counter()
     found: dict[str, Any] = {"path": str(output), "source": str(source.folder)}
-    before = {**_measure(source.folder), **_score(source.folder, options)}
+    before = {**_measure(source.folder), **_score(source.folder, options, data)}
     with unfinished_folder(output) as folder:
         done = method.write(source, folder, lambda: load_for_text(source.folder, options))
-        after = {**_measure(folder), **_score(folder, options)}
+        after = {**_measure(folder), **_score_result(folder, method, options, data)}
         extend_card(folder, _describe(method, before, after, options), done.note)
         sync_tree(folder)
         swap_into_place(folder, output)
@@ -125,14 +127,33 @@ def _check_folder(folder: Path) -> bool:
     return True
 
 
-def _score(folder: Path, options: CompressOptions) -> dict[str, float]:
+def _score(folder: Path, options: CompressOptions, data: DataSection) -> dict[str, float]:
     if options.evaluate == "none":
         return {}
-
-    from bigft.commands.parts.scoring import score_folder
-
     shared = {name: getattr(options, name) for name in ("data", "max_length", "batch_size")}
-    return dict(score_folder(str(folder), EvaluateOptions(device=options.device, **shared)).numbers)
+    chosen = EvaluateOptions(device=options.device, **shared)
+    return dict(score_folder(str(folder), chosen, data).numbers)
+
+
+def _score_result(
+    folder: Path, method: Method, options: CompressOptions, data: DataSection
+) -> dict[str, float]:
+    """Score what was made, which not every architecture of transformers can be loaded from.
+
+    Raises:
+        CheckpointError: It cannot; says so instead of showing transformers' own failure.
+    """
+    try:
+        return _score(folder, options, data)
+    except BigftError:
+        raise
+    except Exception as error:
+        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+        raise CheckpointError(
+            f"{method.flag}: transformers cannot load a {name} that was compressed like this"
+            f" ({type(error).__name__}: {str(error).splitlines()[0]}); nothing was kept. Use"
+            " another method"
+        ) from error
 
 
 def _measure(folder: Path) -> dict[str, float]:

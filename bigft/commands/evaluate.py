@@ -8,28 +8,23 @@ from typing import Any
 from bigft.commands.parts.scoring import (
     Scored,
     name_task,
+    read_with_data,
     score_folder,
     score_harness,
-    split_data,
 )
 from bigft.config.options import (
     EvaluateOptions,
     GenerationOptions,
     HarnessOptions,
-    read_options,
 )
 from bigft.config.request import Request
 from bigft.data.section import DataSection
-from bigft.errors import ConfigError, raise_together
+from bigft.errors import ConfigError
 
 
 def main(request: Request) -> None:
     """Load, score, print."""
-    problems: list[str] = []
-    data, rest = split_data(request, problems)
-    if problems:
-        raise_together(ConfigError, problems)
-    options = read_options(rest, EvaluateOptions)
+    options, data = read_with_data(request, EvaluateOptions)
     _check_harness_alone(request, options)
     idle = [f"--{name}" for name in GenerationOptions.model_fields if name in request.settings]
     if idle and not options.metrics:

@@ -187,7 +187,8 @@ class CompressOptions(Section):
 
     data: str | None = None
     """What the model is scored on: file, folder, glob or hub id; several separated by commas.
-    Absent: the built-in data of the task."""
+    Absent: the built-in data of the task. How rows are read is said as in training:
+    `--data.columns.text review` and its like."""
 
     calibration: CalibrationOptions = CalibrationOptions()
     """Which text goes through the model beforehand."""

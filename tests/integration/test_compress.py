@@ -374,6 +374,29 @@ def test_what_cannot_be_loaded_gets_no_name(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_architecture_that_transformers_cannot_load_is_said(
+    compress: Compress, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """transformers 5.23 looks for the weights of ModernBERT's layers where packed ones are."""
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    config = ModernBertConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=576, pad_token_id=0, bos_token_id=0, eos_token_id=0, cls_token_id=0,
+        sep_token_id=0,
+    )  # fmt: skip
+    ModernBertForMaskedLM(config).save_pretrained(tmp_path / "model")
+    tokenizer = make_tokenizer(tmp_path / "model")
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    tokenizer.save_pretrained(tmp_path / "model")
+    words = ("--quantize", "int8", "--output_dir", tmp_path / "out")
+    with pytest.raises(SystemExit) as caught:
+        compress(*words, model=tmp_path / "model")
+    assert caught.value.code == 5
+    assert "cannot load a ModernBertForMaskedLM that was compressed" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 FAKE = """
 import argparse, pathlib
 parser = argparse.ArgumentParser()

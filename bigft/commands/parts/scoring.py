@@ -4,13 +4,13 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from bigft.config.options import EvaluateOptions
+from bigft.config.options import EvaluateOptions, OptionsT, read_options
 from bigft.config.request import Request
 from bigft.config.section import Section
 from bigft.config.typed import build_section, read_flags
 from bigft.data.contradictions import find_contradictions
 from bigft.data.section import DataSection
-from bigft.errors import ConfigError
+from bigft.errors import ConfigError, list_problems, raise_together
 from bigft.run.settings import DEFAULTS_OF_TASK
 
 if TYPE_CHECKING:
@@ -65,24 +65,33 @@ def name_task(folder: str, options: EvaluateOptions) -> str:
     return find_task(config) if options.task == "auto" else options.task
 
 
-def split_data(request: Request, problems: list[str]) -> tuple[DataSection, Request]:
-    """Separate settings of the data, by the names that they have in training.
+def read_with_data(request: Request, model: type[OptionsT]) -> tuple[OptionsT, DataSection]:
+    """Check the options of a command, and the settings of the data among them.
 
-    Returns:
-        They, and the request that is left.
+    The latter have the names that they have in training.
+
+    Raises:
+        ConfigError: Some are unknown, do not fit, or choose rows; all are listed.
     """
+    problems: list[str] = []
     chosen = {name: text for name, text in request.settings.items() if name.startswith("data.")}
     rest = {name: text for name, text in request.settings.items() if name not in chosen}
     for name in [name for name in chosen if name.split(".")[1] not in _READING]:
         known = ", ".join(f"--data.{kind}" for kind in _READING)
         problems.append(
             f"--{name}: a model is scored on all rows of --data as they are; of the settings of the"
-            f" data, `bigft evaluate` takes {known}"
+            f" data, `bigft {request.command}` takes {known}"
         )
         del chosen[name]
     data = build_section(_Settings, read_flags(chosen, _Settings, problems), problems).data
     problems += find_contradictions(data)
-    return data, replace(request, settings=rest)
+    try:
+        options = read_options(replace(request, settings=rest), model)
+    except ConfigError as error:
+        problems += list_problems(error)
+    if problems:
+        raise_together(ConfigError, problems)
+    return options, data
 
 
 def score_folder(
