@@ -457,7 +457,10 @@ def check_named_metrics(draft: Draft, run: Run) -> Iterator[Finding]:
         maker = MAKERS.get(strip_prefix(metric).partition("/")[0])
         # F1 is a metric of classes, too.
         if maker and maker not in run.evaluation.metrics and run.task.name in _WRITING_TASKS:
-            yield Finding(f"{flag}: no answers are compared so. Give --evaluation.metrics {maker}")
+            yield Finding(
+                f"{flag}: compares written answers, and none are written. Give --evaluation.metrics"
+                f" {maker}"
+            )
 
 
 def warn_evaluation_without_data(draft: Draft, run: Run) -> Iterator[Finding]:

@@ -130,7 +130,7 @@ def test_a_metric_that_is_not_there_is_an_error_before_the_first_step(
     two_ranks, shared_folder, tmp_path
 ):
     for name in ("trainer.early_stopping", "checkpoint.best"):
-        value = {"trainer.early_stopping": "f1:3", "checkpoint.best": "f1"}[name]
+        value = {"trainer.early_stopping": "f1_macro:3", "checkpoint.best": "f1_macro"}[name]
         settings = _settings(shared_folder, **{name: value})
         results = two_ranks.run(
             "runs:try_train", settings, str(tmp_path / name), ds_config("zero3")

@@ -51,9 +51,9 @@ def train_counting_models(settings: dict[str, Any], folder: str, config: str) ->
     """A whole run; also counts the language models that are there before its own is loaded."""
     import gc
 
-    from bigft.commands import training
+    from bigft.commands.parts import model as parts
 
-    load, found = training.load_model, {}
+    load, found = parts.load_model, {}
 
     def count(*args: Any, **options: Any) -> Any:
         names = [type(o).__name__ for o in gc.get_objects() if isinstance(o, torch.nn.Module)]
@@ -61,11 +61,11 @@ def train_counting_models(settings: dict[str, Any], folder: str, config: str) ->
         return load(*args, **options)
 
     gc.collect()  # Of earlier runs in this process.
-    training.load_model = count
+    parts.load_model = count
     try:
         return {**train(settings, folder, config), **found}
     finally:
-        training.load_model = load
+        parts.load_model = load
 
 
 def train_interrupted(settings: dict[str, Any], folder: str, config: str, rows: int) -> tuple:

@@ -92,7 +92,7 @@ ERRORS = {
     "check_named_metrics": (
         "zero3",
         "--checkpoint.best eval_rougeL --eval_steps 4 --save_steps 4",
-        "--checkpoint.best eval_rougeL: no answers are compared so. Give --evaluation",
+        "--checkpoint.best eval_rougeL: compares written answers, and none are written. Give",
     ),
 }
 WARNINGS = {
