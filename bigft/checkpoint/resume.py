@@ -29,6 +29,8 @@ _BOUND = {
     "seed": ("seed", "--seed"),
     "inner_steps": ("steps on each part", "--trainer.reptile.inner_steps"),
 }
+_BEFORE = {"inner_steps": 0}
+"""What checkpoints mean that were written before the setting existed."""
 _OF_DATA = ("data.", "task.", "model.")
 """Beginnings of the settings that the digest of the data may depend on."""
 
@@ -123,7 +125,7 @@ def check_fits(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: Names everything that differs, with both values.
     """
-    manifest = read_manifest(folder)
+    manifest = {**_BEFORE, **read_manifest(folder)}
     problems = [
         f"{words}: {manifest[key]!r} in the checkpoint, {facts[key]!r} now"
         f" ({_explain_data(manifest, facts) if key == 'data' else flags})"

@@ -40,7 +40,7 @@ def main(request: Request) -> None:
     found: dict[str, Any] = {"path": str(output), "source": str(source.folder)}
     before = {**_measure(source.folder), **_score(source.folder, options, data)}
     with unfinished_folder(output) as folder:
-        done = method.write(source, folder, lambda: load_for_text(source.folder, options))
+        done = method.write(source, folder, lambda: load_for_text(source.folder, options, data))
         after = {**_measure(folder), **_score_result(folder, method, options, data)}
         extend_card(folder, _describe(method, before, after, options), done.note)
         sync_tree(folder)
@@ -148,11 +148,11 @@ def _score_result(
     except BigftError:
         raise
     except Exception as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
         name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
         raise CheckpointError(
             f"{method.flag}: transformers cannot load a {name} that was compressed like this"
-            f" ({type(error).__name__}: {str(error).splitlines()[0]}); nothing was kept. Use"
-            " another method"
+            f" ({type(error).__name__}: {reason}); nothing was kept. Use another method"
         ) from error
 
 

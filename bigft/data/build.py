@@ -22,13 +22,14 @@ from bigft.data.open import (
     describe,
     describe_stores,
     find_names,
+    find_parts,
     open_all,
     open_rows,
 )
 from bigft.data.order.select import select_all
 from bigft.data.readers.raw import RawRow
 from bigft.data.section import DataSection, seed_copies
-from bigft.data.sources.find import Part, find_sources
+from bigft.data.sources.find import Part
 from bigft.data.sources.progress import Tell, tell_nobody
 from bigft.data.store.chunks import ChunkTokenizer
 from bigft.data.store.prepare import describe_request, refuse_bad_rows
@@ -159,7 +160,7 @@ def _build_streamed(
     lay_out: BuildLayout,
 ) -> Data:
     """Build a loader of a stream; only evaluation data are tokenised first."""
-    parts = find_sources(section.train, "--data")
+    parts = find_parts(section.train, "--data", section)
     if any(part.weight is not None for part in parts):
         raise DataError(
             f"--data={section.train}: weights need all rows at once, so not with"

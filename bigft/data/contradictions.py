@@ -62,6 +62,9 @@ def _check_names(section: DataSection) -> Iterator[str]:
             Recognizer(section.format, section.columns)
         except BigftError as error:
             yield str(error)
+    names = section.loading.names or []
+    if len(set(names)) < len(names):
+        yield f"--data.loading.names {','.join(names)}: a name stands twice; give each part its own"
     if section.clean.keep_pattern is not None or section.clean.drop_pattern is not None:
         from bigft.data.clean.build import compile_patterns
 

@@ -17,6 +17,7 @@ from bigft.data.order.select import Selection, describe_selection, open_selectio
 from bigft.data.section import DataSection, seed_copies
 from bigft.data.sources.find import Part, find_sources
 from bigft.data.sources.progress import Tell, tell_nobody
+from bigft.data.sources.spec import split_spec
 from bigft.data.store.prepare import open_store
 from bigft.data.store.rows import Rows
 from bigft.data.store.store import StoreInfo, TokenStore
@@ -128,7 +129,7 @@ def open_rows(
     """
     stores, problems = [], []
     # Only training goes through its data more or less often.
-    parts = find_sources(spec, flag, weighted=flag == "--data", names=section.loading.names)
+    parts = find_parts(spec, flag, section)
     for part in parts:
         own = partial(choose_layout, lay_out, part.name)
         try:
@@ -138,6 +139,20 @@ def open_rows(
     if problems:
         raise_together(DataError, problems)
     return tuple(parts), Rows(stores, find_names(parts))
+
+
+def find_parts(spec: str, flag: str, section: DataSection) -> tuple[Part, ...]:
+    """Find the parts of a setting; those of `--data` have the names that were given.
+
+    Evaluation data of as many parts have them, too.
+
+    Raises:
+        DataError: There are none, or not as many as names.
+    """
+    names, is_training = section.loading.names, flag == "--data"
+    if not is_training and names is not None and len(split_spec(spec)) != len(names):
+        names = None
+    return tuple(find_sources(spec, flag, weighted=is_training, names=names))
 
 
 def find_names(parts: Sequence[Part]) -> tuple[str, ...]:

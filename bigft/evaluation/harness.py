@@ -111,8 +111,12 @@ def run_tasks(
             limit=limit,
             log_samples=False,
         )
-    except (OSError, ValueError, RuntimeError, LookupError) as error:
-        # What a task's data, YAML or metrics do wrong comes out as any of these.
+    except ImportError as error:
+        raise DataError(
+            f"--harness {','.join(names)}: needs another package ({error}); install it"
+        ) from error
+    except (OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:
+        # What a task's data, YAML, functions or metrics do wrong comes out as any of these.
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
             f"--harness {','.join(names)}: lm-eval cannot run it: {type(error).__name__}:"

@@ -192,7 +192,7 @@ def _adopt_of_task(draft: Draft, run: Run) -> None:
 
 def _adopt_dev_sets(draft: Draft, run: Run) -> None:
     """Evaluate tasks of GLUE as it does, where nobody typed something else."""
-    if {"data.eval", "data.eval_fraction"} & draft.typed.keys():
+    if run.task.name == "multitask" or {"data.eval", "data.eval_fraction"} & draft.typed.keys():
         return
     # Bad weights are an error of their own, with the data.
     with contextlib.suppress(DataError):

@@ -212,6 +212,11 @@ def _check_parts_data(run: Run) -> Iterator[Finding]:
                 f"--{path} {show_value(value)}: the data of several tasks are named in task.parts."
                 " Leave it out"
             )
+    if data.clean.duplicates.startswith("drop"):
+        yield Finding(
+            f"--data.clean.duplicates {data.clean.duplicates}: where two tasks read the same texts,"
+            " the second would lose them. Leave it out"
+        )
     if data.loading.streaming:
         yield Finding(
             "--data.loading.streaming true: a stream has one part after the other, and no mixture"
@@ -244,20 +249,31 @@ def _check_parts_model(draft: Draft, run: Run) -> Iterator[Finding]:
 
 def check_glue(draft: Draft, run: Run) -> Iterator[Finding]:
     """A task of GLUE is a classification or a regression, and has metrics of its own."""
+    pairs = [(run.data.train, run.task.name, "--data", "--task")]
+    if run.task.name == "multitask":
+        pairs = [
+            (part.data, part.task, f"--task.parts.{name}.data", "task")
+            for name, part in run.task.parts.items()
+        ]
+    for spec, task, data_flag, task_flag in pairs:
+        yield from _check_glue_task(spec, task, data_flag, task_flag)
+
+
+def _check_glue_task(spec: str, task: str, data_flag: str, task_flag: str) -> Iterator[Finding]:
     tasks: list[str] | None = None
     # Bad weights are an error of their own, with the data.
     with contextlib.suppress(DataError):
-        tasks = list_tasks(run.data.train)
+        tasks = list_tasks(spec)
     for name in tasks or ():
-        known, flag = TASKS[name], f"--data glue/{name} with --task {run.task.name}"
-        if run.task.name == known.task:
+        known, flag = TASKS[name], f"{data_flag} glue/{name} with {task_flag} {task}"
+        if task == known.task:
             continue
-        if run.task.name in _TASKS_OF_LABELS:
-            yield Finding(f"{flag}: its labels are for --task {known.task}")
+        if task in _TASKS_OF_LABELS:
+            yield Finding(f"{flag}: its labels are for {task_flag} {known.task}")
         else:
             yield Finding(
                 f"{flag}: labels are read as words. For GLUE's own metrics"
-                f" ({', '.join(known.metrics)}) use --task {known.task}",
+                f" ({', '.join(known.metrics)}) use {task_flag} {known.task}",
                 is_error=False,
             )
 

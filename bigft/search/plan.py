@@ -43,7 +43,10 @@ _NOT_SEARCHED = {
     "evaluation.max_new_tokens": _JUDGED_BY,
 }
 _LOWER = ("loss", "perplexity", "mae", "mse", "rmse")
-_HIGHER = ("accuracy", "f1", "pearson", "spearman", "exact_match", "rouge", "precision", "recall")
+_HIGHER = (
+    *("accuracy", "f1", "pearson", "spearman", "exact_match", "rouge", "precision", "recall"),
+    *("bleu", "chrf", "matthews", "r2"),
+)
 # What does not change what a trial learns or is judged by may change between two starts.
 _FREE = ("output_dir", "monitor.", "checkpoint.", "data.loading.")
 

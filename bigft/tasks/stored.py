@@ -115,14 +115,15 @@ class AnswerWriter:
         path = folder / "logits.npy"
         header = _make_header(self._record, int(self._starts[-1]))
         self._first = len(header)
-        if self._notes.is_file():
-            self.rows = int(json.loads(self._notes.read_text())["rows"])
+        size = len(header) + self._record.itemsize * int(self._starts[-1])
+        noted = self._read_note()
+        if noted is not None and path.is_file() and path.stat().st_size == size:
+            self.rows = noted
             self._file = os.open(path, os.O_RDWR)
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         # A disk that fills up is noticed now, and not after a day of the teacher's work.
-        size = len(header) + self._record.itemsize * int(self._starts[-1])
         os.posix_fallocate(self._file, 0, size)
         os.pwrite(self._file, header, 0)
         self._note()
@@ -154,6 +155,13 @@ class AnswerWriter:
     def close(self) -> None:
         """Close the file, whatever state it is in."""
         os.close(self._file)
+
+    def _read_note(self) -> int | None:
+        """Read how many rows are there; None of a note that a power loss left half written."""
+        try:
+            return int(json.loads(self._notes.read_text())["rows"])
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            return None
 
     def _note(self) -> None:
         # First the rows, then the word that they are there.

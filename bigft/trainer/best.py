@@ -63,7 +63,10 @@ class BestWatch:
     def started(self, state: State, total_steps: int) -> None:
         """Say what decides."""
         self._tell(f"the best checkpoint is kept: {describe_direction(self._metric)}")
-        if state.scored_step == state.step:
+        if state.scored_step != state.step:
+            return
+        # The run before may not have been asked for this metric: the next evaluation will tell.
+        if state.step == 0 or self._metric in state.scores:
             self._find(state)
             self._keeper.consider_resumed(state)
 

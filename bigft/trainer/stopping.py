@@ -34,7 +34,9 @@ class EarlyStopping:
             self._tell(f"note: until now {state.progress.metric} decided; the count starts anew")
         if state.progress.metric != waits.metric:
             state.progress = Progress(waits.metric)
-        self._judge(state)
+        # The run before may not have been asked for this metric: the next evaluation will tell.
+        if state.step == 0 or waits.metric in state.scores:
+            self._judge(state)
         # Also without a new evaluation: the patience may be another one than in the run before.
         self._decide(state)
 

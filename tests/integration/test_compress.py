@@ -374,6 +374,18 @@ def test_what_cannot_be_loaded_gets_no_name(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_text_is_calibrated_on_by_the_columns_that_it_is_scored_by(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+    rows = [{"review": "the red cat runs near one blue dog and sleeps"} for _ in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ("--prune", "wanda:0.5", "--output_dir", str(tmp_path / "out"), "--max_length", "32")
+    data = ("--data", str(tmp_path / "rows.jsonl"), "--data.columns.text", "review")
+    main(["compress", str(root / "model"), *words, *data])
+    assert (tmp_path / "out/config.json").is_file()
+
+
 def test_an_architecture_that_transformers_cannot_load_is_said(
     compress: Compress, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

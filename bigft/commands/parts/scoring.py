@@ -85,6 +85,11 @@ def read_with_data(request: Request, model: type[OptionsT]) -> tuple[OptionsT, D
         del chosen[name]
     data = build_section(_Settings, read_flags(chosen, _Settings, problems), problems).data
     problems += find_contradictions(data)
+    if data.loading.streaming:
+        problems.append(
+            f"--data.loading.streaming true: `bigft {request.command}` reads all rows before it"
+            " scores them; leave it out"
+        )
     try:
         options = read_options(replace(request, settings=rest), model)
     except ConfigError as error:

@@ -24,6 +24,7 @@ def find(**settings: Any) -> list[str]:
             "augment.swap and --data.clean.augment.synonyms: only copies",
         ),
         ({"clean": {"augment": {"copies": 2}}}, "copies=2: nothing is set"),
+        ({"loading": {"names": ["a", "a"]}}, "names a,a: a name stands twice"),
         ({"format": "chats"}, "--data.format chats: .*did you mean chat?"),
         ({"columns": {"promt": "ask"}}, "--data.columns.promt ask: .*did you mean prompt?"),
         ({"clean": {"keep_pattern": "("}}, "keep_pattern=.: not a regular expression"),

@@ -352,8 +352,9 @@ def _refuse(parts: dict, *flags: str) -> str:
         ),
         (
             {"a": {**_ONE, "eval": "x"}, "b": {**_TWO, "data": "x,y"}},
-            "--data.loading.streaming true --task.labels a,b",
+            "--data.loading.streaming true --task.labels a,b --data.clean.duplicates drop_exact",
             [
+                "--data.clean.duplicates drop_exact: where two tasks read the same texts",
                 "b without `eval`, the others with",
                 "--task.parts.b.data 'x,y': names 2 parts of data",
                 "no mixture of tasks",
@@ -371,12 +372,31 @@ def _refuse(parts: dict, *flags: str) -> str:
             ["--task.parts.b.task masked_lm: --model builtin (LlamaForCausalLM) is a decoder"],
         ),
         ({"a": _ONE, "b": _TWO}, "--model builtin/t5", ["is an encoder and decoder"]),
+        (
+            {"a": {**_ONE, "data": "glue/stsb"}, "b": _TWO},
+            "",
+            ["--task.parts.a.data glue/stsb with task classification: its labels are for task reg"],
+        ),
     ],
 )
 def test_several_tasks_that_cannot_be_are_refused_all_at_once(parts, flags, texts):
     found = _refuse(parts, *flags.split())
     for text in texts:
         assert text in found
+
+
+def test_tasks_of_glue_may_be_among_several(tmp_path):
+    """Each part says itself what it is evaluated on; nothing is derived behind its back."""
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(
+        "task: multitask\ntask.parts:\n"
+        "  a: {task: classification, data: glue/sst2, eval: glue/sst2@validation}\n"
+        "  b: {task: regression, data: glue/stsb, eval: glue/stsb@validation}\n"
+    )
+    line = ["train", "--config", "ds_configs/zero3.json", "--recipe", str(recipe)]
+    found = resolve(parse(line), {})
+    assert found.run.data.eval == "glue/sst2@validation,glue/stsb@validation"
+    assert not any("labels are read as words" in text for text in found.warnings)
 
 
 def test_several_tasks_bring_their_data_and_a_model(tmp_path):

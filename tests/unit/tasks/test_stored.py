@@ -154,3 +154,24 @@ def test_batches_hold_as_many_rows_as_fit():
     assert [len(lengths[cut]) for cut in cuts] == [2, 4, 1]
     assert cut_batches(np.array([30]), 20) == [slice(0, 1)]
     assert cut_batches(np.zeros(0, np.int64), 20) == []
+
+
+@pytest.mark.parametrize("harm", ["torn", "gone"])
+def test_what_a_power_loss_left_begins_again(tmp_path, harm):
+    store = _make_store(tmp_path / "a", [5, 9])
+    order = order_rows(store)
+    writer = AnswerWriter(tmp_path / "open", store, QUESTION)
+    _write(writer, store, order[:1])
+    writer.advance(1)
+    writer._note()
+    writer.close()
+    if harm == "torn":
+        (tmp_path / "open/progress.json").write_text('{"ro')
+    else:
+        (tmp_path / "open/logits.npy").unlink()
+    writer = AnswerWriter(tmp_path / "open", store, QUESTION)
+    assert writer.rows == 0
+    _write(writer, store, order)
+    writer.finish(tmp_path / "final", {})
+    writer.close()
+    StoredTeacher(Rows([store]), [tmp_path / "final"], QUESTION)

@@ -135,3 +135,21 @@ def test_the_watch_looks_at_every_evaluation_and_at_one_after_a_resume():
     _score(state, 5, f1=2.0)
     with pytest.raises(ConfigError, match="--checkpoint.best eval_loss: .* there are f1"):
         watch.stepped(state, None)
+
+
+def test_a_resumed_run_may_be_judged_by_what_the_one_before_was_not_asked_for():
+    class Keeper:
+        def consider_resumed(self, state: State) -> None:
+            raise AssertionError("there is nothing to judge by")
+
+    state = State()
+    _score(state, 4, loss=2.0)
+    stopping = EarlyStopping(parse_patience("bleu:2"), lambda _: None)
+    watch = BestWatch("bleu", "--checkpoint.best bleu", Keeper(), lambda _: None)
+    for hook in (stopping, watch):
+        hook.started(state, 10)
+    assert not state.is_over
+    _score(state, 5, loss=2.0, bleu=30.0)
+    for hook in (stopping, watch):
+        hook.stepped(state, None)
+    assert state.progress.best == 30.0
