@@ -1,6 +1,8 @@
 """Find what a run continues from, verified before anything is built on it."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bigft.checkpoint.choose import choose_whole
@@ -142,13 +144,21 @@ def check_fits(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def describe_changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+def describe_changes(
+    manifest: dict[str, Any],
+    facts: dict[str, Any],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> list[str]:
     """Say what a run that fits does otherwise than the one that wrote a checkpoint.
 
     Args:
         manifest: Of the checkpoint.
         facts: Of this run; `settings` and `versions` are compared.
+        defaults: Setting -> what a run does that does not know it yet.
     """
+    before = manifest.get("settings")
+    if isinstance(before, dict):
+        manifest = {**manifest, "settings": {**_of(defaults, facts), **before}}
     found = {
         "settings": _compare(manifest, facts, "settings"),
         "versions": _compare(manifest, facts, "versions"),
@@ -158,6 +168,10 @@ def describe_changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[st
         for what, changes in found.items()
         if changes
     ]
+
+
+def _of(defaults: Mapping[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in defaults.items() if name in facts.get("settings", {})}
 
 
 def _explain_data(manifest: dict[str, Any], facts: dict[str, Any]) -> str:

@@ -5,9 +5,11 @@ from typing import Any
 
 from bigft.checkpoint.resume import check_fits, describe_changes
 from bigft.checkpoint.state.load import load_state
+from bigft.config.deepspeed import leaves
 from bigft.distributed.collectives import errors_shared
 from bigft.engine.engine import Engine
 from bigft.log import Console
+from bigft.run.settings import Run
 from bigft.trainer.state import State
 
 
@@ -30,6 +32,6 @@ def restore(
     with errors_shared():
         shadow = engine.averaging.shadow if engine.averaging else None
         load_state(engine.deepspeed, checkpoint, shadow)
-    for note in describe_changes(manifest, bound):
+    for note in describe_changes(manifest, bound, dict(leaves(Run().model_dump(mode="json")))):
         console.say(note)
     return State.from_dict(manifest["state"])

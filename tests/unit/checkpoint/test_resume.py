@@ -63,6 +63,15 @@ def test_what_may_differ_is_said(saved):
     ]
 
 
+def test_settings_that_are_newer_than_the_checkpoint_are_said_only_if_they_do_something(saved):
+    settings = {**FACTS["settings"], "trainer.ema": 0.0, "model.neftune_alpha": 5.0}
+    now = {**FACTS, "settings": settings}
+    defaults = {"trainer.ema": 0.0, "model.neftune_alpha": None, "optim.learning_rate": 7.0}
+    assert describe_changes(check_fits(saved, now), now, defaults) == [
+        "note: other settings than in the checkpoint: model.neftune_alpha was None, is 5.0"
+    ]
+
+
 def test_a_checkpoint_from_before_settings_were_kept_goes_on(tmp_path):
     folder = tmp_path / "step_00000004"
     folder.mkdir()
