@@ -17,13 +17,16 @@ EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
 # What vLLM reads and transformers loads; it follows transformers' own releases closely.
 COMPRESS = ["compressed-tensors>=0.20"]
 
-# Its models of transformers need accelerate, which nothing else here does.
+# Its models of transformers need accelerate.
 HARNESS = ["lm-eval>=0.4.13", "accelerate>=1.10"]
+
+GGUF = ["gguf>=0.17", "accelerate>=1.10"]  # transformers loads GGUF with both
 
 TEST = [
     *EVAL,
     *COMPRESS,
     *HARNESS,
+    *GGUF,
     "pytest>=8",
     "pytest-timeout",
     "hypothesis",
@@ -95,7 +98,7 @@ setup(
         "docs": ["sphinx>=8", "myst-parser>=4", "furo"],
         "eval": EVAL,
         "compress": COMPRESS,
-        "gguf": ["gguf>=0.17", "accelerate>=1.10"],  # transformers loads GGUF with both
+        "gguf": GGUF,
         "harness": HARNESS,
         "gpu": ["nvidia-ml-py"],
         "bench": ["accelerate>=1.10"],

@@ -466,7 +466,6 @@ def test_transformers_loads_the_gguf(
     kind: str,
     near: float,
 ) -> None:
-    pytest.importorskip("accelerate")
     script = CONVERT.format(folder=str(Path(LLAMA_CPP).resolve()))
     (tmp_path / "convert_hf_to_gguf.py").write_text(script)
     monkeypatch.setenv("BIGFT_LLAMA_CPP", str(tmp_path))

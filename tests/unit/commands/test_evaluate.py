@@ -75,7 +75,6 @@ def test_data_without_answers_are_refused(capsys, shared_folder, tmp_path, monke
 
 def test_models_of_different_tasks_are_not_compared(capsys, shared_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    pytest.importorskip("transformers")
     from making import make_tokenizer
     from task_rows import t5_config
     from transformers import T5ForConditionalGeneration
