@@ -4,9 +4,14 @@ from collections.abc import Mapping
 
 from bigft.config.hints import suggest
 from bigft.errors import ConfigError
+from bigft.evaluation.text_metrics import MAKERS
 
 _PREFIX = "eval_"
 _SMALLER_IS_BETTER = ("loss", "perplexity", "mae", "mse", "rmse")
+_LARGER_IS_BETTER = (
+    *("accuracy", "token_accuracy", "f1", "f1_macro", "f1_micro", "matthews"),
+    *("r2", "pearson", "spearman", *MAKERS),
+)
 _COUNTS = ("tokens", "labels", "numbers", "terms", "examples")
 """How much was scored, which is nobody's goal."""
 
@@ -16,9 +21,19 @@ def strip_prefix(metric: str) -> str:
     return metric.removeprefix(_PREFIX)
 
 
+def is_known(metric: str) -> bool:
+    """Whether a metric is one that bigft writes, so that its direction needs no guess."""
+    return _find_kind(metric) in (*_SMALLER_IS_BETTER, *_LARGER_IS_BETTER)
+
+
 def is_smaller_better(metric: str) -> bool:
     """Say which way a metric goes: losses and errors down, everything else up."""
-    return strip_prefix(metric).partition("/")[0] in _SMALLER_IS_BETTER
+    return _find_kind(metric) in _SMALLER_IS_BETTER
+
+
+def _find_kind(metric: str) -> str:
+    """Leave out `eval_`, and the part of the data that it is about."""
+    return strip_prefix(metric).partition("/")[0]
 
 
 def describe_direction(metric: str) -> str:

@@ -14,6 +14,7 @@ from bigft.config.options import SweepOptions, split_options
 from bigft.config.request import Request
 from bigft.config.typed import fields_of, find_field
 from bigft.errors import BigftError, ConfigError, list_problems, raise_together
+from bigft.evaluation.ranking import is_known, is_smaller_better
 from bigft.redact import redact_value
 from bigft.run.resolve import Resolved, resolve
 from bigft.run.settings import Run
@@ -42,11 +43,6 @@ _NOT_SEARCHED = {
     "evaluation.generate_seconds": _JUDGED_BY,
     "evaluation.max_new_tokens": _JUDGED_BY,
 }
-_LOWER = ("loss", "perplexity", "mae", "mse", "rmse")
-_HIGHER = (
-    *("accuracy", "f1", "pearson", "spearman", "exact_match", "rouge", "precision", "recall"),
-    *("bleu", "chrf", "matthews", "r2"),
-)
 # What does not change what a trial learns or is judged by may change between two starts.
 _FREE = ("output_dir", "monitor.", "checkpoint.", "data.loading.")
 
@@ -207,11 +203,8 @@ def _find_direction(options: SweepOptions, problems: list[str]) -> bool:
             " e.g. eval_loss"
         )
     elif options.direction == "auto":
-        words = metric.removeprefix("eval_")
-        if words.startswith(("loss/", *_LOWER)) or words.endswith(_LOWER):
-            return False
-        if any(name in words for name in _HIGHER):
-            return True
+        if is_known(metric):
+            return not is_smaller_better(metric)
         problems.append(
             f"--metric {metric}: say which of its values are better: --direction minimize, or"
             " --direction maximize"

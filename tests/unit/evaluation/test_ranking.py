@@ -5,7 +5,13 @@ import math
 import pytest
 
 from bigft.errors import ConfigError
-from bigft.evaluation.ranking import describe_direction, find_score, is_better, is_smaller_better
+from bigft.evaluation.ranking import (
+    describe_direction,
+    find_score,
+    is_better,
+    is_known,
+    is_smaller_better,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,3 +54,17 @@ def test_a_metric_is_found_by_both_names_and_a_wrong_one_is_answered():
     assert str(caught.value).endswith("there are loss, f1_macro")
     with pytest.raises(ConfigError):
         find_score(scores, "tokens", "--x")
+
+
+def test_every_metric_of_labels_and_numbers_is_known():
+    """A sweep asks for the direction of those that are not."""
+    import numpy as np
+
+    from bigft.tasks.metrics import judge_classes, judge_many, judge_numbers
+
+    one, two = np.array([0, 1, 1, 0]), np.array([[0, 1], [1, 1], [1, 0]])
+    found = [judge_classes(one, one, 2), judge_classes(one, one, 3), judge_many(two, two)]
+    numbers = np.array([[0.0], [1.0], [3.0]])
+    found.append(judge_numbers(numbers, numbers))
+    assert all(is_known(f"eval_{name}") for scores in found for name in scores)
+    assert not is_known("eval_tokens")

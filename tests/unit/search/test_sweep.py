@@ -173,6 +173,9 @@ def test_the_direction_follows_from_the_metric(tmp_path):
         ("eval_token_accuracy", True),
         ("eval_f1_macro", True),
         ("eval_spearman", True),
+        ("eval_r2", True),
+        ("eval_bleu", True),
+        ("eval_accuracy/module", True),
     ):
         assert plan(tmp_path, *RATE, "--metric", metric).maximize is maximize
     assert "--direction" in refusal(tmp_path, *RATE, "--metric", "eval_tokens")
