@@ -1,0 +1,1 @@
+"""Hosts and how ranks are started on them. Renders and checks; the engine starts them."""

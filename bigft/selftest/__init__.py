@@ -1,0 +1,1 @@
+"""Whether this install computes what plain torch does, on the hardware it is on."""
