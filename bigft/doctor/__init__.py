@@ -1,1 +1,1 @@
-"""Whether hosts are ready for a run: what is missing, why it matters, and the command that repairs it."""
+"""Whether hosts are ready for a run: what is missing, why it matters, and what repairs it."""
