@@ -29,6 +29,7 @@ from bigft.distributed.collectives import (
 )
 from bigft.distributed.world import World
 from bigft.engine.engine import Engine
+from bigft.engine.host_memory import give_back_at_once
 from bigft.engine.zero import Zero
 from bigft.log import Console
 from bigft.models.download import fetch_weights
@@ -90,6 +91,7 @@ def train(
     with swap_folder(
         resolved, optimizer, folder, facts, tokenizer, task, world, guards.before_leaving
     ) as (ds, swap_guard):
+        give_back_at_once()
         # A teacher first: one that is only asked for what is stored has gone when the model comes.
         task.prepare(
             FrozenModels(

@@ -45,7 +45,11 @@ def work(options: argparse.Namespace) -> None:
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from bigft.engine.host_memory import fix_malloc_limits, give_back_freed_memory
+    from bigft.engine.host_memory import (
+        fix_malloc_limits,
+        give_back_at_once,
+        give_back_freed_memory,
+    )
     from bigft.engine.host_zero import host_zero
     from bigft.optim.host import HostAdamW
 
@@ -77,6 +81,8 @@ def work(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     before = read_memory()["VmRSS"]
+    if options.way.startswith("bigft"):
+        give_back_at_once()
     with deepspeed.zero.Init(
         config_dict_or_path=ds, dtype=torch.bfloat16, enabled=options.stage == 3
     ):
@@ -84,7 +90,6 @@ def work(options: argparse.Namespace) -> None:
     torch.set_default_dtype(torch.float32)
     model.gradient_checkpointing_enable()
     numel = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
-    fix_malloc_limits(numel)
     makers = {
         "stock adamw": lambda p: DeepSpeedCPUAdam(p, lr=1e-4),
         "stock 8-bit": lambda p: bitsandbytes.optim.AdamW8bit(p, lr=1e-4),
@@ -98,6 +103,7 @@ def work(options: argparse.Namespace) -> None:
         )
     if options.way.startswith("bigft"):
         give_back_freed_memory()
+    fix_malloc_limits(numel)
     started = read_memory()
     for _ in range(options.steps):
         tokens = torch.randint(0, config.vocab_size, (1, 128))

@@ -54,7 +54,6 @@ def build_run_engine(
     if run.model.layer_decay is not None:
         with errors_shared():
             groups = _decay_layers(run.model.layer_decay, run, module, groups, console)
-    fix_malloc_limits(count_parameters(module))
     engine = build_engine(
         module,
         ds=ds,
@@ -66,6 +65,7 @@ def build_run_engine(
         expected_optimizer=optimizer.class_name,
     )
     give_back_freed_memory()
+    fix_malloc_limits(count_parameters(module))
     if run.model.neftune_alpha is not None:
         # After the engine has its own hooks there: it learns of the noise like of any layer.
         console.say(f"note: {add_noise(module, run.model.neftune_alpha)}")
