@@ -32,6 +32,7 @@ def python(*words):
         "bigft.commands.compress",
         "bigft.models.facts",
         "bigft.config.deepspeed_check",
+        "bigft.planner.architecture.build",
     ],
 )
 def test_module_imports_nothing_heavy(module):

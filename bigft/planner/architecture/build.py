@@ -1,0 +1,50 @@
+"""From a `config.json` to every weight of the model, by arithmetic."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bigft.planner.architecture import bert, gpt2, llama, mixtral, modernbert, qwen, t5
+from bigft.planner.architecture.case import Case, Family, UnknownArchitectureError
+from bigft.planner.architecture.weights import Architecture
+
+FAMILIES: dict[str, Family] = {
+    **llama.FAMILIES,
+    **qwen.FAMILIES,
+    **mixtral.FAMILIES,
+    **gpt2.FAMILIES,
+    **bert.FAMILIES,
+    **modernbert.FAMILIES,
+    **t5.FAMILIES,
+}
+"""By `model_type`."""
+
+
+def build_architecture(
+    config: Mapping[str, Any],
+    *,
+    task: str = "causal_lm",
+    num_labels: int = 2,
+    vocabulary: int | None = None,
+) -> Architecture:
+    """Write down the model that transformers would build.
+
+    Args:
+        config: Content of `config.json`, with the changes of `--model.config` in it.
+        task: What is trained: `causal_lm`, `seq2seq`, `masked_lm`, `classification` or
+            `regression`.
+        num_labels: Outputs of the head of the last two.
+        vocabulary: Rows of the embedding table, where it has grown.
+
+    Raises:
+        UnknownArchitectureError: The family, or what is special in this config, is not known here.
+    """
+    model_type = str(config.get("model_type"))
+    family = FAMILIES.get(model_type)
+    if family is None:
+        raise UnknownArchitectureError(model_type, "this family is not written down")
+    if task not in family.tasks:
+        raise UnknownArchitectureError(model_type, f"transformers has no model for {task}")
+    values = family.read(config)
+    if vocabulary is not None:
+        values["vocab_size"] = vocabulary
+    return family.build(Case(model_type, values, task, num_labels))
