@@ -7,32 +7,9 @@ from pathlib import Path
 
 import torch
 
-PHASES = ("data", "forward", "backward", "optimizer")
+from bigft.distributed.devices import find_device
 
-# Dense bf16 peak in FLOP/s, from the vendors' data sheets; matched by a part of the device name,
-# longest first. Unknown devices report no MFU rather than a guess.
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H800": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "A40": 150e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "RTX 6000 Ada": 364e12,
-    "RTX A6000": 155e12,
-    "RTX 5090": 210e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
+PHASES = ("data", "forward", "backward", "optimizer")
 
 
 class PhaseClock:
@@ -95,14 +72,11 @@ def read_device_peak_bytes(device: torch.device) -> int:
 
 
 def find_peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 peak of this device in FLOP/s, or None when it is not known."""
+    """Dense bf16 peak of this device in FLOP/s, or None rather than a guess."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    for part in sorted(PEAK_FLOPS, key=len, reverse=True):
-        if part in name:
-            return PEAK_FLOPS[part]
-    return None
+    facts = find_device(torch.cuda.get_device_name(device))
+    return facts.peak if facts else None
 
 
 def count_flops_per_token(

@@ -1,7 +1,10 @@
 """The hardware that a run is planned for: what it holds, and how fast its links are."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+Origin = Literal["measured", "given", "typical"]
 
 
 @dataclass(frozen=True)
@@ -11,7 +14,7 @@ class Rate:
     per_second: float
     """Bytes, or FLOP of matrix products."""
 
-    origin: Literal["measured", "given", "typical"]
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Rates:
 
     peer: Rate
     """Bytes per second each way between two devices of one host."""
+
+    host_steps: Mapping[str, Rate] = field(default_factory=dict)
+    """Parameters per second that all cores of a host update, by the name of the optimizer; those
+    that are missing follow from `host_memory`."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,25 @@ class Machine:
 
     cores: int
     rates: Rates
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    """How the fields above are known, by their names."""
 
     @property
     def ranks(self) -> int:
         """Of all hosts."""
         return self.ranks_per_host * self.hosts
+
+
+@dataclass(frozen=True)
+class SliceMeasurement:
+    """One micro-batch, forward and backward, of a model with the run's widths and few layers."""
+
+    seconds_per_layer: float
+    seconds_outside: float
+    """Of embeddings, head and loss."""
+
+    activation_bytes_per_layer: float
+    """What a layer adds to the peak of memory, its weights and gradients not counted."""
+
+    bytes_outside: float
+    """The peak without layers: logits, the loss and temporaries."""
