@@ -16,7 +16,8 @@ from bigft.config.typed import fields_of, find_field
 from bigft.errors import ConfigError
 from bigft.redact import redact_text
 from bigft.run.report import origin_of, read_setting
-from bigft.run.resolve import Resolved, resolve
+from bigft.run.resolve import resolve
+from bigft.run.resolved import Resolved
 from bigft.run.settings import Run
 
 _FILES = {

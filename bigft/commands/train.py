@@ -15,7 +15,8 @@ from bigft.distributed.signals import BEFORE_TRAINING, StopSignals, ignore_stop_
 from bigft.errors import BigftError, ConfigError, LaunchError, StoppedError
 from bigft.redact import redact_text
 from bigft.run.report import render_resolved
-from bigft.run.resolve import Resolved, default_output_dir, resolve, with_output_dir
+from bigft.run.resolve import default_output_dir, resolve, with_output_dir
+from bigft.run.resolved import Resolved
 
 if TYPE_CHECKING:
     from bigft.commands.parts.guards import Guards

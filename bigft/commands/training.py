@@ -38,7 +38,7 @@ from bigft.monitor.events import Events
 from bigft.monitor.sinks import build_sinks
 from bigft.redact import redact_value
 from bigft.run.record import record
-from bigft.run.resolve import Resolved
+from bigft.run.resolved import Resolved
 from bigft.tasks.packing import check_packing
 from bigft.tasks.task import Task, build_task
 from bigft.trainer.clock import count_total_steps

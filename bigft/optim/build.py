@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from bigft.errors import ConfigError
 from bigft.optim.place import suits_host
 from bigft.optim.section import OptimSection
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class OptimizerPlan:
     another of the same rule."""
     state_bytes_per_parameter: float
     """Moments and their scales; master weights are ZeRO's and not counted."""
-    build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None
+    build: "Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None"
     """None: the DeepSpeed JSON has an optimizer block and DeepSpeed builds it."""
     swap_bytes_per_parameter: float = 16.0
     """What is on NVMe, if anything is: DeepSpeed swaps fp32 weights, gradients and moments."""
@@ -60,9 +61,7 @@ def plan_optimizer(section: OptimSection, ds: dict[str, Any]) -> OptimizerPlan:
         return OptimizerPlan(
             "DeepSpeedCPUAdam", "adamw", 8.0, lambda groups: _cpu_adam(groups, arguments)
         )
-    return OptimizerPlan(
-        "AdamW", "adamw", 8.0, lambda groups: torch.optim.AdamW(groups, fused=True, **arguments)
-    )
+    return OptimizerPlan("AdamW", "adamw", 8.0, lambda groups: _fused_adamw(groups, arguments))
 
 
 def _plan_from_json(name: str, offload: str) -> OptimizerPlan:
@@ -114,20 +113,28 @@ def _plan_8bit(arguments: dict[str, Any], offload: str) -> OptimizerPlan:
     )
 
 
-def _host_adamw(groups: list[dict[str, Any]], arguments: dict[str, Any]) -> torch.optim.Optimizer:
+def _host_adamw(groups: list[dict[str, Any]], arguments: dict[str, Any]) -> "torch.optim.Optimizer":
     from bigft.optim.host import HostAdamW
 
     return HostAdamW(groups, **arguments)
 
 
-def _cpu_adam(groups: list[dict[str, Any]], arguments: dict[str, Any]) -> torch.optim.Optimizer:
+def _fused_adamw(
+    groups: list[dict[str, Any]], arguments: dict[str, Any]
+) -> "torch.optim.Optimizer":
+    import torch
+
+    return torch.optim.AdamW(groups, fused=True, **arguments)
+
+
+def _cpu_adam(groups: list[dict[str, Any]], arguments: dict[str, Any]) -> "torch.optim.Optimizer":
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **arguments)
     return optimizer
 
 
-def _host_8bit(groups: list[dict[str, Any]], arguments: dict[str, Any]) -> torch.optim.Optimizer:
+def _host_8bit(groups: list[dict[str, Any]], arguments: dict[str, Any]) -> "torch.optim.Optimizer":
     from bigft.optim.adamw_8bit import HostAdamW8bit
 
     return HostAdamW8bit(groups, **arguments)

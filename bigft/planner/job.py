@@ -7,6 +7,8 @@ from typing import Literal
 from bigft.planner.architecture.weights import Architecture, Weight
 from bigft.planner.strategy import Strategy
 
+Checkpointing = Literal["none", "full", "full_cpu_offload"]
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -46,8 +48,9 @@ class Job:
     """Sequences of a rank in one forward pass."""
 
     accumulation: int = 1
-    checkpointing: Literal["none", "full", "full_cpu_offload"] = "full"
+    checkpointing: Checkpointing = "full"
     attention: str = "sdpa"
+    packing: str = "none"
     task: str = "causal_lm"
     has_weights: bool = False
     """The model starts from files; else from random numbers."""
@@ -60,6 +63,11 @@ class Job:
     keep_last: int = 2
     saves_often: bool = False
     """Checkpoints are written before the last step, too."""
+
+    @property
+    def is_per_token(self) -> bool:
+        """Whether the head says something of every token, and not of every row."""
+        return self.task not in ("classification", "regression")
 
     @property
     def trained(self) -> Sequence[Weight]:

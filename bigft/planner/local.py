@@ -42,8 +42,10 @@ def read_gpus(environ: Mapping[str, str] = os.environ) -> list[Gpu]:
     """Ask `nvidia-smi`; empty without it, without a driver, or where it does not answer in time.
 
     Args:
-        environ: `CUDA_VISIBLE_DEVICES` in it leaves the others out.
+        environ: `CUDA_VISIBLE_DEVICES` in it leaves the others out, `DS_ACCELERATOR=cpu` all.
     """
+    if environ.get("DS_ACCELERATOR") == "cpu":
+        return []
     command = ["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)

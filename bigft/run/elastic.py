@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from bigft.errors import CheckpointError
-from bigft.run.resolve import Resolved
+from bigft.run.resolved import Resolved
 
 _MICRO, _ACCUMULATED = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 

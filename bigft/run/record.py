@@ -21,7 +21,7 @@ import yaml
 
 import bigft
 from bigft.redact import HIDDEN, redact_text, redact_value, redact_words
-from bigft.run.resolve import Resolved
+from bigft.run.resolved import Resolved
 
 _PACKAGES = (
     "torch",

@@ -7,7 +7,8 @@ from bigft.config.deepspeed import find_value
 from bigft.config.flags import to_flag
 from bigft.config.help import show_value
 from bigft.config.typed import fields_of
-from bigft.run.resolve import Resolved, describe_batch
+from bigft.run.resolve import describe_batch
+from bigft.run.resolved import Resolved
 from bigft.run.settings import Run
 from bigft.units import format_count
 

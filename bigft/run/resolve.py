@@ -13,7 +13,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,18 @@ from bigft.config.deepspeed import (
 )
 from bigft.config.deepspeed_check import check_config
 from bigft.config.request import Request
-from bigft.config.typed import fields_of, read_flags, read_recipe
+from bigft.config.typed import Typed, fields_of, read_flags, read_recipe
 from bigft.data.sources.glue import name_dev_sets
 from bigft.errors import BigftError, ConfigError, DataError, raise_together
 from bigft.models.facts import ModelFacts, is_local, read_facts
+from bigft.planner.templates import build_template
 from bigft.redact import remember_secrets
 from bigft.run.bridge import bridge
+from bigft.run.choose import choose
 from bigft.run.draft import Draft
 from bigft.run.fill import fill_json
+from bigft.run.job import plan_run
+from bigft.run.resolved import Resolved
 from bigft.run.rules import RULES
 from bigft.run.settings import Run, find_defaults
 
@@ -45,34 +49,8 @@ _RATE_FROM_SCRATCH = 3e-4
 _OFFLOADS = ("offload_param", "offload_optimizer")
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """One run, fully decided. `run.output_dir` may be "" until `with_output_dir`."""
-
-    run: Run
-    ds: dict[str, Any]
-    """The DeepSpeed JSON without any "auto" (but `nvme_path`, until `with_output_dir`)."""
-
-    origin: Mapping[str, str]
-    """Dotted path (JSON paths with the prefix `ds.`) -> where the value came from."""
-
-    warnings: list[str]
-    announced: list[str]
-    """Derived values worth one line each."""
-
-    facts: ModelFacts
-    world_size: int
-    dry_run: bool
-    request: Request
-    config: str
-    """Path of the DeepSpeed JSON; "" when `explain` resolved without one."""
-
-    asked_batch: tuple[int, int] | None = None
-    """Sequences per rank and accumulation that were asked for, where a resume has changed them."""
-
-
 def resolve(request: Request, environ: Mapping[str, str], *, needs_config: bool = True) -> Resolved:
-    """Decide every setting of a run.
+    """Decide every setting of a run; without a DeepSpeed JSON the planner chooses one.
 
     Args:
         request: The parsed command line.
@@ -82,21 +60,78 @@ def resolve(request: Request, environ: Mapping[str, str], *, needs_config: bool 
     Raises:
         ConfigError: Something is unknown, contradictory or out of range; all of it is listed.
         CheckpointError: The only problem is a damaged model folder.
+        PlanError: The planner was to choose, and nothing fits.
     """
+    typed, config, problems = _read_typed(request)
+    if config not in ("", AUTO) or not (needs_config or config):
+        return _resolve(request, environ, config, None, {}, needs_config=needs_config)
+    if problems:
+        # Whatever is chosen, they are wrong; all others are found with them.
+        return _resolve(request, environ, AUTO, build_template("zero3"), {})
+    if recorded := _find_recorded(typed):
+        return _resolve(request, environ, str(recorded), None, {})
+
+    def attempt(ds: Mapping[str, Any], values: Mapping[str, Any], label: str) -> Resolved:
+        return _resolve(request, environ, label, dict(ds), values)
+
+    chosen, _ = choose(attempt, lambda resolved: plan_run(resolved, environ), typed)
+    return chosen
+
+
+def _read_typed(request: Request) -> tuple[dict[str, Typed], str, list[str]]:
+    """Read what a person has written: settings by path, and the DeepSpeed JSON's name."""
     problems: list[str] = []
-    dry_run = _read_dry_run(request, problems)
     flags = {n: t for n, t in request.settings.items() if n != "dry_run" and not _is_ds(n)}
     typed = read_recipe(request.recipe, Run, problems) if request.recipe else {}
     recipe_config = typed.pop("config", None)
     typed |= read_flags(flags, Run, problems)
     config = request.config or (str(recipe_config.value) if recipe_config else "")
+    return typed, config, problems
+
+
+def _find_recorded(typed: Mapping[str, Typed]) -> Path | None:
+    """Find the JSON that a run was started with before: it goes on with the same."""
+    if "output_dir" not in typed:
+        return None
+    resume = typed.get("checkpoint.resume")
+    if resume is not None and resume.value == "never":
+        return None
+    folder = Path(str(typed["output_dir"].value)).expanduser()
+    recorded = folder / "resolved" / "ds_config.json"
+    return recorded if recorded.is_file() and (folder / "checkpoints").is_dir() else None
+
+
+def _resolve(
+    request: Request,
+    environ: Mapping[str, str],
+    config: str,
+    ds: dict[str, Any] | None,
+    values: Mapping[str, Any],
+    *,
+    needs_config: bool = True,
+) -> Resolved:
+    """Resolve with one DeepSpeed JSON: a file, or `ds` with `config` as its name.
+
+    Args:
+        request: The parsed command line.
+        environ: For `WORLD_SIZE`.
+        config: Path or name of the JSON.
+        ds: The JSON, where there is no file.
+        values: Settings that were chosen with it; what a person has written wins.
+        needs_config: Whether a JSON must be there.
+    """
+    typed, _, problems = _read_typed(request)
+    dry_run = _read_dry_run(request, problems)
     draft = Draft(
-        ds=_load_json(config, needs_config, problems),
+        ds=_load_json(config, needs_config, problems) if ds is None else ds,
         label=config or "the JSON",
         typed=typed,
         world_size=_read_world_size(environ, problems),
         problems=problems,
     )
+    for path, value in values.items():
+        if path not in typed:
+            draft.adopt(path, value, "chosen by --config auto")
     _edit_json(draft, request)
     # Whoever prints the settings, DeepSpeed for instance: what is secret in them is known now.
     remember_secrets({path: value.value for path, value in typed.items()})
@@ -247,12 +282,6 @@ def _read_world_size(environ: Mapping[str, str], problems: list[str]) -> int:
 
 def _load_json(config: str, needs_config: bool, problems: list[str]) -> dict[str, Any]:
     if not config and not needs_config:
-        return {}
-    if config in ("", AUTO):
-        given = "required, not given" if not config else "bigft cannot choose one yet"
-        problems.append(
-            f"--config: {given}; give a DeepSpeed JSON, e.g. --config ds_configs/zero3.json"
-        )
         return {}
     try:
         return read_json(config)

@@ -9,6 +9,7 @@ from bigft.evaluation.section import EvaluationSection
 from bigft.models.section import ModelSection
 from bigft.monitor.section import MonitorSection
 from bigft.optim.section import OptimSection
+from bigft.planner.section import PlanSection
 from bigft.tasks.section import TaskSection
 from bigft.trainer.section import TrainerSection
 
@@ -73,3 +74,4 @@ class Run(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection = EvaluationSection()
     monitor: MonitorSection = MonitorSection()
+    plan: PlanSection = PlanSection()

@@ -16,7 +16,8 @@ from bigft.config.typed import fields_of, find_field
 from bigft.errors import BigftError, ConfigError, list_problems, raise_together
 from bigft.evaluation.ranking import is_known, is_smaller_better
 from bigft.redact import redact_value
-from bigft.run.resolve import Resolved, resolve
+from bigft.run.resolve import resolve
+from bigft.run.resolved import Resolved
 from bigft.run.settings import Run
 from bigft.search.child import replace_settings
 from bigft.search.space import (

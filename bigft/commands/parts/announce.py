@@ -8,7 +8,7 @@ from bigft.data.describe import describe_data
 from bigft.distributed.world import World
 from bigft.log import Console
 from bigft.optim.build import OptimizerPlan
-from bigft.run.resolve import Resolved
+from bigft.run.resolved import Resolved
 
 
 def announce(

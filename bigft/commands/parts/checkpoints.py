@@ -23,7 +23,7 @@ from bigft.models.load import LoadedModel, count_parameters
 from bigft.optim.build import OptimizerPlan
 from bigft.redact import redact_value
 from bigft.run.goals import find_best_metric
-from bigft.run.resolve import Resolved
+from bigft.run.resolved import Resolved
 from bigft.run.settings import Run
 from bigft.trainer.best import Best, pick_best
 from bigft.trainer.state import State

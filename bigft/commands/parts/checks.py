@@ -19,7 +19,7 @@ from bigft.optim.build import OptimizerPlan, plan_optimizer
 from bigft.optim.native.binding import load_native
 from bigft.run.elastic import keep_global_batch
 from bigft.run.record import record
-from bigft.run.resolve import Resolved
+from bigft.run.resolved import Resolved
 
 
 def check_first(

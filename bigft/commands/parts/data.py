@@ -9,7 +9,7 @@ from bigft.data.sources.progress import Tell, tell_nobody
 from bigft.data.store.rejected import RejectedLog, ignore_rejected
 from bigft.distributed.collectives import barrier
 from bigft.distributed.world import World
-from bigft.run.resolve import Resolved
+from bigft.run.resolved import Resolved
 from bigft.tasks.rows import TaskRows
 
 

@@ -18,7 +18,7 @@ from bigft.engine.swap_verify import SwapGuard
 from bigft.errors import PlanError
 from bigft.models.facts import ModelFacts
 from bigft.optim.build import OptimizerPlan
-from bigft.run.resolve import Resolved
+from bigft.run.resolved import Resolved
 from bigft.tasks.task import Task
 from bigft.units import format_bytes
 

@@ -8,7 +8,8 @@ from bigft.cli import parse
 from bigft.errors import CheckpointError
 from bigft.run.elastic import keep_global_batch
 from bigft.run.record import record
-from bigft.run.resolve import Resolved, resolve
+from bigft.run.resolve import resolve
+from bigft.run.resolved import Resolved
 
 CONFIG = "ds_configs/zero3.json"
 
