@@ -3,7 +3,31 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bigft.planner.architecture import bert, gpt2, llama, mixtral, modernbert, qwen, t5
+from bigft.planner.architecture import (
+    albert,
+    bart,
+    bert,
+    bloom,
+    cohere,
+    deberta,
+    deepseek,
+    distilbert,
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neox,
+    gptj,
+    llama,
+    mixtral,
+    modernbert,
+    olmo,
+    opt,
+    phi,
+    qwen,
+    stablelm,
+    starcoder2,
+    t5,
+)
 from bigft.planner.architecture.case import Case, Family, UnknownArchitectureError
 from bigft.planner.architecture.weights import Architecture
 
@@ -11,10 +35,26 @@ FAMILIES: dict[str, Family] = {
     **llama.FAMILIES,
     **qwen.FAMILIES,
     **mixtral.FAMILIES,
+    **gemma.FAMILIES,
+    **phi.FAMILIES,
+    **olmo.FAMILIES,
+    **deepseek.FAMILIES,
+    **stablelm.FAMILIES,
+    **starcoder2.FAMILIES,
+    **cohere.FAMILIES,
     **gpt2.FAMILIES,
+    **gptj.FAMILIES,
+    **gpt_neox.FAMILIES,
+    **opt.FAMILIES,
+    **bloom.FAMILIES,
+    **falcon.FAMILIES,
     **bert.FAMILIES,
+    **distilbert.FAMILIES,
+    **albert.FAMILIES,
+    **deberta.FAMILIES,
     **modernbert.FAMILIES,
     **t5.FAMILIES,
+    **bart.FAMILIES,
 }
 """By `model_type`."""
 

@@ -1,6 +1,6 @@
 """What decoders after Llama share: grouped heads, gated MLPs, rotary embeddings, experts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bigft.planner.architecture.case import Case
@@ -146,7 +146,9 @@ def finish_gated(
     blocks: Sequence[Block],
     *,
     final: Sequence[Weight] | None = None,
+    head_bias: bool = False,
     rotary_dim: int | None = None,
+    rotary_kinds: Iterable[str] = ("",),
     buffers: Sequence[Weight] = (),
 ) -> Architecture:
     """Put embeddings, final norm and head around the layers.
@@ -157,7 +159,9 @@ def finish_gated(
         shape: Its sizes.
         blocks: Its layers, whose weights are named from the layer on.
         final: The last norm, where it is not one scale named `norm`.
+        head_bias: Whether the vocabulary's head has one.
         rotary_dim: How much of a head is rotated, where it is not all.
+        rotary_kinds: Prefixes of the frequencies, where layers differ in them.
         buffers: Others than the rotary ones, in front of them.
     """
     layers = [number_block(f"model.layers.{number}.", block) for number, block in enumerate(blocks)]
@@ -173,8 +177,29 @@ def finish_gated(
         class_stem,
         base,
         hidden=shape.hidden,
-        buffers=[*buffers, *rotary("model.", dim)],
+        head_bias=head_bias,
+        buffers=[*buffers, *rotary("model.", dim, rotary_kinds)],
     )
+
+
+def read_rotary_dim(
+    case: Case, head_dim: int, default: float, name: str = "partial_rotary_factor"
+) -> int:
+    """Return how much of a head is rotated, where the family rotates only a part.
+
+    Args:
+        case: What is written down.
+        head_dim: Of a head.
+        default: The part that the family rotates by itself.
+        name: Key of the part in `config.json`.
+    """
+    # transformers 5 writes the part among the other numbers of the rotation.
+    for place in ("rope_scaling", "rope_parameters"):
+        inner = case.values.get(place)
+        if isinstance(inner, Mapping) and inner.get("partial_rotary_factor") is not None:
+            return int(head_dim * inner["partial_rotary_factor"])
+    given = case.values.get(name)
+    return int(head_dim * (default if given is None else given))
 
 
 def number_block(prefix: str, block: Block) -> Block:

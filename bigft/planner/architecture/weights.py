@@ -48,9 +48,12 @@ class Block:
     """Width of the experts that see every token."""
 
     window: int | None = None
-    """How far back the attention looks, in tokens; None: all the way."""
+    """How far back the attention looks, in tokens, and in an encoder ahead; None: all the way."""
 
     has_cross_attention: bool = False
+
+    value_head_dim: int | None = None
+    """Width of a head's values, where it is not `head_dim`."""
 
     @property
     def numel(self) -> int:
