@@ -4,6 +4,7 @@ It is a cache: a file that cannot be read is as good as none, and is written ane
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -48,6 +49,12 @@ def find_cache(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the file where measured rates are kept."""
     folder = environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(folder).expanduser() / "bigft" / "rates.json"
+
+
+def name_slice(settings: Mapping[str, Any]) -> str:
+    """Name a slice by all that it was measured with."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def load_known(device_name: str, cores: int, file: Path | None = None) -> KnownRates:
