@@ -14,6 +14,7 @@ from bigft.distributed.claim import claimed
 from bigft.distributed.signals import BEFORE_TRAINING, StopSignals, ignore_stop_signals
 from bigft.errors import BigftError, ConfigError, LaunchError, StoppedError
 from bigft.redact import redact_text
+from bigft.run.choose import CHOSEN
 from bigft.run.report import render_resolved
 from bigft.run.resolve import default_output_dir, resolve, with_output_dir
 from bigft.run.resolved import Resolved
@@ -81,6 +82,9 @@ def _run_guarded(resolved: Resolved, guards: "Guards") -> Path:
     world = open_world()
     try:
         guards.meet(world)
+        if resolved.config.startswith(CHOSEN):
+            # What is free when they look may lead ranks to different plans.
+            resolved = broadcast_object(resolved)
         chosen = resolved.run.output_dir or default_output_dir(resolved.run, datetime.now())
         folder = Path(broadcast_object(chosen)).absolute()
         resolved = with_output_dir(resolved, str(folder))

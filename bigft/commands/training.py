@@ -17,6 +17,7 @@ from bigft.commands.parts.frozen import FrozenModels
 from bigft.commands.parts.guards import Guards
 from bigft.commands.parts.hooks import StateBytes, build_hooks
 from bigft.commands.parts.model import load_run_model
+from bigft.commands.parts.plan import PlanRecord
 from bigft.commands.parts.questions import choose_questions
 from bigft.commands.parts.resume import restore
 from bigft.commands.parts.swap import reserve_swap, swap_folder
@@ -60,7 +61,7 @@ def train(
     run, guards = resolved.run, guards or Guards()
 
     # --- Check what can be checked before anything expensive starts ---
-    resolved, optimizer, resumed = check_first(resolved, folder, world, console)
+    resolved, optimizer, resumed, plan = check_first(resolved, folder, world, console)
 
     # --- Data ---
     facts = read_facts(run.model)
@@ -162,6 +163,7 @@ def train(
                 questions=questions,
             )
             hooks.insert(1, StateBytes(engine, optimizer, console))
+            hooks.append(PlanRecord(plan, world, folder, console))
             # What exists now stays; a full collection would walk it for 0.3 s, and the others wait.
             gc.collect()
             gc.freeze()

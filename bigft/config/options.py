@@ -210,6 +210,39 @@ class CompressOptions(Section):
     """Print one JSON object."""
 
 
+class PlanOptions(Section):
+    """Bytes and seconds of a run before anything is loaded, here or on other hardware."""
+
+    gpus: str = ""
+    """GPUs of each host, of another machine than this: `4x24GB`, `8xH100`, or `0` for none."""
+
+    host_memory: str = ""
+    """Memory of each host, such as `128GB`."""
+
+    nvme: str = ""
+    """Disk for offloaded tensors and the run folder: size, and GB/s read and written, such as
+    `2TB@7/6`; each part may be left out."""
+
+    hosts: Annotated[int, Field(gt=0)] | None = None
+    """How many hosts like this there are."""
+
+    num_gpus: Annotated[int, Field(gt=0)] | None = None
+    """Ranks of each host; absent: one per GPU, or one."""
+
+    pcie: str = ""
+    """Bytes per second each way between a GPU and its host, such as `25GB`."""
+
+    network: str = ""
+    """Between two hosts, bits or bytes per second: `10Gb`, `1.25GB`."""
+
+    probe: bool = False
+    """Measure this machine's links and one step of two layers of the model first; later plans here
+    use what was measured. Takes about half a minute."""
+
+    as_json: Annotated[bool, Field(alias="json")] = False
+    """Print one JSON object."""
+
+
 class SweepOptions(Section):
     """Train several times with other values of some settings, and keep the best."""
 
@@ -269,6 +302,10 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "train": Command("Fine-tune a model under ZeRO and leave one Hugging Face folder."),
+    "plan": Command(
+        "Say what a run will need and how long it will take, before anything is loaded.",
+        own=PlanOptions,
+    ),
     "data": Command(
         "Show what the tokenised data look like, with the tokens that count in the loss.",
         "FILE",

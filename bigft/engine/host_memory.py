@@ -12,7 +12,7 @@ _FIRST_LIMIT = 128 << 10
 _LARGEST_LIMIT = 32 << 20
 """How far glibc raises its limit by itself."""
 
-_FIXED_LIMIT = 1 << 20
+_FIXED_LIMIT = 256 << 10
 
 
 def give_back_at_once() -> None:
@@ -33,9 +33,9 @@ def fix_malloc_limits(num_parameters: int) -> None:
     runs. Blocks below the limit come from a heap that fragments when their sizes change from step
     to step, as those of logits and gathered layers do: it grew to three times what was in use in a
     111M model on two ranks under `zero3_offload.json` on a CPU, 1.74 GB each with a limit of 8 MiB
-    and 1.29 GB with one below the size of its matrices. Larger blocks cost page faults, 13% of the
-    processor's time there, so a model whose fp32 copy is below 32 MiB keeps its blocks: they have
-    the same size in every step.
+    and 1.29 GB with one below the size of its matrices and activations. Larger blocks cost page
+    faults, 13% of the processor's time there (with a GPU such blocks are not in host memory), so a
+    model whose fp32 copy is below 32 MiB keeps its blocks: they have the same size in every step.
 
     Fixing one limit fixes the other, for the free end of the heap, at 128 KiB; it is set to the
     double, as glibc does, or the end would be given back and fetched again all the time. Does

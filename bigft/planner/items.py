@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 Where = Literal["device", "host", "nvme"]
-Phase = Literal["build", "train", "step"]
+Phase = Literal["build", "loss", "backward", "step"]
 
-PHASES: tuple[Phase, ...] = ("build", "train", "step")
-"""The engine is built; forward and backward passes; the optimizer's step."""
+PHASES: tuple[Phase, ...] = ("build", "loss", "backward", "step")
+"""The engine is built; the forward pass has ended; a layer's backward pass; the optimizer's
+step."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Held against DeepSpeed 0.19.8 and bigft's own stages (`bigft.engine.host_stage2`
 from collections.abc import Iterator
 
 from bigft.planner import activations
-from bigft.planner.items import Item, Where
+from bigft.planner.items import Item, Phase, Where
 from bigft.planner.job import Job
 from bigft.planner.pieces import count_sub_groups
 from bigft.planner.states import (
@@ -27,7 +27,7 @@ _PIECE = 1 << 24
 _SLOTS = 3
 """Of the optimizer on NVMe (`bigft.engine.host_swap`)."""
 
-_NORM_PIECE = 1 << 22
+_PASSES: tuple[Phase, ...] = ("loss", "backward")
 
 
 def list_items(job: Job) -> list[Item]:
@@ -70,7 +70,7 @@ def _list_weights(job: Job) -> Iterator[Item]:
     if s.parameter_device == "nvme":
         buffers = s.parameter_buffers * s.parameter_buffer_size
         yield Item("buffers for weights on NVMe", "host", size * buffers, is_pinned=True)
-    yield Item("gathered weights", _device(job), _count_gathered(job), ("train",))
+    yield Item("gathered weights", _device(job), _count_gathered(job), _PASSES)
 
 
 def _count_gathered(job: Job) -> int:
@@ -96,8 +96,8 @@ def _list_optimizer(job: Job) -> Iterator[Item]:
     on_nvme = s.optimizer_device == "nvme"
     yield Item("master weights", "nvme" if on_nvme else where, masters, is_pinned=is_pinned)
     # Moments come with the first step.
-    yield Item("moments", "nvme" if on_nvme else where, moments, ("train", "step"))
-    yield Item("gradients", where, s.accumulation_bytes * own, ("train", "step"))
+    yield Item("moments", "nvme" if on_nvme else where, moments, ("loss", "backward", "step"))
+    yield Item("gradients", where, s.accumulation_bytes * own)
     if s.stage == 3:
         groups = count_sub_groups(job.trained, job.ranks, s.sub_group_size)
         largest = max(groups, default=0)
@@ -141,7 +141,8 @@ def _list_buffers(job: Job) -> Iterator[Item]:
         return
     copies = 2 if s.overlaps else 1
     bucket = min(s.reduce_bucket, job.architecture.parameters)
-    yield Item("buckets for gradients", _device(job), copies * s.weight_bytes * bucket, ("train",))
+    size = copies * s.weight_bytes * bucket
+    yield Item("buckets for gradients", _device(job), size, ("backward",))
     if s.stage in (1, 2):
         gathered = min(s.allgather_bucket, job.architecture.parameters)
         yield Item("bucket for weights", _device(job), s.weight_bytes * gathered, ("step",))
@@ -150,14 +151,15 @@ def _list_buffers(job: Job) -> Iterator[Item]:
 def _list_passes(job: Job) -> Iterator[Item]:
     device = _device(job)
     saved_on: Where = "host" if job.checkpointing == "full_cpu_offload" else device
-    yield Item("layer inputs", saved_on, activations.count_saved(job), ("train",))
-    yield Item("one layer's activations", device, activations.count_recomputed(job), ("train",))
-    yield Item("attention mask", device, activations.count_mask(job), ("train",))
+    yield Item("layer inputs", saved_on, activations.count_saved(job), _PASSES)
+    yield Item("attention mask", device, activations.count_mask(job), _PASSES)
     # Logits have gone when the layers' backward passes begin.
-    logits = activations.count_logits(job)
-    yield Item("logits", device, logits, ("train",))
-    yield Item("loss, chunk by chunk", device, activations.count_loss(job), ("train",))
-    yield Item("weight gradients at hand", device, _count_whole_gradients(job), ("train",))
+    yield Item("logits", device, activations.count_logits(job), ("loss",))
+    yield Item("loss, chunk by chunk", device, activations.count_loss(job), ("loss",))
+    layer = activations.count_recomputed(job)
+    yield Item("one layer's activations", device, layer, ("backward",))
+    whole = _count_whole_gradients(job)
+    yield Item("weight gradients at hand", device, whole, ("backward",))
 
 
 def _count_whole_gradients(job: Job) -> int:

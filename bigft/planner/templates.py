@@ -67,6 +67,10 @@ _ZERO: dict[str, dict[str, Any]] = {
 TEMPLATES = tuple(_ZERO)
 """Names, from what is fastest where it fits to what fits where nothing else does."""
 
+_SHIPPED = ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme")
+FILES = {name: f"ds_configs/{name}.json" for name in _SHIPPED}
+"""Those that are files of the repository, too."""
+
 
 def build_template(name: str) -> dict[str, Any]:
     """Return a DeepSpeed JSON; its "auto" is filled in as that of a file is."""

@@ -1,6 +1,6 @@
 """`--config auto`: the fastest way of training that fits, found by planning all of them.
 
-    templates x checkpointing x micro-batches (x optimizers, where none fits) --forecast--> fastest
+    templates x checkpointing x micro-batches x optimizers --forecast--> fastest that fits
 
 What a person has written stays: only what nobody asked for is chosen. The sequences of a step, and
 so what is learned, are those that were asked for, however they are cut into micro-batches.
@@ -11,17 +11,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bigft.config.flags import to_flag
 from bigft.errors import BigftError, ConfigError, PlanError
 from bigft.planner.architecture.case import UnknownArchitectureError
 from bigft.planner.forecast import Demand, Forecast, forecast
 from bigft.planner.job import Checkpointing, Job
 from bigft.planner.machine import Machine
-from bigft.planner.templates import TEMPLATES, build_template
+from bigft.planner.templates import FILES, TEMPLATES, build_template
 from bigft.run.resolved import Resolved
 from bigft.units import format_bytes, format_seconds
 
+CHOSEN = "auto ("
+"""What the name of a DeepSpeed JSON begins with that was chosen here."""
+
 ROOM = 0.95
 """Share of what is there that a chosen plan may take: forecasts are a little off."""
+
+WORTH_8BIT = 1.5
+"""How many times faster a plan with 8-bit moments has to be to take the place of one with fp32
+ones, which nobody has asked to change."""
 
 Resolve = Callable[[Mapping[str, Any], Mapping[str, Any], str], Resolved]
 """A template, values of settings that nobody typed, and a label -> the whole run."""
@@ -53,6 +61,12 @@ class Candidate:
             [self.template, *(f"{name} {value}" for name, value in self.values.items())]
         )
 
+    def to_flags(self) -> str:
+        """Write it as flags."""
+        name = FILES.get(self.template, "auto")
+        flags = (f"{to_flag(path)} {value}" for path, value in self.values.items())
+        return " ".join([f"--config {name}", *flags])
+
 
 def choose(
     resolve: Resolve, plan: Callable[[Resolved], tuple[Job, Machine]], typed: Mapping[str, Any]
@@ -71,24 +85,51 @@ def choose(
         ConfigError: The settings are wrong, whatever is chosen.
         PlanError: Nothing fits; says what comes nearest.
     """
-    found: list[Candidate] = []
-    for name, job, machine in _list_jobs(resolve, plan):
-        found += _vary(name, job, machine, typed, tries_8bit=False)
-    fitting = [one for one in found if _has_room(one)]
-    if not fitting and _OPTIMIZER not in typed:
-        for name, job, machine in _list_jobs(resolve, plan):
-            found += _vary(name, job, machine, typed, tries_8bit=True)
-        fitting = [one for one in found if _has_room(one)]
-    if not fitting:
+    found = list_candidates(resolve, plan, typed)
+    best = _find_best(found)
+    if best is None:
         raise PlanError(_describe_nearest(found))
-    best = min(fitting, key=lambda one: one.seconds)
     resolved = resolve(build_template(best.template), best.values, _label(best))
     told = _explain(best, found)
     return replace(resolved, announced=[*told, *resolved.announced]), best
 
 
+def list_candidates(
+    resolve: Resolve, plan: Callable[[Resolved], tuple[Job, Machine]], typed: Mapping[str, Any]
+) -> list[Candidate]:
+    """Plan all ways of training that keep to what was written.
+
+    Raises:
+        ConfigError: The settings are wrong, whatever is chosen.
+    """
+    jobs = list(_list_jobs(resolve, plan))
+    found = [one for job in jobs for one in _vary(*job, typed, tries_8bit=False)]
+    if _OPTIMIZER not in typed:
+        found += [one for job in jobs for one in _vary(*job, typed, tries_8bit=True)]
+    return found
+
+
+def _find_best(found: Sequence[Candidate]) -> Candidate | None:
+    """Find the fastest that fits; 8-bit moments only where they are worth it."""
+    fitting = sorted((one for one in found if has_room(one.plan)), key=lambda one: one.seconds)
+    plain = next((one for one in fitting if _OPTIMIZER not in one.values), None)
+    if plain is None or fitting[0].seconds * WORTH_8BIT < plain.seconds:
+        return fitting[0] if fitting else None
+    return plain
+
+
+def find_advice(found: Sequence[Candidate]) -> list[str]:
+    """Say what to change so that it fits, the cheapest change first; three of them at most."""
+    fitting = sorted((one for one in found if has_room(one.plan)), key=lambda one: one.seconds)
+    best: dict[str, Candidate] = {}
+    for one in fitting:
+        best.setdefault(one.template, one)
+    lines = [f"{one.to_flags()}: {format_seconds(one.seconds)} per step" for one in best.values()]
+    return lines[:3] or [_describe_nearest(found).partition(": ")[2]]
+
+
 def _label(best: Candidate) -> str:
-    return f"auto ({best.template})"
+    return f"{CHOSEN}{best.template})"
 
 
 def _list_jobs(
@@ -99,7 +140,7 @@ def _list_jobs(
     is_empty = True
     for name in TEMPLATES:
         try:
-            resolved = resolve(build_template(name), {}, f"auto ({name})")
+            resolved = resolve(build_template(name), {}, f"{CHOSEN}{name})")
             job, machine = plan(resolved)
         except UnknownArchitectureError as error:
             raise ConfigError(
@@ -165,8 +206,9 @@ def _find_share(demand: Demand) -> float:
     return 0.0 if demand.available is None else demand.needed / max(demand.available, 1)
 
 
-def _has_room(candidate: Candidate) -> bool:
-    return all(_find_share(demand) <= ROOM for demand in candidate.plan.demands)
+def has_room(plan: Forecast) -> bool:
+    """Whether a plan fits with some room left."""
+    return all(_find_share(demand) <= ROOM for demand in plan.demands)
 
 
 def _explain(best: Candidate, found: Sequence[Candidate]) -> list[str]:
@@ -182,7 +224,7 @@ def _explain(best: Candidate, found: Sequence[Candidate]) -> list[str]:
         f" {format_seconds(best.seconds)} per step, most of it {plan.time.bottleneck}",
         f"--config auto: it takes {needs}",
     ]
-    faster = [one for one in found if one.seconds < best.seconds and not _has_room(one)]
+    faster = [one for one in found if one.seconds < best.seconds and not has_room(one.plan)]
     if faster:
         closest = min(faster, key=lambda one: one.seconds)
         lack = next(

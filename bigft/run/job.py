@@ -21,6 +21,12 @@ from bigft.run.settings import Run
 _VOCABULARY_MULTIPLE = 64
 
 
+def read_config(run: Run, facts: ModelFacts) -> dict[str, Any]:
+    """Return the model's config with the changes that the run makes."""
+    changes = {name: read_number(value) for name, value in run.model.config.items()}
+    return {**facts.config, **changes}
+
+
 def describe_architecture(
     run: Run, facts: ModelFacts, num_tokens: int | None = None
 ) -> Architecture:
@@ -34,8 +40,7 @@ def describe_architecture(
     Raises:
         UnknownArchitectureError: The family is not written down.
     """
-    changes = {name: read_number(value) for name, value in run.model.config.items()}
-    config = {**facts.config, **changes}
+    config = read_config(run, facts)
     rows = facts.vocab_size or 0
     grown = None
     if num_tokens is not None and num_tokens > rows:
@@ -101,6 +106,7 @@ def plan_run(
     environ: Mapping[str, str],
     machine: Machine | None = None,
     num_tokens: int | None = None,
+    architecture: Architecture | None = None,
 ) -> tuple[Job, Machine]:
     """Describe a resolved run and this machine to the planner.
 
@@ -109,6 +115,7 @@ def plan_run(
         environ: Of the launcher, for the ranks of this host.
         machine: Another one than this.
         num_tokens: Of the tokenizer, where it is known.
+        architecture: The model, where it was read in another way.
 
     Raises:
         UnknownArchitectureError: The model's family is not written down.
@@ -120,7 +127,7 @@ def plan_run(
         resolved.run,
         resolved.ds,
         resolved.facts,
-        describe_architecture(resolved.run, resolved.facts, num_tokens),
+        architecture or describe_architecture(resolved.run, resolved.facts, num_tokens),
         ranks=machine.ranks,
         ranks_per_host=machine.ranks_per_host,
         is_on_cpu=machine.device == "cpu",

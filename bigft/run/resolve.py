@@ -12,7 +12,7 @@ Every stage adds to one list of problems, and the list is shown once.
 import contextlib
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -33,10 +33,12 @@ from bigft.config.typed import Typed, fields_of, read_flags, read_recipe
 from bigft.data.sources.glue import name_dev_sets
 from bigft.errors import BigftError, ConfigError, DataError, raise_together
 from bigft.models.facts import ModelFacts, is_local, read_facts
+from bigft.planner.job import Job
+from bigft.planner.machine import Machine
 from bigft.planner.templates import build_template
 from bigft.redact import remember_secrets
 from bigft.run.bridge import bridge
-from bigft.run.choose import choose
+from bigft.run.choose import Resolve, choose, find_advice, list_candidates
 from bigft.run.draft import Draft
 from bigft.run.fill import fill_json
 from bigft.run.job import plan_run
@@ -46,16 +48,25 @@ from bigft.run.settings import Run, find_defaults
 
 # From random weights, 1e-5 barely moves; 3e-4 is the usual peak for small Llama-style models.
 _RATE_FROM_SCRATCH = 3e-4
+MachineOf = Callable[[Resolved], Machine]
+
 _OFFLOADS = ("offload_param", "offload_optimizer")
 
 
-def resolve(request: Request, environ: Mapping[str, str], *, needs_config: bool = True) -> Resolved:
+def resolve(
+    request: Request,
+    environ: Mapping[str, str],
+    *,
+    needs_config: bool = True,
+    machine_of: MachineOf | None = None,
+) -> Resolved:
     """Decide every setting of a run; without a DeepSpeed JSON the planner chooses one.
 
     Args:
         request: The parsed command line.
         environ: For `WORLD_SIZE`; 1 when absent.
         needs_config: False lets `explain` work without a DeepSpeed JSON.
+        machine_of: Describes the machine that the planner chooses for; absent: this one.
 
     Raises:
         ConfigError: Something is unknown, contradictory or out of range; all of it is listed.
@@ -71,11 +82,33 @@ def resolve(request: Request, environ: Mapping[str, str], *, needs_config: bool 
     if recorded := _find_recorded(typed):
         return _resolve(request, environ, str(recorded), None, {})
 
+    chosen, _ = choose(*_plan_with(request, environ, machine_of), typed)
+    return chosen
+
+
+def find_repairs(
+    request: Request, environ: Mapping[str, str], machine_of: MachineOf | None = None
+) -> list[str]:
+    """Say what to change in a run that does not fit, the fastest first.
+
+    Args:
+        request: The parsed command line.
+        environ: For `WORLD_SIZE`.
+        machine_of: Describes the machine; absent: this one.
+    """
+    return find_advice(list_candidates(*_plan_with(request, environ, machine_of), {}))
+
+
+def _plan_with(
+    request: Request, environ: Mapping[str, str], machine_of: MachineOf | None
+) -> tuple[Resolve, Callable[[Resolved], tuple[Job, Machine]]]:
     def attempt(ds: Mapping[str, Any], values: Mapping[str, Any], label: str) -> Resolved:
         return _resolve(request, environ, label, dict(ds), values)
 
-    chosen, _ = choose(attempt, lambda resolved: plan_run(resolved, environ), typed)
-    return chosen
+    def plan(resolved: Resolved) -> tuple[Job, Machine]:
+        return plan_run(resolved, environ, machine_of(resolved) if machine_of else None)
+
+    return attempt, plan
 
 
 def _read_typed(request: Request) -> tuple[dict[str, Typed], str, list[str]]:

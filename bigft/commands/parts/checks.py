@@ -6,6 +6,7 @@ from pathlib import Path
 from bigft.checkpoint.manifest import read_manifest
 from bigft.checkpoint.resume import find_resume
 from bigft.commands.parts.announce import announce
+from bigft.commands.parts.plan import check_plan
 from bigft.distributed.collectives import (
     errors_shared,
     local_rank_zero_first,
@@ -17,6 +18,7 @@ from bigft.engine.operators import build_operators, check_build_tools, find_need
 from bigft.log import Console
 from bigft.optim.build import OptimizerPlan, plan_optimizer
 from bigft.optim.native.binding import load_native
+from bigft.planner.forecast import Forecast
 from bigft.run.elastic import keep_global_batch
 from bigft.run.record import record
 from bigft.run.resolved import Resolved
@@ -24,12 +26,12 @@ from bigft.run.resolved import Resolved
 
 def check_first(
     resolved: Resolved, folder: Path, world: World, console: Console
-) -> tuple[Resolved, OptimizerPlan, Path | None]:
+) -> tuple[Resolved, OptimizerPlan, Path | None, Forecast | None]:
     """Check the host and the run folder, say what will run, build DeepSpeed's operators.
 
     Returns:
-        The settings with the checkpoint's global batch, the optimizer, and the checkpoint to go on
-        from.
+        The settings with the checkpoint's global batch, the optimizer, the checkpoint to go on
+        from, and the plan.
     """
     run = resolved.run
     checkpoints = folder / "checkpoints"
@@ -51,9 +53,11 @@ def check_first(
         if world.is_rank_zero and resumed is None:
             record(resolved, os.environ, folder)
     announce(resolved, optimizer, world, folder, console)
+    with errors_shared():
+        plan = check_plan(resolved, world, console)
     with local_rank_zero_first(world):
         build_operators(operators)
         if optimizer.class_name == "HostAdamW":
             load_native()
     open_communication(world.device)
-    return resolved, optimizer, resumed
+    return resolved, optimizer, resumed, plan

@@ -1,0 +1,147 @@
+"""Bytes and seconds of a run, by arithmetic; nothing is loaded and nothing is written."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bigft.config.options import PlanOptions, split_options
+from bigft.config.request import Request
+from bigft.errors import ConfigError, PlanError, raise_together
+from bigft.planner.architecture.case import UnknownArchitectureError
+from bigft.planner.forecast import Forecast, forecast
+from bigft.planner.hardware import Given, parse_machine
+from bigft.planner.machine import Machine
+from bigft.planner.report import describe_plan, render_plan
+from bigft.planner.strategy import read_strategy
+from bigft.redact import redact_text
+from bigft.run.job import find_swap_folder, plan_run
+from bigft.run.report import describe_model, describe_strategy
+from bigft.run.resolve import find_repairs, resolve
+from bigft.run.resolved import Resolved
+from bigft.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from bigft.probe.measure import Probe
+
+
+def main(request: Request) -> None:
+    """Plan, and print.
+
+    Raises:
+        PlanError: It does not fit; the page has been printed, with what would.
+    """
+    problems: list[str] = []
+    options, rest = split_options(request, PlanOptions, problems)
+    if problems:
+        raise_together(ConfigError, problems)
+    environ = _imagine_launch(options, os.environ)
+    describe = partial(_describe_machine, options)
+    resolved = resolve(rest, environ, machine_of=describe)
+    machine = describe(resolved)
+    measured = None
+    if options.probe:
+        _check_probed(options)
+        found = _probe(resolved, machine)
+        measured = found.slice
+        machine = describe(resolved)
+    try:
+        job, machine = plan_run(resolved, environ, machine)
+    except UnknownArchitectureError as error:
+        from bigft.commands.parts.architecture import read_skeleton
+
+        sys.stderr.write(f"bigft: {error}; transformers is asked, which takes some seconds\n")
+        job, machine = plan_run(resolved, environ, machine, architecture=read_skeleton(resolved))
+    plan = forecast(job, machine, measured)
+    advice = [] if plan.fits else find_repairs(rest, environ, describe)
+    _write(plan, resolved, options, advice)
+    if not plan.fits:
+        lacking = ", ".join(one.what for one in plan.demands if not one.is_met)
+        raise PlanError(f"the run does not fit: {lacking}; the page says what would")
+
+
+def _imagine_launch(options: PlanOptions, environ: Mapping[str, str]) -> dict[str, str]:
+    """Say how many ranks there would be, as a launcher does."""
+    own = {name: text for name, text in environ.items() if name not in ("WORLD_SIZE", "LOCAL_SIZE")}
+    machine = _parse(options, Path("runs"), None, "bf16")
+    return {**own, "WORLD_SIZE": str(machine.ranks), "LOCAL_SIZE": str(machine.ranks_per_host)}
+
+
+def _describe_machine(options: PlanOptions, resolved: Resolved) -> Machine:
+    swap = find_swap_folder(resolved)
+    folder = Path(resolved.run.output_dir or "runs")
+    precision = read_strategy(resolved.ds).precision
+    return _parse(options, folder, None if swap is None else Path(swap), precision)
+
+
+def _parse(options: PlanOptions, folder: Path, swap: Path | None, precision: str) -> Machine:
+    given = Given(
+        gpus=options.gpus,
+        host_memory=options.host_memory,
+        nvme=options.nvme,
+        hosts=options.hosts,
+        pcie=options.pcie,
+        network=options.network,
+    )
+    return parse_machine(
+        given,
+        output_dir=folder,
+        nvme_path=swap,
+        precision=precision,  # type: ignore[arg-type]
+        ranks=options.num_gpus,
+    )
+
+
+def _check_probed(options: PlanOptions) -> None:
+    if options.gpus:
+        raise ConfigError(
+            f"--probe with --gpus {options.gpus}: only this machine can be measured; leave one out"
+        )
+
+
+def _probe(resolved: Resolved, machine: Machine) -> "Probe":
+    from bigft.commands.parts.probe import probe_run
+
+    return probe_run(resolved, machine, _tell)
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def _write(plan: Forecast, resolved: Resolved, options: PlanOptions, advice: list[str]) -> None:
+    if options.as_json:
+        sys.stdout.write(redact_text(json.dumps(describe_plan(plan, advice))) + "\n")
+        return
+    title = [
+        f"model      {describe_model(resolved)}, {format_count(plan.job.architecture.parameters)}"
+        " parameters",
+        f"strategy   {describe_strategy(resolved)}",
+        f"step       {_describe_step(plan)}",
+        f"machine    {_describe_hardware(plan.machine)}",
+        *resolved.announced,
+    ]
+    if advice:
+        advice = ["what would fit, the fastest first:", *advice]
+    sys.stdout.write(redact_text(render_plan(plan, title, advice)))
+
+
+def _describe_step(plan: Forecast) -> str:
+    job = plan.job
+    return (
+        f"{job.micro_batch} x {job.length} tokens per rank, {job.accumulation} times, on"
+        f" {job.ranks} rank{'s' if job.ranks > 1 else ''}; activation checkpointing"
+        f" {job.checkpointing}, attention {job.attention}"
+    )
+
+
+def _describe_hardware(machine: Machine) -> str:
+    hosts = f"{machine.hosts} hosts with " if machine.hosts > 1 else ""
+    memory = f"{format_bytes(machine.host_bytes)} of host memory"
+    if machine.device == "cpu":
+        return f"{hosts}{machine.device_name}, {machine.cores} cores, no GPU, {memory}"
+    device = f"{machine.ranks_per_host} x {machine.device_name}"
+    return f"{hosts}{device}, {format_bytes(machine.device_bytes)} each, {memory}"
