@@ -103,8 +103,12 @@ def _list_optimizer(job: Job) -> Iterator[Item]:
         largest = max(groups, default=0)
     else:
         largest = own
-    copies = (4 if where == "host" and s.stage == 3 else 4 + s.weight_bytes) * largest
-    yield Item("fp32 gradients", where, copies, ("step",))
+    if s.optimizer_device == "none":
+        # Put together in their own format first.
+        copies = (4 + s.weight_bytes) * largest
+        yield Item("fp32 gradients", where, copies, ("step",))
+    elif not on_nvme:
+        yield Item("fp32 gradients", where, 4 * own, is_pinned=is_pinned)
     if on_nvme:
         pool = s.optimizer_buffers * 4 * largest
         yield Item("buffers for states on NVMe", "host", pool, is_pinned=True)

@@ -171,7 +171,7 @@ def _list_variants(
         modes = ["full", "none"] if job.is_on_cpu else ["full", "none", "full_cpu_offload"]
     micros = [job.micro_batch]
     total = job.micro_batch * job.accumulation
-    if _MICRO not in typed:
+    if not {_MICRO, _ACCUMULATION} & typed.keys():
         micros = [count for count in range(1, total + 1) if total % count == 0]
     optimizer = job.optimizer
     if tries_8bit:
