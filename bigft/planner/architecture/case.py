@@ -30,6 +30,8 @@ class Case:
     values: Mapping[str, Any]
     task: str
     labels: int
+    has_weights: bool = False
+    """Whether there are files to load, which may hold what the config alone does not ask for."""
 
     def number(self, name: str) -> int:
         """Return a whole number that every model of the family has."""
