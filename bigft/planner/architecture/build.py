@@ -90,4 +90,9 @@ def build_architecture(
     values = family.read(config)
     if vocabulary is not None:
         values["vocab_size"] = vocabulary
-    return family.build(Case(model_type, values, task, num_labels, has_weights))
+    case = Case(model_type, values, task, num_labels, has_weights)
+    try:
+        return family.build(case)
+    except (TypeError, ValueError, ArithmeticError, IndexError) as error:
+        # A list where a number belongs, no heads at all: transformers says what is wrong.
+        raise case.unknown(f"its config does not add up ({error})") from error

@@ -98,6 +98,8 @@ DEBERTA_V3 = {
 
 TIED = {"tie_word_embeddings": True}
 UNTIED = {"tie_word_embeddings": False}
+LONGER = {"factor": 4.0, "original_max_position_embeddings": 8}
+LONG_ROPE = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 SLIDING = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}
 BIASED = {"attention_bias": True, "mlp_bias": True}
 
@@ -107,6 +109,8 @@ CASES = {
         {**GROUPED, **TIED, **BIASED},
         {**GROUPED, "head_dim": 10},
         {**GROUPED, "num_key_value_heads": None},
+        {**GROUPED, "rope_scaling": {**LONGER, "rope_type": "linear"}},
+        {**GROUPED, "rope_parameters": {**LONGER, "rope_type": "yarn", "rope_theta": 1e4}},
     ],
     "mistral": [GROUPED, {**GROUPED, **TIED, **BIASED, "head_dim": 10}],
     "granite": [{**GROUPED, **TIED}, {**GROUPED, **UNTIED, **BIASED}],
@@ -136,10 +140,12 @@ CASES = {
     "phi": [
         GROUPED,
         {**GROUPED, **TIED, "qk_layernorm": True, "partial_rotary_factor": 0.75},
+        {**GROUPED, "rope_parameters": {"partial_rotary_factor": 0.25, "rope_theta": 1e4}},
     ],
     "phi3": [
         {**GROUPED, "bos_token_id": 1, "sliding_window": 9},
         {**GROUPED, **TIED, "partial_rotary_factor": 0.5, "head_dim": 8},
+        {**GROUPED, "rope_scaling": LONG_ROPE, "original_max_position_embeddings": 8},
     ],
     "olmo": [GROUPED, {**GROUPED, **TIED, **BIASED}],
     "olmo2": [GROUPED, {**GROUPED, **TIED, **BIASED}],
@@ -160,7 +166,7 @@ CASES = {
         {**OPT, **UNTIED, "word_embed_proj_dim": 20, "do_layer_norm_before": False},
         {**OPT, "enable_bias": False, "layer_norm_elementwise_affine": False},
     ],
-    "bloom": [BLOOM, {**BLOOM, **UNTIED}],
+    "bloom": [BLOOM, {**BLOOM, **UNTIED}, {**BLOOM, "hidden_size": 64, "n_embed": 48}],
     "falcon": [
         FALCON,
         {**FALCON, "multi_query": False, "alibi": True, "bias": True, "parallel_attn": False},
@@ -181,7 +187,7 @@ CASES = {
         {**DEBERTA_V3, "share_att_key": False, "position_buckets": -1, "embedding_size": 20},
         {**BERT, "type_vocab_size": 3},
     ],
-    "gpt2": [GPT, {**GPT, **UNTIED, "n_inner": 71}],
+    "gpt2": [GPT, {**GPT, **UNTIED, "n_inner": 71}, {**UNTIED, "hidden_size": 48, "n_head": 6}],
     "bert": [BERT, {**BERT, **UNTIED, "type_vocab_size": 5}],
     "roberta": [BERT, {**BERT, **UNTIED}],
     "xlm-roberta": [BERT, {**BERT, **UNTIED}],
@@ -246,15 +252,38 @@ def check_windows(found, expected):
 
 
 def check_blocks(found):
-    """Hold blocks to the weights, and the numbers beside them to each other."""
+    """Hold the sizes beside the weights to the weights."""
     names = {weight.name for weight in found.weights}
     for block in found.blocks:
         assert {weight.name for weight in block.weights} <= names
-        assert block.heads % block.key_value_heads == 0
+        matrices = 3 if block.is_gated else 2
+        assert count_mlp(block) == matrices * max(block.experts, 1) * block.hidden * block.inner
         assert (block.experts > 0) == (block.experts_per_token > 0)
-        # Its MLP: the middle's width is a side of some weight, once or gate and up together.
-        widths = {side for weight in block.weights for side in weight.shape}
-        assert widths & {block.inner, 2 * block.inner}
+        if block.value_head_dim is None:
+            queries, keys = block.heads * block.head_dim, block.key_value_heads * block.head_dim
+            times = 2 if block.has_cross_attention else 1
+            assert count_attention(block) == times * block.hidden * 2 * (queries + keys)
+
+
+def count_mlp(block):
+    """Elements of the matrices that have the middle's width; its router and shared ones aside."""
+    dims = 3 if block.experts else 2
+    return sum(
+        weight.numel
+        for weight in block.weights
+        if len(weight.shape) == dims and {block.inner, 2 * block.inner} & set(weight.shape)
+    )
+
+
+def count_attention(block):
+    """Elements of the projections; what only some families have beside them aside."""
+    return sum(
+        weight.numel
+        for weight in block.weights
+        if "att" in weight.name.lower()
+        and len(weight.shape) == 2
+        and not any(word in weight.name for word in ("norm", "relative", "pos_"))
+    )
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -380,6 +409,8 @@ def test_a_head_of_labels_is_never_tied():
         ({"model_type": "llama", **GROUPED}, "seq2seq", "no model for seq2seq"),
         ({"model_type": "llama", **GROUPED, "hidden_size": "48"}, "causal_lm", "hidden_size"),
         ({"model_type": "llama", **GROUPED, "vocab_size": None}, "causal_lm", "vocab_size"),
+        ({"model_type": "llama", **GROUPED, "num_attention_heads": 0}, "causal_lm", "add up"),
+        ({"model_type": "gemma2", **GROUPED, "layer_types": 3}, "causal_lm", "add up"),
         ({"model_type": "gpt2", **GPT, "add_cross_attention": True}, "causal_lm", "cross"),
         ({"model_type": "bert", **BERT, "add_cross_attention": True}, "masked_lm", "cross"),
         ({"model_type": "deberta-v2", **BERT, "legacy": False}, "masked_lm", "legacy"),
