@@ -11,6 +11,8 @@ class Skeleton:
     class_name: str
     weights: list[tuple[str, tuple[int, ...]]]
     buffers: list[tuple[str, tuple[int, ...]]]
+    windows: list[int | None]
+    """Of each layer; empty where no layer has one."""
 
 
 def find_skeleton(config, task, *, num_labels=2):
@@ -36,9 +38,14 @@ def find_skeleton(config, task, *, num_labels=2):
 
 
 def describe(module):
-    """List the tensors of a module."""
+    """List the tensors of a module, and the windows that its config came to."""
+    config = module.config
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    kinds = kinds or ["sliding_attention"] * config.num_hidden_layers
     return Skeleton(
         type(module).__name__,
         [(name, tuple(tensor.shape)) for name, tensor in module.named_parameters()],
         [(name, tuple(tensor.shape)) for name, tensor in module.named_buffers()],
+        [window if kind == "sliding_attention" else None for kind in kinds] if window else [],
     )

@@ -65,6 +65,7 @@ def build_architecture(
     task: str = "causal_lm",
     num_labels: int = 2,
     vocabulary: int | None = None,
+    has_weights: bool = False,
 ) -> Architecture:
     """Write down the model that transformers would build.
 
@@ -74,6 +75,8 @@ def build_architecture(
             `regression`.
         num_labels: Outputs of the head of the last two.
         vocabulary: Rows of the embedding table, where it has grown.
+        has_weights: Whether weights are loaded. Some bring a head of their own where transformers
+            alone would tie it (T5 1.1, Flan-T5, mT5).
 
     Raises:
         UnknownArchitectureError: The family, or what is special in this config, is not known here.
@@ -87,4 +90,9 @@ def build_architecture(
     values = family.read(config)
     if vocabulary is not None:
         values["vocab_size"] = vocabulary
-    return family.build(Case(model_type, values, task, num_labels))
+    case = Case(model_type, values, task, num_labels, has_weights)
+    try:
+        return family.build(case)
+    except (TypeError, ValueError, ArithmeticError, IndexError) as error:
+        # A list where a number belongs, no heads at all: transformers says what is wrong.
+        raise case.unknown(f"its config does not add up ({error})") from error

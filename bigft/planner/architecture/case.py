@@ -30,6 +30,8 @@ class Case:
     values: Mapping[str, Any]
     task: str
     labels: int
+    has_weights: bool = False
+    """Whether there are files to load, which may hold what the config alone does not ask for."""
 
     def number(self, name: str) -> int:
         """Return a whole number that every model of the family has."""
@@ -85,12 +87,12 @@ class Family:
 
     def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Fill in defaults."""
-        given = {
-            self.aliases.get(key, key): value
-            for key, value in config.items()
-            if key not in self.ignored
+        given = {key: value for key, value in config.items() if key not in self.ignored}
+        # Some files hold both names, the old one empty.
+        renamed = {
+            name: given[key] for key, name in self.aliases.items() if given.get(key) is not None
         }
-        return {**self.defaults, **given}
+        return {**self.defaults, **given, **renamed}
 
 
 DECODER_TASKS = ("causal_lm", "classification", "regression")

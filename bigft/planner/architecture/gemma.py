@@ -50,6 +50,9 @@ def _gemma3(case: Case) -> Architecture:
     every = case.number("sliding_window_pattern")
     kinds = read_layer_types(case, lambda number: (number + 1) % every != 0)
     windows = read_windows(case, lambda number: (number + 1) % every != 0)
+    if case.flag("use_bidirectional_attention"):
+        # The same reach, split between both sides.
+        windows = [None if window is None else window // 2 + 1 for window in windows]
     return finish_gated(
         case,
         "Gemma3" if not case.has_labels else "Gemma3Text",

@@ -1,5 +1,6 @@
 """T5 and mT5: encoder and decoder with one table of relative positions each."""
 
+from dataclasses import replace
 from typing import Literal
 
 from bigft.planner.architecture.bert import two_layer_classifier
@@ -17,6 +18,10 @@ def _mt5(case: Case) -> Architecture:
 
 
 def _build(case: Case, class_stem: str) -> Architecture:
+    if not case.has_weights:
+        # Whatever `config.json` says, transformers 5 builds the head tied; it unties it again only
+        # where the files hold two tables that differ.
+        case = replace(case, values={**case.values, "tie_word_embeddings": True})
     hidden = case.number("d_model")
     prefix = "transformer." if case.has_labels else ""
     count = case.number("num_layers")
@@ -33,6 +38,7 @@ def _build(case: Case, class_stem: str) -> Architecture:
         name = "ForSequenceClassification"
     else:
         name = "ForConditionalGeneration"
+        order += [] if case.is_tied else linear("lm_head", hidden, case.number("vocab_size"))
     return assemble(case, class_stem + name, order, hidden=hidden)
 
 
@@ -96,7 +102,6 @@ _T5 = {
     "num_heads": 8,
     "relative_attention_num_buckets": 32,
     "feed_forward_proj": "relu",
-    # Whatever `config.json` says, transformers 5 builds the head tied.
     "tie_word_embeddings": True,
 }
 _MT5 = {
@@ -107,9 +112,7 @@ _MT5 = {
     "num_heads": 6,
     "feed_forward_proj": "gated-gelu",
 }
-_IGNORED = ("tie_word_embeddings",)
-
 FAMILIES = {
-    "t5": Family(_TASKS, _t5, _T5, aliases=_NAMES, ignored=_IGNORED),
-    "mt5": Family(_TASKS, _mt5, _MT5, aliases=_NAMES, ignored=_IGNORED),
+    "t5": Family(_TASKS, _t5, _T5, aliases=_NAMES),
+    "mt5": Family(_TASKS, _mt5, _MT5, aliases=_NAMES),
 }
