@@ -38,7 +38,12 @@ def main(request: Request) -> None:
         world_size = max(ranks, int(os.environ.get("WORLD_SIZE", "") or ranks))
     resolved = _resolve(rest, world_size, problems)
     if hosts:
-        findings = examine_hosts(hosts, lambda host: _words_for(host, rest, options), world_size)
+        findings = examine_hosts(
+            hosts,
+            lambda host: _words_for(host, rest, options),
+            world_size,
+            measure_network=not options.checks or "network" in options.checks,
+        )
     else:
         wanted = plan_wanted(resolved, ranks, os.environ, find_need(resolved))
         findings = _examine_here(wanted, options)

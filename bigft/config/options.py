@@ -256,9 +256,21 @@ class DoctorOptions(Section):
     """Ranks on this host; absent: one for each GPU, or one."""
 
     checks: list[
-        Literal["versions", "tools", "cpu", "limits", "memory", "storage", "gpu", "clock"]
+        Literal[
+            "versions",
+            "tools",
+            "operators",
+            "cpu",
+            "limits",
+            "memory",
+            "storage",
+            "gpu",
+            "clock",
+            "network",
+        ]
     ] = []
-    """Which parts to look at, separated by commas; absent: all."""
+    """Which parts to look at, separated by commas; absent: all. `network` is between the hosts of a
+    hostfile."""
 
     fix: bool = False
     """Repair what is safe to repair: build operators and the native step, remove locks of killed

@@ -19,7 +19,8 @@ Check = Callable[[Wanted], Iterable[Finding]]
 
 AREAS: Mapping[str, tuple[Check, ...]] = {
     "versions": (check_versions,),
-    "tools": (check_compiler, check_operators, check_native_step),
+    "tools": (check_compiler, check_native_step),
+    "operators": (check_operators,),
     "cpu": (check_cpu,),
     "limits": (check_limits,),
     "memory": (check_memory,),

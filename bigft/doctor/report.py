@@ -41,7 +41,8 @@ def _rows(findings: Sequence[Finding]) -> Iterator[tuple[str, str, str]]:
             continue
         values = list(dict.fromkeys(finding.found for finding in well))
         hosts = f"{len(well)} host{'s' if len(well) > 1 else ''}"
-        others = f", and {len(values) - 1} other values" if len(values) > 1 else ""
+        more = len(values) - 1
+        others = f", and {more} other value{'s' if more > 1 else ''}" if more else ""
         yield sign, name, f"{hosts}: {values[0]}{others}"
 
 

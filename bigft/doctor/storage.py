@@ -21,6 +21,7 @@ from bigft.units import format_bytes
 
 _LEAST_BYTES = 1 << 30
 _LEAST_INODES = 1000
+_MEASURED_SECONDS = 0.5
 _SLOW_NVME = 100e6
 """Bytes per second; a hard disk does that."""
 
@@ -61,6 +62,8 @@ def check_run_folder(wanted: Wanted) -> Iterator[Finding]:
     place = Place("run_folder", wanted.output_dir, "--output_dir")
     problem = try_writing(place)
     yield problem or passed(place.name, str(place.path))
+    if problem:
+        return
     holder = find_holder(place.path)
     if holder is not None:
         yield failed(
@@ -104,7 +107,7 @@ def check_caches(wanted: Wanted) -> Iterator[Finding]:
 
 
 def check_disk_speed(wanted: Wanted) -> Iterator[Finding]:
-    """Write and read for a second per disk; only a slow NVMe path is a fault."""
+    """Write and read each disk for a second; only a slow NVMe path is a fault."""
     for path in wanted.nvme_paths:
         place = Place("nvme_speed", path, _NVME_FLAG)
         rates = measure_disk(place.existing)
@@ -276,7 +279,7 @@ def measure_disk(folder: Path) -> tuple[float, float] | None:
             file = Path(made) / "speed"
             written, seconds = 0, 0.0
             start = time.perf_counter()
-            while written < most and seconds < 0.7:
+            while written < most and seconds < _MEASURED_SECONDS:
                 for done in disk.write(file, written, piece):
                     done.result()
                 written += len(piece)
@@ -284,7 +287,7 @@ def measure_disk(folder: Path) -> tuple[float, float] | None:
             write_rate = written / seconds
             moved, seconds = 0, 0.0
             start = time.perf_counter()
-            while moved < written and seconds < 0.7:
+            while moved < written and seconds < _MEASURED_SECONDS:
                 for done in disk.read(file, moved, piece):
                     done.result()
                 moved += len(piece)

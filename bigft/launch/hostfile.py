@@ -17,7 +17,6 @@ _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 _ZONE = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _SLOTS = re.compile(r"slots=([0-9]{1,4})", re.ASCII)
 _FOREIGN = {
-    "-": "ssh would take it for an option",
     "@": "no user here; put `User` for this host into ~/.ssh/config",
     "[": "an IPv6 address is written without brackets, and without a port",
     ":": "no port here; put `Port` for this host into ~/.ssh/config",
@@ -83,18 +82,18 @@ def explain_bad_name(name: str) -> str | None:
     address, percent, zone = name.partition("%")
     labels = name.split(".")
     if _is_address(address):
-        is_bad = bool(percent) and not _ZONE.fullmatch(zone)
+        is_bad = bool(percent) and (":" not in address or not _ZONE.fullmatch(zone))
         return "the zone after % is no name of a network interface" if is_bad else None
+    if name.startswith("-"):
+        return "ssh would take it for an option"
     for sign, why in _FOREIGN.items():
-        if sign in name[: 1 if sign == "-" else None]:
+        if sign in name:
             return why
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         return "not a host name: letters, digits and hyphens, in parts of 1 to 63 between dots"
-    # Of an address with a mistake in it.
-    is_number = labels[-1].isdigit()
-    return (
-        "neither an IP address nor a name: the last part of one is no number" if is_number else None
-    )
+    if labels[-1].isdigit():  # An address with a mistake in it.
+        return "neither an IP address nor a name: the last part of one is no number"
+    return None
 
 
 def _find_wrong(words: list[str], where: str) -> Iterator[str]:
