@@ -18,7 +18,7 @@ from bigft.doctor.hosts import examine_hosts
 from bigft.doctor.need import Need
 from bigft.doctor.repairs import repair
 from bigft.doctor.report import render_findings
-from bigft.doctor.wanted import Wanted, count_gpus, plan_wanted
+from bigft.doctor.wanted import Wanted, count_gpus, count_ranks, plan_wanted
 from bigft.errors import ConfigError, list_problems, raise_together
 from bigft.launch.hostfile import Host, read_hostfile
 from bigft.log import plain_console
@@ -35,7 +35,7 @@ def main(request: Request) -> None:
     hosts = [] if options.hostfile is None else read_hostfile(Path(options.hostfile).expanduser())
     world_size = sum(host.slots for host in hosts)
     if not hosts:
-        world_size = max(ranks, int(os.environ.get("WORLD_SIZE", "") or ranks))
+        world_size = max(ranks, count_ranks(os.environ))
     resolved = _resolve(rest, world_size, problems)
     if hosts:
         findings = examine_hosts(

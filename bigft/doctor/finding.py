@@ -16,8 +16,8 @@ ERRORS: dict[Fault, type[BigftError]] = {
 """Kind of fault -> the error that a training run would end with; the first one decides the exit
 code of a run of the doctor that has found several."""
 
-WITH_FIX = "bigft doctor --fix"
-"""What the repair begins with where the doctor can do it; the flags of the run follow."""
+WITH_FIX = "bigft doctor --fix   (with the same settings)"
+"""The repair that the doctor can do itself."""
 
 
 @dataclass(frozen=True)

@@ -82,14 +82,26 @@ def _on_all(hosts: Sequence[Host], call: Callable[[Host], ResultT]) -> list[Resu
 
 def _probe(host: Host, names: Sequence[str]) -> _Probed | Finding:
     before = time.time()
-    answer = ask_there(host.name, ["-m", "bigft.doctor.probe", *names], _PROBE_SECONDS)
+    try:
+        answer = ask_there(host.name, ["-m", "bigft.doctor.probe", *names], _PROBE_SECONDS)
+    except OSError as error:
+        return failed("ssh", str(error), _WHY_SSH, "apt-get install openssh-client")
     after = time.time()
-    if answer.code != 0:
+    facts = _read_answer(answer)
+    if facts is None:
         return explain_unreachable(host.name, answer)
-    facts = json.loads(answer.out.splitlines()[-1])
     # It looked at its clock at some moment in between.
     ahead, behind = facts["time"] - after, facts["time"] - before
     return _Probed(facts, ahead if ahead > 0 else min(behind, 0.0))
+
+
+def _read_answer(answer: Answer) -> Any:
+    """Return the JSON of the last line; a host may greet everybody who logs in before it."""
+    last = answer.out.strip().rpartition("\n")[2]
+    try:
+        return json.loads(last)
+    except json.JSONDecodeError:
+        return None
 
 
 def explain_unreachable(host: str, answer: Answer) -> Finding:
@@ -118,9 +130,8 @@ def _examine(host: Host, words: list[str], world_size: int) -> tuple[list[Findin
     """Let the doctor run there; returns its findings and the digest of the settings."""
     environ = {"WORLD_SIZE": str(world_size)}
     answer = ask_there(host.name, ["-c", _READ_WORDS], _EXAMINE_SECONDS, environ, json.dumps(words))
-    try:
-        report = json.loads(answer.out)
-    except json.JSONDecodeError:
+    report = _read_answer(answer)
+    if report is None:
         end = "did not end in time" if answer.code is None else answer.last_words
         found = failed(
             "settings",
@@ -295,7 +306,7 @@ def _meet(hosts: Sequence[Host], probed: Mapping[str, _Probed]) -> Iterator[Find
         yield replace(failed("all_reduce", end, why, repair), host=name)
     if bad:
         return
-    rate = json.loads(answers[0].out.splitlines()[-1])["bytes_per_second"]
+    rate = _read_answer(answers[0])["bytes_per_second"]
     found = f"{len(hosts)} hosts, {rate / 1e6:,.0f} MB/s each way (gloo)"
     finding = passed("all_reduce", found)
     if rate < _SLOW_NETWORK:

@@ -100,10 +100,14 @@ def check_caches(wanted: Wanted) -> Iterator[Finding]:
     problem = try_writing(Place("cache", wanted.cache_dir, "--data.loading.cache_dir"))
     yield problem or passed("cache", str(wanted.cache_dir))
     home = Path(wanted.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    problem = try_writing(Place("hf_home", home, "HF_HOME"))
+    is_writable = try_writing(Place("hf_home", home, "HF_HOME")) is None
     is_offline = wanted.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    note = "; offline: only what is there already can be used" if is_offline else ""
-    yield problem or passed("hf_home", f"{home}{note}")
+    # A shared folder of downloads is often closed, and no fault: what is there can be used.
+    states = [
+        word for word, holds in (("offline", is_offline), ("read-only", not is_writable)) if holds
+    ]
+    note = f" ({', '.join(states)}: only what is there already can be used)" if states else ""
+    yield passed("hf_home", f"{home}{note}")
 
 
 def check_disk_speed(wanted: Wanted) -> Iterator[Finding]:

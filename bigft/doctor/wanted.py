@@ -58,6 +58,12 @@ def count_gpus(environ: Mapping[str, str]) -> int:
     return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))
 
 
+def count_ranks(environ: Mapping[str, str]) -> int:
+    """Return how many ranks a launcher has started in all; 1 where there is none."""
+    text = environ.get("WORLD_SIZE", "1")
+    return int(text) if text.isdigit() else 1
+
+
 def find_tool(name: str, environ: Mapping[str, str]) -> str | None:
     """Find a program as a run finds it: beside the interpreter first, as where it is activated."""
     folders = [str(Path(sys.executable).parent), environ.get("PATH", os.defpath)]
