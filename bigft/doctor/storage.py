@@ -15,7 +15,6 @@ from pathlib import Path
 from bigft.distributed.claim import find_holder
 from bigft.doctor.finding import WITH_FIX, Fault, Finding, failed, passed, skipped
 from bigft.doctor.wanted import Wanted
-from bigft.engine.direct_io import DirectIO, allocate
 from bigft.engine.swap import find_orphans
 from bigft.units import format_bytes
 
@@ -103,10 +102,8 @@ def check_caches(wanted: Wanted) -> Iterator[Finding]:
     is_writable = try_writing(Place("hf_home", home, "HF_HOME")) is None
     is_offline = wanted.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
     # A shared folder of downloads is often closed, and no fault: what is there can be used.
-    states = [
-        word for word, holds in (("offline", is_offline), ("read-only", not is_writable)) if holds
-    ]
-    note = f" ({', '.join(states)}: only what is there already can be used)" if states else ""
+    state = "offline" if is_offline else "" if is_writable else "read-only"
+    note = f" ({state}: only what is there already can be used)" if state else ""
     yield passed("hf_home", f"{home}{note}")
 
 
@@ -272,6 +269,8 @@ def _check_orphans(place: Place) -> Finding:
 
 def measure_disk(folder: Path) -> tuple[float, float] | None:
     """Return bytes per second written and read past the page cache; None where that cannot be."""
+    from bigft.engine.direct_io import DirectIO, allocate  # With numpy.
+
     piece = allocate(32 << 20)
     most = min(shutil.disk_usage(folder).free // 4, 512 << 20)
     if most < len(piece):

@@ -11,7 +11,6 @@ from bigft.doctor.finding import WITH_FIX, Finding, failed, passed, skipped
 from bigft.doctor.wanted import Wanted, find_tool
 from bigft.engine.operators import finds_libaio
 from bigft.errors import LaunchError
-from bigft.optim.native.binding import Native, find_native
 
 _LOAD_SECONDS = 60.0
 """torch and DeepSpeed take 5 s to import here, and a minute from a cold network folder."""
@@ -143,6 +142,8 @@ def check_native_step(wanted: Wanted) -> Iterator[Finding]:
     if wanted.is_of_run and not wanted.uses_native:
         yield skipped("native_step", "this run's optimizer does not step in host memory")
         return
+    from bigft.optim.native.binding import Native, find_native  # With numpy.
+
     path = find_native()
     if path is None:
         found = "not built yet"
