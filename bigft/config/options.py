@@ -312,11 +312,6 @@ COMMANDS: Mapping[str, Command] = {
         is_word_required=False,
         takes_config=False,
     ),
-    "doctor": Command(
-        "Look whether this host, or every host of a hostfile, is ready: what is missing, and what"
-        " repairs it.",
-        own=DoctorOptions,
-    ),
     "consolidate": Command(
         "Turn a checkpoint into one Hugging Face folder.",
         "RUN_OR_CHECKPOINT",
@@ -333,6 +328,11 @@ COMMANDS: Mapping[str, Command] = {
         "Train several times with other settings, and keep the best.",
         own=SweepOptions,
         repeatable=frozenset({"search"}),
+    ),
+    "doctor": Command(
+        "Look whether this host, or every host of a hostfile, is ready: what is missing, and what"
+        " repairs it.",
+        own=DoctorOptions,
     ),
     "generate": Command("Write text with a model folder.", "MODEL", options=GenerateOptions),
     "explain": Command(
