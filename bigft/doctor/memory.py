@@ -18,7 +18,7 @@ _LEAST_SHARED = 512 << 20
 _SHARED_PER_RANK = 128 << 20
 """DeepSpeed maps 66 MiB per rank on the CPU accelerator, NCCL about 40 MiB per neighbour."""
 
-_SLOW_MEMORY = 2e9
+_SLOW_MEMORY = 1e9
 _SHM = Path("/dev/shm")
 _MEMINFO = Path("/proc/meminfo")
 _OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")

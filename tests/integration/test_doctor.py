@@ -299,8 +299,6 @@ FAULTS = [
     Fault("gpu_torch", "gpu", 6, torch_without_cuda, "built without CUDA"),
     Fault("clock", "clock", 6, clock_of_last_year, "days before this program"),
     Fault("ssh", "limits", 6, host_not_there, "No route to host"),
-    Fault("paths", "limits", 6, host_without_the_folder, "/nowhere"),
-    Fault("clock_skew", "limits", 6, host_in_the_past, "behind the others"),
     Fault("settings", "limits", 6, host_with_other_settings, "elsewhere"),
 ]
 MOUNTED = [
@@ -316,6 +314,8 @@ MOUNTED = [
     Fault("nvme_kind", "storage", 2, swap_in_memory, "tmpfs", frozenset({"nvme_direct_io"})),
 ]
 SLOW = [
+    Fault("clock_skew", "limits", 6, host_in_the_past, "behind the others"),
+    Fault("paths", "limits", 6, host_without_the_folder, "/nowhere"),
     Fault("operators", "operators", 6, operators_cut_short, "does not load"),
     Fault("build_lock", "operators", 6, lock_left_behind, "deepspeed_shm_comm/lock"),
     # The changed copy is in a folder of its own.
