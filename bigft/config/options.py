@@ -278,6 +278,43 @@ class SweepOptions(Section):
     """Print one JSON object."""
 
 
+class DoctorOptions(Section):
+    """Look whether this host, or every host of a hostfile, is ready for a run."""
+
+    hostfile: str | None = None
+    """File with a line `NAME slots=N` per host: look at every one of them over ssh, compare them,
+    and measure the network between them. Absent: look at this host."""
+
+    num_gpus: Annotated[int, Field(gt=0)] | None = None
+    """Ranks on this host; absent: one for each GPU, or one."""
+
+    checks: list[
+        Literal[
+            "versions",
+            "tools",
+            "operators",
+            "cpu",
+            "limits",
+            "memory",
+            "storage",
+            "gpu",
+            "clock",
+            "network",
+        ]
+    ] = []
+    """Which parts to look at, separated by commas; absent: all. `network` is between the hosts of a
+    hostfile."""
+
+    fix: bool = False
+    """Repair what is safe to repair: build operators and the native step, remove locks of killed
+    builds and swap files of killed runs. Without it nothing is changed."""
+
+    as_json: Annotated[bool, Field(alias="json")] = False
+    """Print one JSON object. Exit code: 0 all is well; 4 it does not fit (memory, `/dev/shm`,
+    disk); 6 a host, its tools or the network are not ready; 2 a path of the settings cannot be
+    used. Of several the first of these."""
+
+
 @dataclass(frozen=True)
 class Command:
     """One verb of the command line."""
@@ -328,6 +365,11 @@ COMMANDS: Mapping[str, Command] = {
         "Train several times with other settings, and keep the best.",
         own=SweepOptions,
         repeatable=frozenset({"search"}),
+    ),
+    "doctor": Command(
+        "Look whether this host, or every host of a hostfile, is ready: what is missing, and what"
+        " repairs it.",
+        own=DoctorOptions,
     ),
     "generate": Command("Write text with a model folder.", "MODEL", options=GenerateOptions),
     "explain": Command(
@@ -396,7 +438,7 @@ def split_options(
     rest: dict[str, str] = {}
     for name, text in request.settings.items():
         if name in own:
-            typed[name] = Typed(text, f"flag --{name}")
+            typed[name] = Typed(_split_list(text, own[name]), f"flag --{name}")
         elif "." not in name and name not in FLAGS and (near := find_nearest(name, own)):
             problems.append(f"--{name}: no such option; did you mean --{near}?")
         else:

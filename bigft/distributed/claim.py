@@ -57,6 +57,27 @@ def claimed(folder: Path, name: str = CLAIM_NAME) -> Iterator[None]:
             _claimed.discard(key)
 
 
+def find_holder(folder: Path, name: str = CLAIM_NAME) -> str | None:
+    """Say which other process holds a folder; None: nobody does."""
+    try:
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return None
+    except OSError as error:
+        is_held = error.errno in (errno.EACCES, errno.EAGAIN)
+        return _read_holder(descriptor) if is_held else None
+    finally:
+        os.close(descriptor)
+
+
+def _read_holder(descriptor: int) -> str:
+    holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+    return holder or "another process"
+
+
 def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,9 +88,8 @@ def _lock(descriptor: int, folder: Path) -> None:
             return
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
         raise LaunchError(
-            f"{folder}: in use by {holder or 'another process'}; let it finish, or choose another"
+            f"{folder}: in use by {_read_holder(descriptor)}; let it finish, or choose another"
             " folder"
         ) from error
     # For the message of who comes second; if it cannot be written the lock holds all the same.

@@ -40,13 +40,29 @@ def read_host_memory(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> Host
     total, available = _read_host()
     kills = _read_counter(_VMSTAT, "oom_kill")
     tightest = HostMemory(kills, total - available, total, is_grouped=False)
-    for folder in _find_groups(cgroups, own):
+    for folder in find_groups(cgroups, own):
         limit = _read_number(folder, "memory.max", "memory.limit_in_bytes")
         used = _read_number(folder, "memory.current", "memory.usage_in_bytes") or 0
         kills = max(kills, _read_kills(folder))
         if limit is not None and limit < tightest.limit_bytes:
             tightest = HostMemory(kills, used, limit, is_grouped=True)
     return HostMemory(kills, tightest.used_bytes, tightest.limit_bytes, tightest.is_grouped)
+
+
+def read_available_bytes(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> int:
+    """Return the memory that this process may still take, of its groups and of the host.
+
+    What a group holds of files can be dropped and does not count as used.
+    """
+    _, available = _read_host()
+    for folder in find_groups(cgroups, own):
+        limit = _read_number(folder, "memory.max", "memory.limit_in_bytes")
+        used = _read_number(folder, "memory.current", "memory.usage_in_bytes") or 0
+        if limit is not None:
+            names = ("inactive_file", "active_file")
+            files = sum(_read_counter(folder / "memory.stat", name) for name in names)
+            available = min(available, limit - max(used - files, 0))
+    return max(available, 0)
 
 
 def _read_host() -> tuple[int, int]:
@@ -59,16 +75,18 @@ def _read_host() -> tuple[int, int]:
     return found["MemTotal"], found.get("MemAvailable", 0)
 
 
-def _find_groups(cgroups: Path, own: Path) -> list[Path]:
-    """Find the folders of this process's memory groups, from its own up to the root."""
+def find_groups(
+    cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS, controller: str = "memory"
+) -> list[Path]:
+    """Find the folders of this process's groups of a controller, from its own up to the root."""
     lines = own.read_text().splitlines() if own.is_file() else []
     found: list[Path] = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             root = cgroups
-        elif "memory" in controllers.split(","):
-            root = cgroups / "memory"
+        elif controller in controllers.split(","):
+            root = cgroups / controller
         else:
             continue
         # In a container the path may be the host's, of which only the own end is mounted, as root.

@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bigft.errors import LaunchError, raise_together
 
 logger = logging.getLogger(__name__)
+
+HOST_OPERATORS = ["CPUAdamBuilder", "AsyncIOBuilder", "ShareMemCommBuilder"]
+"""Builders of all operators that work on a host's memory, disk and cores."""
 
 _STALE_SECONDS = 900.0
 """No operator takes this long to build."""
@@ -57,7 +61,7 @@ def check_build_tools(builders: list[str]) -> None:
             f"no ninja on PATH, but DeepSpeed builds {needs} with it; pip install ninja"
         )
     uses_aio = "AsyncIOBuilder" in builders
-    if compiler_found and uses_aio and not _links(compiler, _LIBAIO_PROBE):
+    if compiler_found and uses_aio and not finds_libaio(compiler):
         problems.append(
             "libaio is missing, but offload to NVMe is asked for; install it (Debian, Ubuntu:"
             ' apt-get install libaio-dev) or offload to host memory: device "cpu"'
@@ -66,9 +70,11 @@ def check_build_tools(builders: list[str]) -> None:
         raise_together(LaunchError, problems)
 
 
-def _links(compiler: str, source: str) -> bool:
+def finds_libaio(compiler: str) -> bool:
+    """Say whether a program with libaio compiles and links."""
     command = [compiler, "-x", "c++", "-", "-laio", "-o", os.devnull]
-    return subprocess.run(command, input=source.encode(), capture_output=True).returncode == 0
+    done = subprocess.run(command, input=_LIBAIO_PROBE.encode(), capture_output=True)
+    return done.returncode == 0
 
 
 def build_operators(builders: list[str]) -> None:
@@ -94,8 +100,18 @@ def build_operators(builders: list[str]) -> None:
             ) from error
 
 
-def clear_stale_lock(name: str) -> None:
-    """Remove the lock that a killed build left behind; torch would wait for it without end.
+@dataclass(frozen=True)
+class BuildLock:
+    """The lock file of an operator that is being built, or was."""
+
+    path: Path
+    age_seconds: float
+    is_stale: bool
+    """Nobody is building any more."""
+
+
+def find_lock(name: str) -> BuildLock | None:
+    """Find the lock of an operator.
 
     The builder keeps the file open. One that no process here has open may still belong to another
     host that shares the folder, so it has to be old as well.
@@ -106,14 +122,31 @@ def clear_stale_lock(name: str) -> None:
     try:
         age = time.time() - lock.stat().st_mtime
     except FileNotFoundError:
+        return None
+    return BuildLock(lock, age, age > _STALE_SECONDS and not _is_open_here(lock))
+
+
+def clear_stale_lock(name: str) -> None:
+    """Remove the lock that a killed build left behind; torch would wait for it without end."""
+    lock = find_lock(name)
+    if lock is None:
         return
-    if age > _STALE_SECONDS and not _is_open_here(lock):
+    if lock.is_stale:
+        minutes = lock.age_seconds / 60
         logger.warning(
-            "removed %s, left %.0f minutes ago by a build that was killed", lock, age / 60
+            "removed %s, left %.0f minutes ago by a build that was killed", lock.path, minutes
         )
-        lock.unlink(missing_ok=True)
+        lock.path.unlink(missing_ok=True)
     else:
-        logger.warning("waiting for another build; if there is none, delete %s", lock)
+        logger.warning("waiting for another build; if there is none, delete %s", lock.path)
+
+
+def find_built(name: str) -> Path | None:
+    """Find the library of an operator that was built here before; None: there is none yet."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    library = Path(_get_build_directory(name, False)) / f"{name}.so"
+    return library if library.is_file() else None
 
 
 def _is_open_here(file: Path) -> bool:

@@ -104,13 +104,19 @@ def close_swap(private: dict[str, Any]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def find_orphans(root: Path) -> list[Path]:
+    """Find private folders below an `nvme_path` whose runs on this host were killed."""
+    owners = {folder: folder / _OWNER for folder in root.glob(f"{_PREFIX}*")}
+    return [
+        f for f, owner in owners.items() if owner.is_file() and not _is_alive(owner.read_text())
+    ]
+
+
 def remove_orphans(ds: dict[str, Any]) -> None:
     """Remove private folders of runs on this host that were killed before they could."""
     for root in find_swap_roots(ds):
-        for folder in root.glob(f"{_PREFIX}*"):
-            owner = folder / _OWNER
-            if owner.is_file() and not _is_alive(owner.read_text()):
-                shutil.rmtree(folder, ignore_errors=True)
+        for folder in find_orphans(root):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def sign_swap(private: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ def python(*words):
         "bigft.commands.explain",
         "bigft.commands.data",
         "bigft.commands.sweep",
+        "bigft.commands.doctor",
         "bigft.commands.compress",
         "bigft.models.facts",
         "bigft.config.deepspeed_check",

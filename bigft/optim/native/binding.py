@@ -159,23 +159,29 @@ def load_native() -> Native:
     Raises:
         LaunchError: No compiler, or it failed; says what to install.
     """
+    return Native(find_native() or _build())
+
+
+def find_native() -> Path | None:
+    """Find the library that `setup.py` or an earlier run has built; None: there is none yet."""
     packaged = Path(__file__).parent / f"{digest_sources()}-{NAME}"
-    return Native(packaged if packaged.is_file() else _find_or_build())
+    return next((path for path in (packaged, _cached()) if path.is_file()), None)
 
 
-def _find_or_build() -> Path:
+def _cached() -> Path:
     cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    folder = cache_folder / "bigft" / "native" / digest_sources()
-    path = folder / NAME
-    if path.is_file():
-        return path
+    return cache_folder / "bigft" / "native" / digest_sources() / NAME
+
+
+def _build() -> Path:
+    path = _cached()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         # Whoever comes second builds the same, and the later one of two equal files stays.
         build(path)
     except (BuildError, OSError) as error:
         raise LaunchError(
-            f"the native optimizer step could not be built in {folder}: {error}. Install a C++"
+            f"the native optimizer step could not be built in {path.parent}: {error}. Install a C++"
             " compiler with OpenMP (Debian, Ubuntu: apt-get install g++), or set CXX, or"
             " XDG_CACHE_HOME if the folder cannot be written to"
         ) from error
