@@ -32,6 +32,9 @@ def python(*words):
         "bigft.commands.compress",
         "bigft.models.facts",
         "bigft.config.deepspeed_check",
+        "bigft.planner.hardware",
+        "bigft.planner.time",
+        "bigft.probe.slice",
     ],
 )
 def test_module_imports_nothing_heavy(module):
