@@ -145,7 +145,9 @@ def use_known(machine: Machine, known: KnownRates, folder: Path, precision: Prec
     """
     rates = machine.rates
     changes: dict[str, Any] = {}
-    matrix = known.rates.get(f"matrix_{precision}")
+    # GPUs are as fast in fp16 as in bf16; CPUs are not.
+    alike = "bf16" if precision == "fp16" and machine.device == "cuda" else precision
+    matrix = known.rates.get(f"matrix_{alike}")
     if matrix is not None:
         # All cores were measured together; the ranks of a host share them.
         share = machine.ranks_per_host if machine.device == "cpu" else 1

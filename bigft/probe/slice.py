@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bigft.planner.known import name_slice
 from bigft.planner.machine import SliceMeasurement
@@ -44,6 +44,9 @@ class SliceJob:
     """Of the whole model: what the C library keeps depends on it."""
 
     threads: int = 1
+    clock: Literal["wall", "processor"] = "wall"
+    """`processor`: what one thread computes, on a machine that others use too."""
+
     seconds: float = 3.0
     """Limit of the rounds, after warming up."""
 

@@ -28,12 +28,16 @@ def python(*words):
         "bigft.run.reference",
         "bigft.commands.explain",
         "bigft.commands.data",
+        "bigft.commands.plan",
         "bigft.commands.sweep",
         "bigft.commands.doctor",
         "bigft.commands.compress",
         "bigft.models.facts",
         "bigft.config.deepspeed_check",
         "bigft.planner.architecture.build",
+        "bigft.planner.hardware",
+        "bigft.planner.time",
+        "bigft.probe.slice",
     ],
 )
 def test_module_imports_nothing_heavy(module):

@@ -263,6 +263,15 @@ class TestKnownRates:
         wide = read_machine(output_dir=tmp_path, precision="fp32").rates
         assert wide.matrix.origin == "typical", "another format was measured"
 
+    def test_those_of_a_gpu_are_each_rank_s_own(self, tmp_path):
+        _install_smi(tmp_path)
+        self._save(tmp_path, matrix_bf16=7e14, pcie=5e10, host_memory=1e11)
+        for precision in ("bf16", "fp16"):
+            rates = read_machine(output_dir=tmp_path, precision=precision).rates
+            assert (rates.matrix.per_second, rates.matrix.origin) == (7e14, "measured")
+            assert (rates.pcie.per_second, rates.host_memory.per_second) == (5e10, 1e11)
+            assert rates.device_memory.origin == "typical"
+
     def test_given_ones_win(self, tmp_path):
         self._save(tmp_path)
         assert parse(tmp_path, nvme="@9/9").rates.disk_read.per_second == 9e9
