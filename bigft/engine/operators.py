@@ -94,6 +94,15 @@ def build_operators(builders: list[str]) -> None:
             ) from error
 
 
+def is_built(name: str) -> bool:
+    """Whether a builder's operator comes from the cache; to build it takes a minute or two."""
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils.cpp_extension import _get_build_directory
+
+    operator = get_accelerator().create_op_builder(name).name
+    return (Path(_get_build_directory(operator, False)) / f"{operator}.so").exists()
+
+
 def clear_stale_lock(name: str) -> None:
     """Remove the lock that a killed build left behind; torch would wait for it without end.
 
