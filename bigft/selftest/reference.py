@@ -101,8 +101,8 @@ def train_plainly(folder: Path, ranks: int, optim: str, precision: str) -> Cours
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), setup.MAX_GRAD_NORM)
         step.step(rate)
-        losses.append(float(loss))
-        norms.append(float(norm))
+        losses.append(loss.item())
+        norms.append(norm.item())
         rates.append(rate)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     return Course(losses, norms, rates, weights)

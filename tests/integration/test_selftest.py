@@ -12,7 +12,7 @@ pytestmark = pytest.mark.distributed
 
 ROOT = Path(__file__).resolve().parents[2]
 
-WELL = ["zero2_offload/adamw/fp32/x2", "zero2_offload/adamw/bf16"]
+WELL = ["zero2_offload/adamw/fp32/x2", "zero0/adamw/bf16/x2/resumed"]
 
 PLANTED = [
     ("forget_accumulation", "zero2_offload/adamw/fp32/x2", "gradient norms"),
@@ -76,8 +76,8 @@ def test_the_command_passes_and_leaves_nothing(tmp_path):
     assert found.keys() == {"ok", "rows", "seconds"}
     assert found["ok"] is True
     assert [row["verdict"] for row in found["rows"]] == ["agrees"] * 2
-    assert found["rows"][0]["row"] == WELL[0]
-    assert "2 of 2: zero2_offload/adamw/bf16/x2/resumed agrees" in done.stderr
+    assert {row["row"] for row in found["rows"]} == set(WELL)
+    assert f"2 of 2: {WELL[0]} agrees" in done.stderr
     assert list(tmp_path.iterdir()) == []
     assert find_shared_buffers() <= before
 
@@ -88,4 +88,7 @@ def test_a_rank_that_hangs_is_said_and_ended(tmp_path):
     assert done.returncode == 6
     assert "has not ended after" in done.stderr
     assert list(tmp_path.iterdir()) == []
-    assert str(tmp_path) not in subprocess.run(["ps", "-eo", "args"], capture_output=True).stdout.decode()
+    assert (
+        str(tmp_path)
+        not in subprocess.run(["ps", "-eo", "args"], capture_output=True).stdout.decode()
+    )

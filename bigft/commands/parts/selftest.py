@@ -4,7 +4,6 @@ Every row is a real run, by the same line as `bigft train`: resolved from the sh
 committed, exported. What rank 0 finds goes to `events.jsonl`, line by line.
 """
 
-import gc
 import io
 import json
 import os
@@ -132,9 +131,6 @@ def _try_row(
             run_folder.mkdir(exist_ok=True)
         barrier()
         checkpoint = train(resolved, run_folder, world, console)
-        # An engine that is not collected before the next one is frozen with it, for good.
-        gc.unfreeze()
-        gc.collect()
     result: dict[str, Any] = {}
     with errors_shared():
         if world.is_rank_zero:
