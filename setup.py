@@ -70,6 +70,9 @@ setup(
     cmdclass={"build_py": BuildWithNative},
     distclass=NativeDistribution,
     package_data={"bigft.optim.native": ["csrc/*"]},
+    data_files=[  # bigft selftest runs them
+        ("share/bigft/ds_configs", [f"ds_configs/{p.name}" for p in ROOT.glob("ds_configs/*.json")])
+    ],
     version=VERSION,
     description="Full-parameter fine-tuning of large Hugging Face models on hardware people own",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),

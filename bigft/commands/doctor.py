@@ -22,8 +22,12 @@ from bigft.doctor.wanted import Wanted, count_gpus, count_ranks, plan_wanted
 from bigft.errors import ConfigError, list_problems, raise_together
 from bigft.launch.hostfile import Host, read_hostfile
 from bigft.log import plain_console
+from bigft.planner.architecture.case import UnknownArchitectureError
+from bigft.planner.forecast import forecast
 from bigft.redact import redact_text, redact_value
-from bigft.run.resolve import Resolved, default_output_dir, resolve, with_output_dir
+from bigft.run.job import plan_run
+from bigft.run.resolve import default_output_dir, resolve, with_output_dir
+from bigft.run.resolved import Resolved
 
 
 def main(request: Request) -> None:
@@ -45,7 +49,7 @@ def main(request: Request) -> None:
             measure_network=not options.checks or "network" in options.checks,
         )
     else:
-        wanted = plan_wanted(resolved, ranks, os.environ, find_need(resolved))
+        wanted = plan_wanted(resolved, ranks, os.environ, find_need(resolved, ranks))
         findings = _examine_here(wanted, options)
     if options.as_json:
         page = _render_json(findings, resolved, time.monotonic() - start)
@@ -58,9 +62,22 @@ def main(request: Request) -> None:
         raise error(_summarize(findings))
 
 
-def find_need(resolved: Resolved) -> Need:
-    """Say what a run needs of a host, as far as it is known."""
-    return Need()
+def find_need(resolved: Resolved, ranks: int) -> Need:
+    """Say what a run needs of a host; without a DeepSpeed JSON nothing is known of the run."""
+    if not resolved.config:
+        return Need()
+    environ = {**os.environ, "LOCAL_SIZE": str(ranks)}
+    try:
+        plan = forecast(*plan_run(resolved, environ))
+    except UnknownArchitectureError:
+        return Need()
+    return Need(
+        host_bytes=plan.host_bytes_per_host,
+        pinned_bytes=plan.pinned_bytes_per_rank or None,
+        shared_memory_bytes=plan.shared_memory_bytes_per_host or None,
+        output_bytes=plan.output_bytes,
+        nvme_bytes=plan.nvme_bytes_per_host or None,
+    )
 
 
 def _resolve(request: Request, world_size: int, problems: list[str]) -> Resolved:

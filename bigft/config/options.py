@@ -315,6 +315,27 @@ class DoctorOptions(Section):
     used. Of several the first of these."""
 
 
+class SelftestOptions(Section):
+    """Whether this install computes what plain torch does, on this hardware."""
+
+    num_gpus: Annotated[int, Field(gt=0)] | None = None
+    """Ranks, started by the `deepspeed` launcher; absent: one per GPU, 2 on a machine without."""
+
+    rows: list[str] = []
+    """Runs to try, by their names or the first words of them (`zero3,zero3_offload/adamw_8bit`,
+    `*/bf16/*`); absent: all."""
+
+    nvme_path: str | None = None
+    """Folder on the disk that swap files of the runs on NVMe are to be tried on; absent: that of
+    temporary files."""
+
+    timeout: Annotated[float, Field(gt=0)] = 180.0
+    """Seconds that one run, or the start of the ranks, may take before it counts as hanging."""
+
+    as_json: Annotated[bool, Field(alias="json")] = False
+    """Print one JSON object."""
+
+
 @dataclass(frozen=True)
 class Command:
     """One verb of the command line."""
@@ -372,6 +393,10 @@ COMMANDS: Mapping[str, Command] = {
         own=DoctorOptions,
     ),
     "generate": Command("Write text with a model folder.", "MODEL", options=GenerateOptions),
+    "selftest": Command(
+        "Try whether this install computes what plain torch does, on this hardware.",
+        options=SelftestOptions,
+    ),
     "explain": Command(
         "Say what a setting means, its default, its value and where that came from.",
         "SETTING",

@@ -10,6 +10,7 @@ from torch import nn
 
 from bigft.engine.engine import Engine
 from bigft.engine.host_zero import host_zero
+from bigft.engine.unfused import unstepped
 from bigft.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def build_engine(
 
     Collective: every rank.
     """
-    with host_zero():
+    with host_zero(), unstepped():
         wrapped, _, _, _ = deepspeed.initialize(
             model=module,
             model_parameters=groups,

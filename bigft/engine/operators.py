@@ -149,6 +149,13 @@ def find_built(name: str) -> Path | None:
     return library if library.is_file() else None
 
 
+def is_built(builder: str) -> bool:
+    """Whether a builder's operator comes from the cache; to build it takes a minute or two."""
+    from deepspeed.accelerator import get_accelerator
+
+    return find_built(get_accelerator().create_op_builder(builder).name) is not None
+
+
 def _is_open_here(file: Path) -> bool:
     wanted = file.resolve()
     for link in Path("/proc").glob("[0-9]*/fd/*"):

@@ -27,6 +27,12 @@ _PIECE = 1 << 24
 _SLOTS = 3
 """Of the optimizer on NVMe (`bigft.engine.host_swap`)."""
 
+_EXPERT_KERNELS = 550_000_000
+"""What oneDNN keeps for products of every number of tokens that experts on a CPU have seen."""
+
+_BITSANDBYTES_STEP = 13
+"""Bytes per element that bitsandbytes' step on a CPU has beside everything else (docs/log.md)."""
+
 _PASSES: tuple[Phase, ...] = ("loss", "backward")
 
 
@@ -103,6 +109,9 @@ def _list_optimizer(job: Job) -> Iterator[Item]:
         largest = max(groups, default=0)
     else:
         largest = own
+    if job.optimizer.class_name == "HostAdamW8bit" and where == "host":
+        extra = _BITSANDBYTES_STEP * largest
+        yield Item("bitsandbytes' step on the CPU", "host", extra, ("step",))
     if s.optimizer_device == "none":
         # Put together in their own format first.
         copies = (4 + s.weight_bytes) * largest
@@ -164,6 +173,8 @@ def _list_passes(job: Job) -> Iterator[Item]:
     yield Item("one layer's activations", device, layer, ("backward",))
     whole = _count_whole_gradients(job)
     yield Item("weight gradients at hand", device, whole, ("backward",))
+    if job.is_on_cpu and any(block.experts for block in job.architecture.blocks):
+        yield Item("kernels of experts", "host", _EXPERT_KERNELS, _PASSES)
 
 
 def _count_whole_gradients(job: Job) -> int:

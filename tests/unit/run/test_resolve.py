@@ -311,13 +311,6 @@ def test_hub_is_not_asked_while_something_else_is_wrong(run, monkeypatch):
     assert "--lr" in refusal(run, "--model owner/name --lr 1")
 
 
-@pytest.mark.parametrize("config", ["", "auto"])
-def test_missing_config_names_one(config):
-    words = ["train", *(["--config", config] if config else [])]
-    with pytest.raises(ConfigError, match=r"--config ds_configs/zero3\.json"):
-        resolve(parse(words), {})
-
-
 def test_bad_world_size_is_named(run):
     assert "WORLD_SIZE=two" in refusal(run, ranks="two")
 
