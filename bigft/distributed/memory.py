@@ -119,18 +119,3 @@ def _read_number(folder: Path, *names: str) -> int | None:
             text = (folder / name).read_text().strip()
             return int(text) if text.isdigit() and int(text) < _UNLIMITED else None
     return None
-
-
-def read_available_bytes(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> int:
-    """Return what this process may still take: free or only caching files, below every limit."""
-    room = [_read_host()[1]]
-    for folder in _find_groups(cgroups, own):
-        limit = _read_number(folder, "memory.max", "memory.limit_in_bytes")
-        if limit is None:
-            continue
-        used = _read_number(folder, "memory.current", "memory.usage_in_bytes") or 0
-        stat = folder / "memory.stat"
-        # The kernel drops cached files before it ends anyone.
-        cached = sum(_read_counter(stat, name) for name in ("active_file", "inactive_file"))
-        room.append(max(0, limit - used + cached))
-    return min(room)

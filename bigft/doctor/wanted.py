@@ -13,7 +13,7 @@ from bigft.doctor.need import Need
 from bigft.engine.operators import HOST_OPERATORS, find_needed_operators
 from bigft.engine.swap import find_swap_roots
 from bigft.optim.place import suits_host
-from bigft.run.resolve import Resolved
+from bigft.run.resolved import Resolved
 
 
 @dataclass(frozen=True)
