@@ -31,6 +31,13 @@ def _nothing_is_known(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
 
 
+
+@pytest.fixture(autouse=True)
+def without_choice(monkeypatch):
+    """Nobody has said to leave GPUs out."""
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+
+
 def _install_smi(tmp_path, text=SMI):
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir(exist_ok=True)
