@@ -12,7 +12,7 @@ from bigft.commands.parts.announce import announce_data
 from bigft.commands.parts.checkpoints import RunCheckpoints, bound_facts, check_space
 from bigft.commands.parts.checks import check_first
 from bigft.commands.parts.data import build_run_data
-from bigft.commands.parts.engine import build_run_engine, out_of_memory_explained, training_dtype
+from bigft.commands.parts.engine import build_run_engine, training_dtype
 from bigft.commands.parts.frozen import FrozenModels
 from bigft.commands.parts.guards import Guards
 from bigft.commands.parts.hooks import StateBytes, build_hooks
@@ -27,6 +27,7 @@ from bigft.distributed.collectives import (
     errors_shared,
     local_rank_zero_first,
 )
+from bigft.distributed.place import HERE
 from bigft.distributed.world import World
 from bigft.engine.engine import Engine
 from bigft.engine.zero import Zero
@@ -62,6 +63,7 @@ def train(
     resolved, optimizer, resumed = check_first(resolved, folder, world, console)
 
     # --- Data ---
+    HERE.note(phase="preparing the data")
     facts = read_facts(run.model)
     # First on one rank of each host: the built-in tokenizer may have to be trained.
     with errors_shared(), local_rank_zero_first(world):
@@ -142,7 +144,7 @@ def train(
                 tell=console.say,
             )
         rendezvous = Rendezvous(guards.signals, world.device)
-        with opened as sinks, out_of_memory_explained(run), guards.signals.awaited():
+        with opened as sinks, guards.signals.awaited():
             hooks = build_hooks(
                 run,
                 engine,

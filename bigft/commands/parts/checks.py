@@ -10,6 +10,7 @@ from bigft.distributed.collectives import (
     errors_shared,
     local_rank_zero_first,
 )
+from bigft.distributed.place import HERE
 from bigft.distributed.world import World
 from bigft.engine.build import check_precision
 from bigft.engine.communication import open_communication
@@ -51,7 +52,8 @@ def check_first(
         if world.is_rank_zero and resumed is None:
             record(resolved, os.environ, folder)
     announce(resolved, optimizer, world, folder, console)
-    with local_rank_zero_first(world):
+    HERE.note(phase="building DeepSpeed's operators")
+    with errors_shared(), local_rank_zero_first(world):
         build_operators(operators)
         if optimizer.class_name == "HostAdamW":
             load_native()
