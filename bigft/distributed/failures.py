@@ -36,8 +36,8 @@ class Failure:
 FAILURES = (
     Failure(
         "pinned memory",
-        r"cudaHostAlloc|cudaHostRegister|pin_memory.*out of memory|CachingHostAllocator"
-        r"|mlock.*(cannot allocate|failed)",
+        # Of the driver itself: torch's own allocator writes "CUDA out of memory" without "error".
+        r"cudaHostAlloc|cudaHostRegister|CUDA error: out of memory|mlock.*(cannot allocate|failed)",
         "host memory could not be pinned (locked for the device)",
         "Raise the limit (`ulimit -l unlimited`; docker run --ulimit memlock=-1), or do without:"
         " --ds.zero_optimization.offload_optimizer.pin_memory false, and offload_param likewise",

@@ -45,14 +45,17 @@ _BUILD_FAILURES = (
         "Install the CUDA toolkit of torch.version.cuda, or set DS_SKIP_CUDA_CHECK=1",
     ),
     (
-        r"(c\+\+|g\+\+|cc1plus|clang\+\+).*(not found|No such file)|stdlib\.h: No such file"
+        r"--version'.*returned non-zero|(c\+\+|g\+\+|cc1plus|clang\+\+).*(not found|No such file)|stdlib\.h: No such file"
         r"|error trying to exec|cstdlib: No such file",
         f"A compiler is missing or broken; {_GCC}",
     ),
-    (r"unrecognized command.line option|march=", f"The compiler is too old; {_GCC}, or set CXX"),
-    (r"ninja", "pip install ninja"),
+    (
+        r"unrecognized command.line option|bad value .* for .-march",
+        f"The compiler is too old; {_GCC}, or set CXX",
+    ),
+    (r"ninja is required|ninja.*not (found|installed)", "pip install ninja"),
     (r"Permission denied", "Set TORCH_EXTENSIONS_DIR to a folder that you may write"),
-    (r"undefined symbol|GLIBCXX_|cannot open shared object", _STALE),
+    (r"undefined symbol|version .GLIBCXX_|cannot open shared object", _STALE),
 )
 
 _LIBAIO_PROBE = "#include <libaio.h>\nint main() { return io_queue_init(1, 0); }\n"

@@ -1,9 +1,11 @@
 """Real runs end badly, and their last words say why, with numbers and what to do."""
 
 import contextlib
+import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -140,14 +142,21 @@ def test_a_single_rank_that_ran_out_of_host_memory_gets_the_numbers(shared_folde
 @pytest.mark.nightly
 def test_too_little_address_space_is_host_memory(shared_folder, tmp_path):
     """RLIMIT_AS, as `ulimit -v` sets it: torch's allocator fails instead of the kernel."""
-    folder = tmp_path / "run"
-    with running(words_for(shared_folder, folder)) as process:
-        wait_for(lambda: has_stepped(folder))
+    model = tmp_path / "model"
+    shutil.copytree(shared_folder / "model", model)
+    (model / "model.safetensors").unlink()
+    config = json.loads((model / "config.json").read_text())
+    # One matrix of 1 GiB, in fp32 or bf16 at least half of it.
+    config |= {"hidden_size": 8192, "intermediate_size": 32768, "num_hidden_layers": 1}
+    (model / "config.json").write_text(json.dumps(config))
+    with running(words_for(shared_folder, tmp_path / "run", model=model)) as process:
+        said = ""
+        while "rows," not in said:
+            said += process.stdout.readline()
         used = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0]) * 4096
-        resource.prlimit(process.pid, resource.RLIMIT_AS, (used, used))
-        # What fits into freed memory goes on: take what is left, too.
-        resource.prlimit(process.pid, resource.RLIMIT_DATA, (1 << 20, 1 << 20))
-        said, _ = process.communicate(timeout=120)
+        limit = used + (400 << 20)
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
+        said += process.communicate(timeout=120)[0]
     (line,) = last_words(said)
     assert process.returncode == 7, said[-3000:]
     assert "host memory is exhausted" in line

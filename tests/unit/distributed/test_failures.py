@@ -10,10 +10,10 @@ from bigft.errors import ConfigError, LaunchError, TrainingError
 
 # Of torch 2.13, NCCL and DeepSpeed 0.19.8, as they were seen or stand in the sources.
 TEXTS = {
-    "pinned memory": "AcceleratorError: CUDA error: out of memory\nat::cuda::CachingHostAllocator",
-    "host memory": "RuntimeError: [enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator:"
-    " can't allocate memory: you tried to allocate 17592186044416 bytes. Error code 12 (Cannot"
-    " allocate memory)",
+    "pinned memory": "AcceleratorError: CUDA error: out of memory\nSearch for `cudaErrorMemory'",
+    "host memory": "RuntimeError: [enforce fail at alloc_cpu.cpp:127] err == 0. "
+    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 17592186044416 bytes. Error"
+    " code 12 (Cannot allocate memory)",
     "device assert": "AcceleratorError: CUDA error: device-side assert triggered",
     "lost device": "AcceleratorError: CUDA error: uncorrectable ECC error encountered",
     "no kernel image": "AcceleratorError: CUDA error: no kernel image is available for execution on"
@@ -41,8 +41,8 @@ TEXTS = {
     " error (run with NCCL_DEBUG=INFO for details), NCCL version 2.20.5",
     "too many files": "OSError: [Errno 24] Too many open files: '/data/x'",
     "disk": "OSError: [Errno 28] No space left on device",
-    "batch equation": "AssertionError: Check batch related parameters. train_batch_size is not equal"
-    " to micro_batch_per_gpu * gradient_acc_step * world_size 8 != 1 * 1 * 2",
+    "batch equation": "AssertionError: Check batch related parameters. train_batch_size is not"
+    " equal to micro_batch_per_gpu * gradient_acc_step * world_size 8 != 1 * 1 * 2",
     "cuda toolkit": "MissingCUDAException: CUDA_HOME does not exist, unable to compile CUDA op(s)",
 }
 MORE = {
@@ -51,8 +51,8 @@ MORE = {
     " waiting 4000ms for recv operation to complete",
     "rendezvous": "DistNetworkError: The client socket has timed out after 3000ms while trying to"
     " connect to (no-such-host.invalid, 29722).",
-    "lost peer": "ncclRemoteError: A call failed possibly due to a network error or a remote process"
-    " exiting prematurely.\nLast error:\nsocketProgress: Connection closed by remote peer"
+    "lost peer": "ncclRemoteError: A call failed possibly due to a network error or a remote"
+    " process exiting prematurely.\nLast error:\nsocketProgress: Connection closed by remote peer"
     " node2<42830>",
     "pinned memory": "RuntimeError: cudaHostAlloc failed with error 2",
 }
@@ -108,10 +108,10 @@ class OutOfMemoryError(RuntimeError):
 def _device(asked="2.00 GiB", used="20.10 GiB", idle="200.00 MiB", others=""):
     return OutOfMemoryError(
         f"CUDA out of memory. Tried to allocate {asked}. GPU 0 has a total capacity of 23.65 GiB of"
-        f" which 11.06 MiB is free. {others}Including non-PyTorch memory, this process has 22.60 GiB"
-        f" memory in use. Of the allocated memory {used} is allocated by PyTorch, and {idle} is"
-        " reserved by PyTorch but unallocated. If reserved but unallocated memory is large try"
-        " setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
+        f" which 11.06 MiB is free. {others}Including non-PyTorch memory, this process has"
+        f" 22.60 GiB memory in use. Of the allocated memory {used} is allocated by"
+        f" PyTorch, and {idle} is reserved by PyTorch but unallocated. If reserved but"
+        " unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
     )
 
 
@@ -170,6 +170,12 @@ def test_addresses_of_gloo_and_nccl():
     assert find_addresses(TEXTS["no route"]) == ["192.168.19.14"]
 
 
+COMMAND = (
+    "[1/3] c++ -MMD -MF x.o.d -D_GLIBCXX_USE_CXX11_ABI=1 -I/usr/local/cuda/include -O3 -std=c++17"
+    " -march=native -fopenmp -laio -c x.cpp -o x.o"
+)
+
+
 @pytest.mark.parametrize(
     ("line", "repair"),
     [
@@ -184,7 +190,8 @@ def test_addresses_of_gloo_and_nccl():
 )
 def test_the_telling_line_of_a_compiler(line, repair):
     output = (
-        f"Error building extension 'cpu_adam': [1/3] c++ -MMD x.cpp\nFAILED: x.o\n{line}\nninja"
+        f"Error building extension 'cpu_adam': {COMMAND}\nFAILED: x.o\n{COMMAND}\n{line}\n"
+        "ninja: build stopped: subcommand failed."
     )
     explained = explain_build(output)
     assert explained.startswith(line)
