@@ -45,8 +45,8 @@ _BUILD_FAILURES = (
         "Install the CUDA toolkit of torch.version.cuda, or set DS_SKIP_CUDA_CHECK=1",
     ),
     (
-        r"--version'.*returned non-zero|(c\+\+|g\+\+|cc1plus|clang\+\+).*(not found|No such file)|stdlib\.h: No such file"
-        r"|error trying to exec|cstdlib: No such file",
+        r"--version'.*returned non-zero|(c\+\+|g\+\+|cc1plus|clang\+\+).*(not found|No such file)"
+        r"|stdlib\.h: No such file|error trying to exec|cstdlib: No such file",
         f"A compiler is missing or broken; {_GCC}",
     ),
     (

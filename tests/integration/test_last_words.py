@@ -204,7 +204,8 @@ def test_a_compiler_that_fails_is_quoted_in_one_line(shared_folder, tmp_path):
     tools.mkdir()
     broken = tools / "c++"
     broken.write_text(
-        "#!/bin/sh\necho 'x.cpp:3:10: fatal error: cstdlib: No such file' >&2; exit 1\n"
+        "#!/bin/sh\ncase $1 in *version*) exec g++ $1;; esac\n"
+        "echo 'x.cpp:3:10: fatal error: cstdlib: No such file' >&2; exit 1\n"
     )
     broken.chmod(0o755)
     words = words_for(shared_folder, tmp_path / "run")

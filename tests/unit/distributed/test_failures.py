@@ -111,7 +111,8 @@ def _device(asked="2.00 GiB", used="20.10 GiB", idle="200.00 MiB", others=""):
         f" which 11.06 MiB is free. {others}Including non-PyTorch memory, this process has"
         f" 22.60 GiB memory in use. Of the allocated memory {used} is allocated by"
         f" PyTorch, and {idle} is reserved by PyTorch but unallocated. If reserved but"
-        " unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
+        " unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+        " to avoid fragmentation."
     )
 
 
