@@ -10,6 +10,7 @@ import ctypes
 import faulthandler
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,11 +71,14 @@ def output_to_log(path: Path, *, is_rank_zero: bool) -> Iterator[Console]:
     handler = _start_log(path)
     # A crash below Python (SIGSEGV, SIGABRT) would otherwise be visible in the log only.
     faulthandler.enable(file=streams[1])
+    # `kill -USR2 PID` writes the Python stacks into the log, also of a rank stuck in a collective.
+    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
     standard = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _LogStream(standard[0]), _LogStream(standard[1])
     try:
         yield Console(streams[0], streams[1], is_rank_zero=is_rank_zero)
     finally:
+        faulthandler.unregister(signal.SIGUSR2)
         faulthandler.disable()
         if faults_shown:
             faulthandler.enable()

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from bigft.config.request import Request
 from bigft.data.sources.find import find_sources
 from bigft.distributed.claim import claimed
+from bigft.distributed.place import HERE
 from bigft.distributed.signals import BEFORE_TRAINING, StopSignals, ignore_stop_signals
+from bigft.distributed.witness import witnessed
 from bigft.errors import BigftError, ConfigError, LaunchError, StoppedError
 from bigft.redact import redact_text
 from bigft.run.choose import CHOSEN
@@ -54,39 +56,42 @@ def run_training(resolved: Resolved) -> Path:
     Collective: every rank.
     """
     signals = StopSignals()
-    with signals.installed():
+    # The witness first: it has to see also what goes wrong while torch is imported.
+    with signals.installed(), witnessed():
         # Heavy imports wait until the settings are known to be right.
         from bigft.commands.parts.guards import Guards
         from bigft.distributed.watch import Watch
 
         watch = Watch(signals)
+        guards = Guards(signals, watch)
         with watch.running():
             try:
                 signals.check(BEFORE_TRAINING)
-                return _run_guarded(resolved, Guards(signals, watch))
+                return _run_guarded(resolved, guards)
             except StoppedError:
                 raise
             except Exception as error:
                 if signals.name is not None and not signals.is_awaited:
                     # Whatever broke while everything was being stopped is only a consequence.
                     raise signals.make_error() from error
-                watch.explain(error)
                 raise
 
 
 def _run_guarded(resolved: Resolved, guards: "Guards") -> Path:
+    from bigft.commands.parts.endings import endings_explained, note_run
     from bigft.distributed.collectives import broadcast_object, errors_shared
     from bigft.distributed.world import close_world, open_world
     from bigft.log import output_to_log
 
     world = open_world()
     try:
-        guards.meet(world)
-        if resolved.config.startswith(CHOSEN):
-            # What is free when they look may lead ranks to different plans.
-            resolved = broadcast_object(resolved)
-        chosen = resolved.run.output_dir or default_output_dir(resolved.run, datetime.now())
-        folder = Path(broadcast_object(chosen)).absolute()
+        with endings_explained(guards):
+            guards.meet(world)
+            if resolved.config.startswith(CHOSEN):
+                # What is free when they look may lead ranks to different plans.
+                resolved = broadcast_object(resolved)
+            chosen = resolved.run.output_dir or default_output_dir(resolved.run, datetime.now())
+            folder = Path(broadcast_object(chosen)).absolute()
         resolved = with_output_dir(resolved, str(folder))
         with contextlib.ExitStack() as stack:
             with errors_shared():
@@ -95,6 +100,8 @@ def _run_guarded(resolved: Resolved, guards: "Guards") -> Path:
             log = folder / "log" / f"rank_{world.rank:02d}.log"
             console = stack.enter_context(output_to_log(log, is_rank_zero=world.is_rank_zero))
             stack.enter_context(guards.speaking_through(console))
+            stack.enter_context(endings_explained(guards))
+            note_run(resolved, folder)
             # DeepSpeed writes to standard output while it is imported: only now.
             from bigft.commands.training import export, train
 
@@ -104,6 +111,7 @@ def _run_guarded(resolved: Resolved, guards: "Guards") -> Path:
             close_world()
             model = folder / "model"
             if world.is_rank_zero:
+                HERE.note(phase="exporting the model", step=None)
                 guards.signals.check("during the export, with the last step committed")
                 export(resolved, finished, model, console)
                 console.result(str(model))

@@ -12,7 +12,7 @@ from bigft.commands.parts.announce import announce_data
 from bigft.commands.parts.checkpoints import RunCheckpoints, bound_facts, check_space
 from bigft.commands.parts.checks import check_first
 from bigft.commands.parts.data import build_run_data
-from bigft.commands.parts.engine import build_run_engine, out_of_memory_explained, training_dtype
+from bigft.commands.parts.engine import build_run_engine, training_dtype
 from bigft.commands.parts.frozen import FrozenModels
 from bigft.commands.parts.guards import Guards
 from bigft.commands.parts.hooks import StateBytes, build_hooks
@@ -28,6 +28,7 @@ from bigft.distributed.collectives import (
     errors_shared,
     local_rank_zero_first,
 )
+from bigft.distributed.place import HERE
 from bigft.distributed.world import World
 from bigft.engine.engine import Engine
 from bigft.engine.host_memory import give_back_at_once
@@ -64,6 +65,7 @@ def train(
     resolved, optimizer, resumed, plan = check_first(resolved, folder, world, console)
 
     # --- Data ---
+    HERE.note(phase="preparing the data")
     facts = read_facts(run.model)
     # First on one rank of each host: the built-in tokenizer may have to be trained.
     with errors_shared(), local_rank_zero_first(world):
@@ -145,7 +147,7 @@ def train(
                 tell=console.say,
             )
         rendezvous = Rendezvous(guards.signals, world.device)
-        with opened as sinks, out_of_memory_explained(run), guards.signals.awaited():
+        with opened as sinks, guards.signals.awaited():
             hooks = build_hooks(
                 run,
                 engine,
@@ -161,9 +163,9 @@ def train(
                 console=console,
                 tokenizer=tokenizer,
                 questions=questions,
+                states=StateBytes(engine, optimizer, console),
+                plan=PlanRecord(plan, world, folder, console),
             )
-            hooks.insert(1, StateBytes(engine, optimizer, console))
-            hooks.append(PlanRecord(plan, world, folder, console))
             # What exists now stays; a full collection would walk it for 0.3 s, and the others wait.
             gc.collect()
             gc.freeze()

@@ -5,9 +5,13 @@ import fcntl
 import shutil
 import signal
 import struct
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from bigft.distributed.failures import LESS_HOST_MEMORY, find_failure
 from bigft.distributed.memory import HostMemory
+from bigft.distributed.place import Facts, describe_place
 from bigft.units import format_bytes
 
 # PIDFD_GET_INFO with PIDFD_INFO_EXIT (Linux 6.15), which answers also after the parent has waited:
@@ -16,10 +20,18 @@ _GET_INFO = 0xC040FF0B
 _EXIT = 1 << 3
 _INFO = struct.Struct("Q52xi")
 
-_LESS_MEMORY = (
-    "keep more on NVMe (--config ds_configs/zero3_nvme.json), lower --per_device_train_batch_size,"
-    " start fewer ranks per host, or use --optim adamw_8bit"
-)
+_NO_ROOM = 1 << 20
+_TAIL_BYTES = 64 << 10
+
+_CRASH = ": a crash in native code; the end of its log has the Python stack"
+_OTHER_SIGNALS: dict[int, str] = {
+    signal.SIGABRT: ": native code gave up; the end of its log says why",
+    signal.SIGSEGV: _CRASH,
+    signal.SIGFPE: _CRASH,
+    signal.SIGILL: ": an instruction that this CPU does not have. Operators that were built on"
+    " another machine have such: remove the folder TORCH_EXTENSIONS_DIR (default"
+    " ~/.cache/torch_extensions), they are built anew",
+}
 
 
 def read_exit(pid: int, pidfd: int) -> int | None:
@@ -28,22 +40,23 @@ def read_exit(pid: int, pidfd: int) -> int | None:
     Returns:
         None when nobody can say any more: its parent has collected it, and the kernel is old.
     """
-    status = _read_zombie(pid)
-    if status is None:
-        status = _ask_pidfd(pidfd)
-    if status is None:
-        return None
-    return -(status & 0x7F) if status & 0x7F else status >> 8
+    with contextlib.suppress(OSError):
+        code = parse_status(Path(f"/proc/{pid}/stat").read_text())
+        if code is not None:
+            return code
+    status = _ask_pidfd(pidfd)
+    return None if status is None else _to_code(status)
 
 
-def _read_zombie(pid: int) -> int | None:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
+def parse_status(text: str) -> int | None:
+    """Read the exit code from a `/proc/PID/stat`; None when that process has not ended."""
     # The name in parentheses may contain anything, also a parenthesis.
     fields = text.rpartition(")")[2].split()
-    return int(fields[49]) if fields[0] == "Z" else None
+    return _to_code(int(fields[49])) if fields[0] == "Z" else None
+
+
+def _to_code(status: int) -> int:
+    return -(status & 0x7F) if status & 0x7F else status >> 8
 
 
 def _ask_pidfd(pidfd: int) -> int | None:
@@ -55,53 +68,103 @@ def _ask_pidfd(pidfd: int) -> int | None:
     return None
 
 
-def explain_exit(code: int, before: HostMemory, last: HostMemory, now: HostMemory) -> str:
+@dataclass(frozen=True)
+class End:
+    """What is known when the end of a process is to be explained."""
+
+    last: HostMemory
+    """The last reading before it; `kills` is that of the start of the run."""
+    now: HostMemory
+    facts: Facts = field(default_factory=dict)
+    """What the process has noted, or one beside it."""
+    rank: int = 0
+
+
+def explain_exit(code: int, end: End) -> str:
     """Say in words why a process ended, with the numbers that belong to it.
 
     Args:
         code: As `read_exit` returns it.
-        before: Memory when the run started.
-        last: The last reading before the end.
-        now: The reading after it.
+        end: Memory and notes of before and after.
     """
     if code >= 0:
         return f"left with exit code {code}"
-    name = _find_name(-code)
-    if -code == signal.SIGKILL and now.kills > before.kills:
-        what = "its control group" if last.is_grouped else "this host"
+    where = f". This happened {describe_place(end.facts)}" if "phase" in end.facts else ""
+    if -code == signal.SIGKILL and end.now.kills > end.last.kills:
         return (
-            f"was ended by the kernel (SIGKILL) because host memory ran out: {what} has"
-            f" {format_bytes(last.limit_bytes)}, of which {format_bytes(last.used_bytes)} were in"
-            f" use at the last look. To need less: {_LESS_MEMORY}"
+            f"was ended by the kernel (SIGKILL) because host memory ran out:"
+            f" {describe_memory(end.last, end.facts)}. To need less: {LESS_HOST_MEMORY}{where}"
         )
-    return f"was ended by {name}{_explain_signal(-code, last)}"
+    return f"was ended by {_find_name(-code)}{_explain_signal(-code, end)}{where}"
 
 
-def _explain_signal(number: int, last: HostMemory) -> str:
+def describe_memory(memory: HostMemory, facts: Facts) -> str:
+    """Say how much host memory there is, what was in use, and what the plan had foreseen."""
+    what = "its control group" if memory.is_grouped else "this host"
+    text = (
+        f"{what} has {format_bytes(memory.limit_bytes)}, of which"
+        f" {format_bytes(memory.used_bytes)} were in use at the last look"
+    )
+    if "rss_bytes" in facts:
+        text += f" ({format_bytes(facts['rss_bytes'])} by this rank)"
+    if "planned_host_bytes" in facts:
+        text += f"; the plan was {format_bytes(facts['planned_host_bytes'])}"
+    return text
+
+
+def _explain_signal(number: int, end: End) -> str:
     if number == signal.SIGKILL:
         return (
-            f" from outside; the kernel reports no lack of memory ({format_bytes(last.used_bytes)}"
-            f" of {format_bytes(last.limit_bytes)} were in use). Somebody, a scheduler or a"
-            " container's manager has ended it"
+            " from outside; the kernel reports no lack of memory"
+            f" ({format_bytes(end.last.used_bytes)} of {format_bytes(end.last.limit_bytes)} were in"
+            " use). Somebody, a scheduler or a container's manager has ended it"
         )
     if number == signal.SIGBUS:
-        return f": shared memory or a mapped file could not be extended{_measure_shared_memory()}"
-    if number in (signal.SIGSEGV, signal.SIGILL, signal.SIGFPE):
-        return ": a crash in native code; the end of its log has the Python stack"
+        return f": shared memory or a mapped file could not be extended. {_find_full(end.facts)}"
     if number == signal.SIGABRT:
-        return ": native code gave up; the end of its log says why"
-    return ""
+        failure = find_failure(_read_tail(end))
+        if failure is not None:
+            return f": {failure.what}. {failure.repair}"
+    return _OTHER_SIGNALS.get(number, "")
 
 
-def _measure_shared_memory() -> str:
+def _find_full(facts: Facts) -> str:
+    """Say which of the places that processes map files from has no room, and what to do."""
+    shared = _measure("/dev/shm")
+    if shared is not None:
+        # What the dead had there may have gone with them.
+        free = min(shared.free, facts.get("shared_free_bytes", shared.free))
+        text = f"/dev/shm has {format_bytes(free)} free of {format_bytes(shared.total)}"
+        repair = "give the container more (docker run --shm-size=16g, or `mount -o remount,size=`)"
+        if free < max(_NO_ROOM, shared.total // 100):
+            return f"{text}; {repair}"
+    else:
+        text, repair = "there is no /dev/shm", "give the container one (docker run --shm-size=16g)"
+    for folder in facts.get("folders", []):
+        disk = _measure(folder)
+        if disk is not None and disk.free < max(_NO_ROOM, disk.total // 100):
+            return (
+                f"{folder} has {format_bytes(disk.free)} free of {format_bytes(disk.total)}; free"
+                " space there"
+            )
+    return f"{text}; {repair}, or free a full disk"
+
+
+def _measure(folder: str) -> Any:
     try:
-        usage = shutil.disk_usage("/dev/shm")
+        return shutil.disk_usage(folder)
     except OSError:
-        return ""
-    return (
-        f". /dev/shm has {format_bytes(usage.free)} free of {format_bytes(usage.total)}; give the"
-        " container more (docker run --shm-size=16g), or free a full disk"
-    )
+        return None
+
+
+def _read_tail(end: End) -> str:
+    """Read the end of a rank's log, where native code has written before it gave up."""
+    with contextlib.suppress(OSError, KeyError):
+        path = Path(end.facts["folder"]) / "log" / f"rank_{end.rank:02d}.log"
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return file.read().decode("utf-8", "replace")
+    return ""
 
 
 def _find_name(number: int) -> str:

@@ -9,7 +9,6 @@ import logging
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +18,12 @@ from typing import TextIO
 
 import torch
 
-from bigft.distributed.exits import explain_exit, read_exit
+from bigft.distributed.collectives import gather_objects
+from bigft.distributed.exits import read_exit
+from bigft.distributed.last_words import describe_end, say
 from bigft.distributed.memory import read_host_memory
+from bigft.distributed.peers import Peers, describe_self
+from bigft.distributed.place import HERE
 from bigft.distributed.signals import REPEAT_SECONDS, STOP_SIGNALS, StopSignals
 from bigft.distributed.world import World
 from bigft.errors import LaunchError, StoppedError
@@ -36,6 +39,7 @@ _STUBBORN_SECONDS = 5.0
 _IMPATIENT_SECONDS = 2.0
 """The same after the second of two equal signals."""
 
+_OF_ONE_RANK = ("phase", "step", "rss_bytes")
 _SPEAKER_SECONDS = 3.0
 _SAMPLE_SECONDS = 1.0
 
@@ -72,8 +76,9 @@ class Watch:
         self._has_parted = False
         self._clean_ups: list[Callable[[], None]] = []
         self._watched: dict[int, _Process] = {}
-        self._memory_before = self._memory_last = read_host_memory()
-        self._sampled = time.monotonic()
+        self._peers: Peers | None = None
+        self._kills_before = read_host_memory().kills
+        self._sample()
         self._heard: dict[int, float] = {}
         self._deadline: _Deadline | None = None
         self._main_failed = False
@@ -102,13 +107,13 @@ class Watch:
 
     def meet(self, world: World) -> None:
         """Learn which ranks are on this host. Collective: every rank."""
-        entries: list[tuple[str, int] | None] = [None] * world.size
-        here = _identify_host()
-        torch.distributed.all_gather_object(entries, (here, os.getpid()))
+        mine = describe_self(world.rank, _identify_host())
+        everybody = gather_objects(mine)
+        self._peers = Peers(mine, everybody)
         found = [
-            (entry[1], rank)
-            for rank, entry in enumerate(entries)
-            if entry is not None and entry[0] == here and rank != world.rank
+            (peer.pid, peer.rank)
+            for peer in everybody
+            if peer.kernel == mine.kernel and peer.rank != world.rank
         ]
         self._watch([*found, *((pid, None) for pid in _find_launchers())])
 
@@ -130,12 +135,21 @@ class Watch:
         If a rank of this host has died, or has left with an error of its own, this process leaves
         now and the call does not return: its own error is only a consequence.
         """
-        if not (self._watched and _is_about_others(error)):
+        if not (self._watched and is_about_others(error)):
             return
         logger.warning("collective failed, as it does when another rank ends: %s", error)
+        if self._peers is not None:
+            self._peers.announce()
+            self._peers.dump_stacks()
         self._main_failed = True
         if self._is_leaving.wait(_POLITE_SECONDS):
             self._thread.join()
+
+    def name_others(self, error: Exception) -> str:
+        """Say which ranks and hosts an error is about; empty where nobody here knows."""
+        if self._peers is None or not is_about_others(error):
+            return ""
+        return self._peers.explain(str(error))
 
     # The thread.
 
@@ -163,8 +177,7 @@ class Watch:
     def _look_at_clock(self) -> None:
         now = time.monotonic()
         if now - self._sampled >= _SAMPLE_SECONDS:
-            self._sampled = now
-            self._memory_last = read_host_memory()
+            self._sample()
         signals = self._signals
         if signals.name and self._deadline is None and not (signals.is_awaited or signals.is_over):
             # Also a request that came before this thread, or was lost in a library.
@@ -174,6 +187,18 @@ class Watch:
             self._deadline = None
             if not (due.unless_awaited and signals.is_awaited):
                 self._leave(due.code, due.text)
+
+    def _sample(self) -> None:
+        """Keep what is asked when a process has ended, and nobody can measure it any more."""
+        self._sampled = time.monotonic()
+        memory = read_host_memory()
+        HERE.note(
+            used_bytes=memory.used_bytes,
+            limit_bytes=memory.limit_bytes,
+            is_grouped=memory.is_grouped,
+            rss_bytes=_read_rss_bytes(),
+            shared_free_bytes=_read_free_bytes("/dev/shm"),
+        )
 
     def _hear(self, number: int) -> None:
         """Take note of a signal also when the main thread is not able to."""
@@ -226,10 +251,16 @@ class Watch:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     def _describe(self, process: _Process, code: int) -> str:
-        why = explain_exit(code, self._memory_before, self._memory_last, read_host_memory())
+        # What this rank has noted stands for one whose notes cannot be read.
+        rank = process.rank or 0
+        facts = (self._peers.read(rank) if self._peers is not None else None) or {
+            name: value for name, value in HERE.facts.items() if name not in _OF_ONE_RANK
+        }
+        facts["started_kills"] = HERE.facts.get("started_kills", self._kills_before)
+        text = describe_end(rank, process.pid, code, facts)
         return (
-            f"rank {process.rank} (pid {process.pid}) {why}. The other ranks of this host have"
-            " stopped; the same command goes on from the newest committed checkpoint"
+            f"{text}. The other ranks of this host have stopped; the same command goes on from the"
+            " newest committed checkpoint"
         )
 
     def _mourn(self, text: str) -> None:
@@ -255,10 +286,7 @@ class Watch:
         self._is_leaving.set()
         if text:
             logger.error("%s", text)
-            with contextlib.suppress(Exception):
-                stream = self._stream or sys.stderr
-                stream.write(f"bigft: {text}\n")
-                stream.flush()
+            say(text, HERE.facts.get("folder"), self._stream)
         else:
             logger.info("leaving with code %s after another rank", code)
         for clean_up in self._clean_ups:
@@ -310,7 +338,7 @@ def _has_ended(process: _Process, seconds: float) -> bool:
     return bool(poller.poll(seconds * 1000))
 
 
-def _is_about_others(error: Exception) -> bool:
+def is_about_others(error: Exception) -> bool:
     """Whether an error is how a collective tells that another rank has gone."""
     if isinstance(error, torch.distributed.DistError):
         return True
@@ -318,3 +346,16 @@ def _is_about_others(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(
         word in text for word in ("gloo", "nccl", "connection", "peer")
     )
+
+
+def _read_rss_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _read_free_bytes(folder: str) -> int | None:
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
+from bigft.distributed.failures import find_failure
 from bigft.errors import LaunchError
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 # Loading a large model, tokenising and saving happen between collectives; the stock 10 minutes
-# of NCCL kill runs that only wait for a disk.
-_COLLECTIVE_TIMEOUT = timedelta(hours=2)
+# of NCCL kill runs that only wait for a disk. DeepSpeed's own variable, in minutes, changes it.
+_COLLECTIVE_MINUTES = "120"
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,21 @@ def open_world(environ: Mapping[str, str] | None = None) -> World:
         if device.type == "cuda"
         else torch.distributed.get_default_backend_for_device(device)
     )
+    minutes = os.environ.get("DEEPSPEED_TIMEOUT", _COLLECTIVE_MINUTES)
+    if not minutes.isdigit() or minutes == "0":
+        raise LaunchError(f"DEEPSPEED_TIMEOUT={minutes}: must be whole minutes; unset it for 120")
+    limit = timedelta(minutes=int(minutes))
     try:
         torch.distributed.init_process_group(
-            backend, timeout=_COLLECTIVE_TIMEOUT, device_id=None if device.type == "cpu" else device
+            backend, timeout=limit, device_id=None if device.type == "cpu" else device
         )
     except (RuntimeError, ValueError) as error:
+        failure = find_failure(f"{type(error).__name__}: {error}")
+        repair = failure.repair if failure else "Check that all ranks were started"
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise LaunchError(
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join the others at"
-            f" {address} ({error}); check that all ranks were started and the port is free"
+            f" {address} ({str(error).splitlines()[0]}). {repair}"
         ) from error
     return World(
         rank=torch.distributed.get_rank(),

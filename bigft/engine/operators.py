@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -19,6 +20,47 @@ HOST_OPERATORS = ["CPUAdamBuilder", "AsyncIOBuilder", "ShareMemCommBuilder"]
 
 _STALE_SECONDS = 900.0
 """No operator takes this long to build."""
+
+_STALE = (
+    "If an earlier build was broken off or is of another machine, remove the folder"
+    " TORCH_EXTENSIONS_DIR (default ~/.cache/torch_extensions)"
+)
+
+_GCC = "Debian, Ubuntu: apt-get install g++"
+# The first that fits counts.
+_BUILD_FAILURES = (
+    (
+        r"Killed signal terminated program|virtual memory exhausted|cc1plus: out of memory",
+        "The compiler ran out of host memory: set MAX_JOBS=1, or give the build more memory",
+    ),
+    (r"No space left on device", "Free space where TORCH_EXTENSIONS_DIR and TMPDIR are"),
+    (r"libaio\.h|cannot find -laio|libaio\.so", "Debian, Ubuntu: apt-get install libaio-dev"),
+    (r"Python\.h: No such file", "Debian, Ubuntu: apt-get install python3-dev"),
+    (
+        r"cuda_runtime(_api)?\.h: No such file|nvcc.*not found|CUDA_HOME|unable to compile CUDA",
+        "Install the CUDA toolkit of torch.version.cuda and set CUDA_HOME",
+    ),
+    (
+        r"unsupported GNU version|compiler version .* is not supported",
+        "The CUDA toolkit needs an older compiler: set CXX and CC to one that it knows",
+    ),
+    (
+        r"does not match the version torch was compiled",
+        "Install the CUDA toolkit of torch.version.cuda, or set DS_SKIP_CUDA_CHECK=1",
+    ),
+    (
+        r"--version'.*returned non-zero|(c\+\+|g\+\+|cc1plus|clang\+\+).*(not found|No such file)"
+        r"|stdlib\.h: No such file|error trying to exec|cstdlib: No such file",
+        f"A compiler is missing or broken; {_GCC}",
+    ),
+    (
+        r"unrecognized command.line option|bad value .* for .-march",
+        f"The compiler is too old; {_GCC}, or set CXX",
+    ),
+    (r"ninja is required|ninja.*not (found|installed)", "pip install ninja"),
+    (r"Permission denied", "Set TORCH_EXTENSIONS_DIR to a folder that you may write"),
+    (r"undefined symbol|version .GLIBCXX_|cannot open shared object", _STALE),
+)
 
 _LIBAIO_PROBE = "#include <libaio.h>\nint main() { return io_queue_init(1, 0); }\n"
 
@@ -90,14 +132,25 @@ def build_operators(builders: list[str]) -> None:
         clear_stale_lock(builder.name)
         try:
             builder.load(verbose=False)
-        except (RuntimeError, ImportError, OSError) as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        # DeepSpeed has exceptions of its own for a missing CUDA toolkit, and asserts.
+        except Exception as error:
+            logger.error("operator %s", name, exc_info=error)
             raise LaunchError(
                 f"DeepSpeed's {name.removesuffix('Builder')} operator could not be built:"
-                f" {first_line}; the compiler's output is in this rank's log file. If the build"
-                " cache is stale, remove the folder TORCH_EXTENSIONS_DIR"
-                " (default ~/.cache/torch_extensions)"
+                f" {explain_build(str(error) or repr(error))} (the compiler's output is in"
+                " log/rank_NN.log)"
             ) from error
+
+
+def explain_build(output: str) -> str:
+    """Find in what a compiler has written why it failed, and say what to do."""
+    for pattern, repair in _BUILD_FAILURES:
+        found = re.search(rf"^.*(?:{pattern}).*$", output, re.IGNORECASE | re.MULTILINE)
+        if found:
+            return f"{found[0].strip()[:200]}. {repair}"
+    telling = re.search(r"^.*\berror\b:.*$", output, re.IGNORECASE | re.MULTILINE)
+    line = telling[0] if telling else output.strip().splitlines()[0]
+    return f"{line.strip()[:200]}. {_STALE}"
 
 
 @dataclass(frozen=True)

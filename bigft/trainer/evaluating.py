@@ -7,6 +7,7 @@ import torch
 from bigft.data.loading.collate import Batch
 from bigft.data.loading.loader import EvalLoader
 from bigft.distributed.collectives import gather_rows, gather_table
+from bigft.distributed.place import HERE
 from bigft.engine.engine import Engine
 from bigft.evaluation.loop import describe_scores, evaluate, sum_rows
 from bigft.evaluation.section import EvaluationSection
@@ -62,6 +63,7 @@ class Evaluator:
         """Do nothing: the last step has been scored."""
 
     def _evaluate(self, state: State) -> None:
+        HERE.note(phase="evaluating")
         """Score, unless the run is to stop: then the next one scores before its first step."""
         batches = self._until_stop(self._loader.eval_batches(self._section.max_eval_batches))
         with self._engine.evaluating():

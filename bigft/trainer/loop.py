@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from bigft.data.loading.loader import Loader
+from bigft.distributed.place import HERE
 from bigft.engine.engine import Engine
 from bigft.errors import StoppedError
 from bigft.monitor.meters import PhaseClock
@@ -64,14 +65,17 @@ def fit(
     engine.set_training(True)
     while state.step < total_steps and not state.is_over:
         started = time.perf_counter()
+        HERE.note(phase="data", step=state.step + 1, total_steps=total_steps)
         with clock.phase("data"):
             data = next(steps)
         _seed_step(seed, state.step)
         loss_sum, losses = torch.zeros((), device=device), []
         by_source: torch.Tensor | None = None
         for batch in data.micro_batches:
+            HERE.note(phase="forward")
             with clock.phase("forward"):
                 loss = task.loss(engine, batch.to(device))
+            HERE.note(phase="backward")
             with clock.phase("backward"):
                 engine.backward(loss.total, data.supervised_tokens)
             losses.append(loss.total.detach())
@@ -79,6 +83,7 @@ def fit(
             if loss.by_source is not None:
                 by_source = loss.by_source if by_source is None else by_source + loss.by_source
         rendezvous.begin(losses)
+        HERE.note(phase="optimizer")
         with clock.phase("optimizer"):
             result = engine.step()
         rendezvous.settle()
@@ -99,6 +104,7 @@ def fit(
             rendezvous.losses,
             data.samples,
         )
+        HERE.note(phase="between steps")
         for hook in hooks:
             hook.stepped(state, report)
         if rendezvous.stop is not None:

@@ -13,6 +13,7 @@ from bigft.checkpoint.save import Checkpoints
 from bigft.commands.parts.model import write_assets
 from bigft.config.deepspeed import leaves
 from bigft.data.build import Data
+from bigft.distributed.place import HERE
 from bigft.distributed.world import World
 from bigft.engine.engine import Engine
 from bigft.engine.host_swap import HostSwap
@@ -131,6 +132,7 @@ class RunCheckpoints:
         Returns:
             The committed folder; None in the background.
         """
+        HERE.note(phase="saving")
         if self._in_background:
             self.wait()  # What it commits may be the best.
         coming = self._coming = self._choose(state, final_place(self._folder, state.step))

@@ -11,6 +11,7 @@ from bigft.distributed.collectives import (
     errors_shared,
     local_rank_zero_first,
 )
+from bigft.distributed.place import HERE
 from bigft.distributed.world import World
 from bigft.engine.build import check_precision
 from bigft.engine.communication import open_communication
@@ -55,7 +56,13 @@ def check_first(
     announce(resolved, optimizer, world, folder, console)
     with errors_shared():
         plan = check_plan(resolved, world, console)
-    with local_rank_zero_first(world):
+    if plan is not None:
+        HERE.note(
+            planned_host_bytes=plan.host_bytes_per_host,
+            planned_device_bytes=plan.device_bytes_per_rank or None,
+        )
+    HERE.note(phase="building DeepSpeed's operators")
+    with errors_shared(), local_rank_zero_first(world):
         build_operators(operators)
         if optimizer.class_name == "HostAdamW":
             load_native()

@@ -1,19 +1,17 @@
-"""The engine of a run, and the words for its failures."""
+"""The engine of a run."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from bigft.checkpoint.state.shadow import Shadow
 from bigft.distributed.collectives import errors_shared
+from bigft.distributed.place import HERE
 from bigft.distributed.world import World
 from bigft.engine.build import build_engine
 from bigft.engine.engine import Averaging, Engine
 from bigft.engine.host_memory import fix_malloc_limits, give_back_freed_memory
 from bigft.engine.swap_verify import SwapGuard
-from bigft.errors import TrainingError
 from bigft.log import Console
 from bigft.models.freeze import freeze
 from bigft.models.load import LoadedModel, count_parameters
@@ -39,6 +37,7 @@ def build_run_engine(
     swap_guard: SwapGuard | None = None,
 ) -> Engine:
     """Build the engine around a loaded model. Collective: every rank."""
+    HERE.note(phase="setting up the engine")
     module = model.module
     if run.model.freeze:
         with errors_shared():
@@ -126,17 +125,3 @@ def training_dtype(ds: dict[str, Any]) -> torch.dtype:
     if ds.get("fp16", {}).get("enabled"):
         return torch.float16
     return torch.float32
-
-
-@contextlib.contextmanager
-def out_of_memory_explained(run: Run) -> Iterator[None]:
-    """Turn an exhausted device into advice, in the order that costs least."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"device memory is exhausted ({str(error).splitlines()[0]}). In this order: lower"
-            f" --per_device_train_batch_size ({run.trainer.per_device_train_batch_size}) and raise"
-            " --gradient_accumulation_steps; --activation_checkpointing full; a shorter"
-            f" --max_length ({run.data.max_length}); --config ds_configs/zero3_offload.json"
-        ) from error

@@ -22,6 +22,17 @@ class Guards:
         if self._watch is not None:
             self._watch.meet(world)
 
+    def explain(self, error: Exception) -> str:
+        """Wait for the news when an error looks like another rank's end, which ends this one, too.
+
+        Returns:
+            Which ranks and hosts the error is about; empty where nobody here knows.
+        """
+        if self._watch is None:
+            return ""
+        self._watch.explain(error)
+        return self._watch.name_others(error)
+
     def part(self) -> None:
         """Let the other ranks end as they like: what is left is done without them."""
         if self._watch is not None:

@@ -53,6 +53,8 @@ def build_hooks(
     console: Console,
     tokenizer: Any,
     questions: Questions | None,
+    states: Hook,
+    plan: Hook,
 ) -> list[Hook]:
     """Build the hooks of a run, in the order in which they are called."""
     # Of a stream nobody knows it: the scores of attention are left out, and `mfu` is a little low.
@@ -76,6 +78,7 @@ def build_hooks(
             stream=console.err if world.is_rank_zero else None,
             sources=data.sources,
         ),
+        states,
         Health(
             console.say,
             events,
@@ -128,6 +131,8 @@ def build_hooks(
             events,
         )
     )
+    # The last, so that saves are in what it measures.
+    hooks.append(plan)
     return hooks
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from bigft.checkpoint.parts import PARTS_NAME, describe_parts
 from bigft.data.tokens.tokenize import find_end_token_ids
+from bigft.distributed.place import HERE
 from bigft.distributed.world import World
 from bigft.engine.zero import Zero
 from bigft.models.facts import ModelFacts
@@ -28,6 +29,7 @@ def load_run_model(
         CheckpointError: The weights do not fit the architecture.
         ConfigError: transformers does not know the architecture, or has no such head for it.
     """
+    HERE.note(phase="loading the model")
     load = partial(
         load_shared if isinstance(task, MultiTask) else load_model,
         run.model,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bigft.distributed.exits import explain_exit
+from bigft.distributed.exits import End, explain_exit
 from bigft.distributed.memory import HostMemory, read_host_memory
 
 GIB = 1 << 30
@@ -62,7 +62,6 @@ def test_without_groups_the_host_is_the_limit(tmp_path):
     assert not found.is_grouped
 
 
-BEFORE = HostMemory(3, GIB, 16 * GIB, is_grouped=True)
 LAST = HostMemory(3, 15 * GIB, 16 * GIB, is_grouped=True)
 
 
@@ -74,6 +73,8 @@ LAST = HostMemory(3, 15 * GIB, 16 * GIB, is_grouped=True)
             4,
             ["host memory ran out", "its control group has 16.00 GiB", "15.00 GiB were in use"],
         ),
+        (-9, 4, ["the plan was 14.00 GiB", "This happened in step 7 of 9 (backward)"]),
+        (-4, 3, ["SIGILL", "TORCH_EXTENSIONS_DIR"]),
         (-9, 4, ["zero3_nvme.json", "--per_device_train_batch_size", "fewer ranks", "adamw_8bit"]),
         (-9, 3, ["SIGKILL from outside", "15.00 GiB of 16.00 GiB were in use"]),
         (-7, 3, ["SIGBUS", "/dev/shm has", "--shm-size"]),
@@ -85,5 +86,6 @@ LAST = HostMemory(3, 15 * GIB, 16 * GIB, is_grouped=True)
 )
 def test_an_end_is_explained_with_its_numbers(code, kills, words):
     now = HostMemory(kills, 2 * GIB, 16 * GIB, is_grouped=True)
-    text = explain_exit(code, BEFORE, LAST, now)
+    facts = {"phase": "backward", "step": 7, "total_steps": 9, "planned_host_bytes": 14 * GIB}
+    text = explain_exit(code, End(LAST, now, facts))
     assert all(word in text for word in words), text

@@ -31,7 +31,6 @@ def _nothing_is_known(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
 
 
-
 @pytest.fixture(autouse=True)
 def without_choice(monkeypatch):
     """Nobody has said to leave GPUs out."""

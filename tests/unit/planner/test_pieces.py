@@ -23,7 +23,8 @@ def test_pieces_of_all_ranks_are_all_weights_once(stage, ranks):
     for weight in WEIGHTS:
         end = 0
         for start, numel in sorted(whole[weight.name]):
-            assert start == end and numel > 0
+            assert start == end
+            assert numel > 0
             end = start + numel
         assert end == weight.numel
 
