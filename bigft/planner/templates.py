@@ -56,11 +56,8 @@ _ZERO: dict[str, dict[str, Any]] = {
     "zero3_nvme": {
         **{"stage": 3, "offload_optimizer": _NVME_STATES, "offload_param": _NVME_WEIGHTS},
         **_LATE,
-    },
-    "zero3_nvme_small": {
-        **{"stage": 3, "offload_optimizer": _NVME_STATES, "offload_param": _NVME_WEIGHTS},
-        **_LATE,
-        **_SMALL,
+        # What stays gathered holds a buffer, and there are five.
+        **{"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0},
     },
 }
 

@@ -15,6 +15,8 @@ _SUB_GROUP_8BIT = 50_000_000
 # The step's granularity bounds pinned buffers (4 bytes per element and buffer); DeepSpeed's own
 # default of 1e9 pins 16 GB per rank.
 _SUB_GROUP = 100_000_000
+LIVE = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
+"""How many gathered weights DeepSpeed may keep for later, in elements."""
 
 
 def fill_json(draft: Draft, run: Run) -> None:
@@ -100,6 +102,11 @@ def _fill_offload(draft: Draft) -> None:
             set_value(draft.ds, f"{section}.nvme_path", AUTO)
         elif draft.get(f"{section}.device") != "nvme" and draft.is_open(f"{section}.nvme_path"):
             draft.ds[_ZERO][part].pop("nvme_path", None)
+    if draft.get(f"{_ZERO}.offload_param.device") == "nvme":
+        # Weights that stay gathered hold a buffer each, and DeepSpeed gives up when none is left.
+        for key in LIVE:
+            if draft.is_open(f"{_ZERO}.{key}"):
+                draft.fill(f"{_ZERO}.{key}", 0, "derived: weights on NVMe go back after use")
     largest = draft.facts.largest_parameter if draft.facts else None
     if largest is not None:
         # A buffer holds this rank's slice of one parameter; 16 bits per element.

@@ -619,6 +619,20 @@ def warn_bf16_accumulation(draft: Draft, run: Run) -> Iterator[Finding]:
         )
 
 
+def warn_gathered_weights_on_nvme(draft: Draft, run: Run) -> Iterator[Finding]:
+    """Weights on NVMe that stay gathered hold a buffer each; without one left the run ends."""
+    path = f"{_ZERO}.stage3_max_live_parameters"
+    live = draft.get(path)
+    if draft.get(f"{_ZERO}.offload_param.device") == "nvme" and isinstance(live, int) and live:
+        buffers = draft.get(f"{_ZERO}.offload_param.buffer_count")
+        yield Finding(
+            f"{path} = {live:,} ({draft.where(path)}) with weights on NVMe: each one that stays"
+            f" gathered holds one of {buffers} buffers, and DeepSpeed ends the run when none is"
+            " left. Write 0 there and in stage3_max_reuse_distance",
+            is_error=False,
+        )
+
+
 RULES: tuple[Rule, ...] = (
     check_stage,
     refuse_nvme_below_stage_three,
@@ -650,6 +664,7 @@ RULES: tuple[Rule, ...] = (
     warn_held_out_share_without_effect,
     warn_revision_without_effect,
     warn_bf16_accumulation,
+    warn_gathered_weights_on_nvme,
 )
 """Every rule, errors first."""
 

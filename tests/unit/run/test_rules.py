@@ -114,6 +114,11 @@ WARNINGS = {
         "--gradient_accumulation_steps 8 --ds.data_types.grad_accum_dtype=bf16",
         "round away",
     ),
+    "warn_gathered_weights_on_nvme": (
+        "zero3_nvme",
+        f"{ZERO}.stage3_max_live_parameters=1000000",
+        "holds one of 5 buffers",
+    ),
 }
 
 
