@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-_MOMENTS = ("state1", "state2", "scale1", "scale2", "exp_avg", "exp_avg_sq")
+_MOMENTS = ("state1", "state2", "scale1", "scale2", "absmax1", "absmax2", "exp_avg", "exp_avg_sq")
 
 
 def llama(hidden: int, inner: int, layers: int, heads: int, rows: int, **more: Any) -> Any:

@@ -51,10 +51,17 @@ def test_what_does_not_listen_is_killed(tmp_path, monkeypatch):
     assert ranks.poll() is None
     ranks.end()
     assert ranks.poll() == -9
-    for pid in map(int, pids):
-        # One whose parent is gone waits for init to take note of its end.
-        stat = Path(f"/proc/{pid}/stat")
-        assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+    while any(map(_is_alive, pids)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether a process runs; one whose parent is gone waits for init to take note of its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_last_words_are_bigfts_own_where_there_are_any(tmp_path):
