@@ -33,7 +33,10 @@ class Demand:
 
     needed: int
     available: int | None
-    """None: unknown."""
+    """None: unknown, or not limited."""
+
+    is_memory: bool = True
+    """Whether it is known now what there will be; disks are looked at again by those who write."""
 
     @property
     def is_met(self) -> bool:
@@ -78,10 +81,13 @@ class Forecast:
         found = [
             Demand("memory of a device", self.device_bytes_per_rank, machine.device_bytes),
             Demand("host memory", self.host_bytes_per_host, machine.host_bytes),
-            Demand("pinned memory of a rank", self.pinned_bytes_per_rank, machine.pinned_bytes),
+            # CUDA's pinned memory is not held to `ulimit -l`; the doctor looks at what is.
+            Demand("pinned memory of a rank", self.pinned_bytes_per_rank, None),
             Demand("/dev/shm", self.shared_memory_bytes_per_host, machine.shared_memory_bytes),
-            Demand("NVMe", self.nvme_bytes_per_host, machine.nvme_bytes),
-            Demand("disk of the run folder", self.output_bytes, machine.disk_bytes),
+            Demand("NVMe", self.nvme_bytes_per_host, machine.nvme_bytes, is_memory=False),
+            Demand(
+                "disk of the run folder", self.output_bytes, machine.disk_bytes, is_memory=False
+            ),
         ]
         return tuple(demand for demand in found if demand.needed)
 
@@ -91,9 +97,9 @@ class Forecast:
         return all(demand.is_met for demand in self.demands)
 
     @property
-    def is_hopeless(self) -> bool:
-        """Whether something lacks that no error of the forecast explains."""
-        return any(demand.is_hopeless for demand in self.demands)
+    def lacks(self) -> tuple[Demand, ...]:
+        """Memory of which there is too little, as far as is known."""
+        return tuple(one for one in self.demands if one.is_memory and not one.is_met)
 
 
 def forecast(job: Job, machine: Machine, measured: SliceMeasurement | None = None) -> Forecast:
