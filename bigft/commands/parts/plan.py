@@ -35,8 +35,8 @@ def check_plan(resolved: Resolved, world: World, console: Console) -> Forecast |
         The plan; None where none was asked for, or the model's family is not known.
 
     Raises:
-        PlanError: Memory lacks, even if the forecast is 10% too high. Disks are checked by those who
-            write there, who know what can be made room for.
+        PlanError: Memory lacks, even if the forecast is 10% too high. Disks are checked by those
+            who write there and know what can make room.
     """
     mode = resolved.run.plan.check
     if mode == "off":
