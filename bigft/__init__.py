@@ -4,7 +4,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_API = ("consolidate", "train")
+_API = ("consolidate", "plan", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,13 @@
-"""bigft from Python: `bigft.train(...)` and `bigft.consolidate(...)`, for notebooks and scripts."""
+"""bigft from Python, for notebooks and scripts: `train`, `plan` and `consolidate`."""
 
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigft.commands.plan import make_plan
 from bigft.commands.train import run_training
 from bigft.config.request import Request
+from bigft.planner.report import describe_plan
 from bigft.run.resolve import resolve
 from bigft.units import parse_bytes
 
@@ -13,14 +15,14 @@ if TYPE_CHECKING:
     from bigft.checkpoint.consolidate import Consolidated
 
 
-def train(config: str, *, recipe: str = "", **settings: Any) -> Path:
+def train(config: str = "auto", *, recipe: str = "", **settings: Any) -> Path:
     """Train, for notebooks and scripts; the settings are those of `bigft train`.
 
         bigft.train("ds_configs/zero3.json", model="Qwen/Qwen3-8B", data="mine.jsonl",
                     optim={"name": "adamw", "weight_decay": 0.1})
 
     Args:
-        config: DeepSpeed JSON.
+        config: DeepSpeed JSON, or `auto`: the planner chooses the fastest way that fits.
         recipe: YAML with settings.
         settings: Short flags as keywords; a section takes a dictionary.
 
@@ -34,6 +36,27 @@ def train(config: str, *, recipe: str = "", **settings: Any) -> Path:
     """
     request = Request("train", settings=dict(_flatten(settings)), config=config, recipe=recipe)
     return run_training(resolve(request, os.environ))
+
+
+def plan(config: str = "auto", *, recipe: str = "", **settings: Any) -> dict[str, Any]:
+    """Say what a run will need, before anything is loaded, as `bigft plan --json` does.
+
+        bigft.plan(model="Qwen/Qwen3-8B", gpus="4x24GB", host_memory="128GB")["fits"]
+
+    Args:
+        config: DeepSpeed JSON, or `auto`.
+        recipe: YAML with settings.
+        settings: Those of `train`, and the hardware: `gpus`, `host_memory`, `nvme`, `hosts`, ...
+
+    Returns:
+        Bytes, seconds, the verdict and advice by the names of `--json`.
+
+    Raises:
+        BigftError: A mistake that the user can repair.
+    """
+    request = Request("plan", settings=dict(_flatten(settings)), config=config, recipe=recipe)
+    made = make_plan(request)
+    return describe_plan(made.plan, made.advice)
 
 
 def consolidate(

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,11 +29,40 @@ if TYPE_CHECKING:
     from bigft.probe.measure import Probe
 
 
+@dataclass(frozen=True)
+class Made:
+    """A plan, and what it was made from."""
+
+    plan: Forecast
+    resolved: Resolved
+    options: PlanOptions
+    advice: list[str]
+    """What would fit, where this does not."""
+
+
 def main(request: Request) -> None:
     """Plan, and print.
 
     Raises:
         PlanError: It does not fit; the page has been printed, with what would.
+    """
+    made = make_plan(request)
+    if made.options.as_json:
+        page = json.dumps(describe_plan(made.plan, made.advice)) + "\n"
+    else:
+        page = _render(made)
+    sys.stdout.write(redact_text(page))
+    if not made.plan.fits:
+        lacking = ", ".join(one.what for one in made.plan.demands if not one.is_met)
+        raise PlanError(f"the run does not fit: {lacking}; the page says what would")
+
+
+def make_plan(request: Request) -> Made:
+    """Plan the run of a request on the machine that it describes.
+
+    Raises:
+        ConfigError: Settings or hardware are wrong; all problems are listed.
+        PlanError: The planner was to choose, and nothing fits.
     """
     problems: list[str] = []
     options, rest = split_options(request, PlanOptions, problems)
@@ -45,22 +75,18 @@ def main(request: Request) -> None:
     measured = None
     if options.probe:
         _check_probed(options)
-        found = _probe(resolved, machine)
-        measured = found.slice
+        measured = _probe(resolved, machine).slice
         machine = describe(resolved)
     try:
         job, machine = plan_run(resolved, environ, machine)
     except UnknownArchitectureError as error:
         from bigft.commands.parts.architecture import read_skeleton
 
-        sys.stderr.write(f"bigft: {error}; transformers is asked, which takes some seconds\n")
+        _tell(f"bigft: {error}; transformers is asked, which takes some seconds")
         job, machine = plan_run(resolved, environ, machine, architecture=read_skeleton(resolved))
     plan = forecast(job, machine, measured)
     advice = [] if plan.fits else find_repairs(rest, environ, describe)
-    _write(plan, resolved, options, advice)
-    if not plan.fits:
-        lacking = ", ".join(one.what for one in plan.demands if not one.is_met)
-        raise PlanError(f"the run does not fit: {lacking}; the page says what would")
+    return Made(plan, resolved, options, advice)
 
 
 def _imagine_launch(options: PlanOptions, environ: Mapping[str, str]) -> dict[str, str]:
@@ -112,10 +138,8 @@ def _tell(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def _write(plan: Forecast, resolved: Resolved, options: PlanOptions, advice: list[str]) -> None:
-    if options.as_json:
-        sys.stdout.write(redact_text(json.dumps(describe_plan(plan, advice))) + "\n")
-        return
+def _render(made: Made) -> str:
+    plan, resolved = made.plan, made.resolved
     title = [
         f"model      {describe_model(resolved)}, {format_count(plan.job.architecture.parameters)}"
         " parameters",
@@ -124,9 +148,8 @@ def _write(plan: Forecast, resolved: Resolved, options: PlanOptions, advice: lis
         f"machine    {_describe_hardware(plan.machine)}",
         *resolved.announced,
     ]
-    if advice:
-        advice = ["what would fit, the fastest first:", *advice]
-    sys.stdout.write(redact_text(render_plan(plan, title, advice)))
+    heading = ["what would fit, the fastest first:"] if made.advice else []
+    return render_plan(plan, title, [*heading, *made.advice])
 
 
 def _describe_step(plan: Forecast) -> str:

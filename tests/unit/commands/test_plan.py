@@ -81,3 +81,12 @@ def test_no_torch_is_loaded():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_python_gets_the_same(capsys):
+    words = ["--config", "ds_configs/zero3.json", *HARDWARE, "--json"]
+    import bigft
+
+    hardware = {"gpus": "1x24GB", "host_memory": "64GB", "nvme": "1TB@7/6"}
+    found = bigft.plan("ds_configs/zero3.json", **hardware)
+    assert json.loads(json.dumps(found)) == json.loads(plan(capsys, *words))
