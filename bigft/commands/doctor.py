@@ -40,7 +40,8 @@ def main(request: Request) -> None:
     world_size = sum(host.slots for host in hosts)
     if not hosts:
         world_size = max(ranks, count_ranks(os.environ))
-    resolved = _resolve(rest, world_size, problems)
+    local = max(host.slots for host in hosts) if hosts else ranks
+    resolved = _resolve(rest, world_size, local, problems)
     if hosts:
         findings = examine_hosts(
             hosts,
@@ -80,13 +81,13 @@ def find_need(resolved: Resolved, ranks: int) -> Need:
     )
 
 
-def _resolve(request: Request, world_size: int, problems: list[str]) -> Resolved:
+def _resolve(request: Request, world_size: int, local_size: int, problems: list[str]) -> Resolved:
     """Resolve the settings; without `--config` the host is looked at in general.
 
     Raises:
         ConfigError: The settings, or options of this command, are wrong; all is listed.
     """
-    environ = {**os.environ, "WORLD_SIZE": str(world_size)}
+    environ = {**os.environ, "WORLD_SIZE": str(world_size), "LOCAL_SIZE": str(local_size)}
     try:
         resolved = resolve(request, environ, needs_config=False)
     except ConfigError as error:

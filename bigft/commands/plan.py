@@ -5,13 +5,13 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigft.config.options import PlanOptions, split_options
 from bigft.config.request import Request
-from bigft.errors import ConfigError, PlanError, raise_together
+from bigft.errors import BigftError, ConfigError, PlanError, raise_together
 from bigft.planner.architecture.case import UnknownArchitectureError
 from bigft.planner.forecast import Forecast, forecast
 from bigft.planner.hardware import Given, parse_machine
@@ -75,7 +75,11 @@ def make_plan(request: Request) -> Made:
     measured = None
     if options.probe:
         _check_probed(options)
-        measured = _probe(resolved, machine).slice
+        try:
+            measured = _probe(resolved, machine).slice
+        except UnknownArchitectureError as error:
+            _tell(f"bigft: {error}: no slice of it can be measured")
+        _parse.cache_clear()
         machine = describe(resolved)
     try:
         job, machine = plan_run(resolved, environ, machine)
@@ -85,7 +89,12 @@ def make_plan(request: Request) -> Made:
         _tell(f"bigft: {error}; transformers is asked, which takes some seconds")
         job, machine = plan_run(resolved, environ, machine, architecture=read_skeleton(resolved))
     plan = forecast(job, machine, measured)
-    advice = [] if plan.fits else find_repairs(rest, environ, describe)
+    advice: list[str] = []
+    if not plan.fits:
+        try:
+            advice = find_repairs(rest, environ, describe)
+        except (BigftError, UnknownArchitectureError) as error:
+            advice = [str(error)]
     return Made(plan, resolved, options, advice)
 
 
@@ -103,6 +112,7 @@ def _describe_machine(options: PlanOptions, resolved: Resolved) -> Machine:
     return _parse(options, folder, None if swap is None else Path(swap), precision)
 
 
+@cache
 def _parse(options: PlanOptions, folder: Path, swap: Path | None, precision: str) -> Machine:
     given = Given(
         gpus=options.gpus,

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bigft.config.deepspeed import AUTO
 from bigft.config.request import Request
 from bigft.data.sources.find import find_sources
 from bigft.distributed.claim import claimed
@@ -16,7 +17,6 @@ from bigft.distributed.signals import BEFORE_TRAINING, StopSignals, ignore_stop_
 from bigft.distributed.witness import witnessed
 from bigft.errors import BigftError, ConfigError, LaunchError, StoppedError
 from bigft.redact import redact_text
-from bigft.run.choose import CHOSEN
 from bigft.run.report import render_resolved
 from bigft.run.resolve import default_output_dir, resolve, with_output_dir
 from bigft.run.resolved import Resolved
@@ -87,7 +87,7 @@ def _run_guarded(resolved: Resolved, guards: "Guards") -> Path:
     try:
         with endings_explained(guards):
             guards.meet(world)
-            if resolved.config.startswith(CHOSEN):
+            if resolved.request.config in ("", AUTO):
                 # What is free when they look may lead ranks to different plans.
                 resolved = broadcast_object(resolved)
             chosen = resolved.run.output_dir or default_output_dir(resolved.run, datetime.now())

@@ -38,7 +38,8 @@ class Place:
     def share(self) -> int | None:
         """Begin to keep the notes where others can read them; None where the system refuses."""
         if self.fd is None:
-            with contextlib.suppress(OSError):
+            # Some builds of Python have no memfd_create.
+            with contextlib.suppress(OSError, AttributeError):
                 self.fd = os.memfd_create("bigft-place")
                 os.truncate(self.fd, 2 * _SLOT + 1)
                 self._memory = mmap.mmap(self.fd, 2 * _SLOT + 1)

@@ -48,7 +48,7 @@ def _start(place: int) -> int | None:
     reader, writer = os.pipe()
     try:
         pidfd = os.pidfd_open(os.getpid())
-    except OSError:
+    except (OSError, AttributeError):
         os.close(reader)
         os.close(writer)
         return None

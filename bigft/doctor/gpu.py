@@ -81,6 +81,8 @@ def _check_driver(wanted: Wanted) -> Generator[Finding, None, list[list[str]]]:
 def _check_free(devices: list[list[str]]) -> Finding:
     taken, shown = [], []
     for index, _, _, total, free in devices:
+        if not (total.isdigit() and free.isdigit()):
+            return skipped("gpu_memory", f"GPU {index} does not say how much it has")
         shown.append(int(free) << 20)
         if int(free) < (1 - _BUSY) * int(total):
             taken.append(f"GPU {index} has {int(free):,} of {int(total):,} MiB free")

@@ -35,7 +35,7 @@ def _check_locked(wanted: Wanted) -> Finding:
         # CUDA's driver locks memory itself, past this limit.
         return skipped("memlock", f"{found}; nothing here locks memory against it")
     needed = wanted.need.pinned_bytes or _UNKNOWN_PINNED
-    if limit >= needed and "InfiniBand" not in users:
+    if limit >= needed:
         return passed("memlock", found)
     return failed(
         "memlock",

@@ -20,6 +20,8 @@ from bigft.planner.work import Layout, StepWork, Update, build_work
 _SHARED_PER_RANK = 70 << 20
 """What DeepSpeed's collectives on CPUs map in /dev/shm (docs/log.md, 2026-11-21)."""
 
+OUTPUT = "disk of the run folder"
+
 TOLERANCE = 0.1
 """How far a forecast of memory may be off (`tests/benchmarks/plan_memory.py`)."""
 
@@ -79,15 +81,13 @@ class Forecast:
         """Everything that has to be there."""
         machine = self.machine
         found = [
-            Demand("memory of a device", self.device_bytes_per_rank, machine.device_bytes),
+            Demand("memory of a device", self.device_bytes_per_rank, machine.device_bytes or None),
             Demand("host memory", self.host_bytes_per_host, machine.host_bytes),
             # CUDA's pinned memory is not held to `ulimit -l`; the doctor looks at what is.
             Demand("pinned memory of a rank", self.pinned_bytes_per_rank, None),
             Demand("/dev/shm", self.shared_memory_bytes_per_host, machine.shared_memory_bytes),
             Demand("NVMe", self.nvme_bytes_per_host, machine.nvme_bytes, is_memory=False),
-            Demand(
-                "disk of the run folder", self.output_bytes, machine.disk_bytes, is_memory=False
-            ),
+            Demand(OUTPUT, self.output_bytes, machine.disk_bytes, is_memory=False),
         ]
         return tuple(demand for demand in found if demand.needed)
 
@@ -129,7 +129,7 @@ def forecast(job: Job, machine: Machine, measured: SliceMeasurement | None = Non
         host_phase=host_phase,
         # A CPU has no device to pin for: torch leaves the memory as it is.
         pinned_bytes_per_rank=0 if job.is_on_cpu else pinned,
-        shared_memory_bytes_per_host=local * _SHARED_PER_RANK if job.is_on_cpu else 0,
+        shared_memory_bytes_per_host=local * _SHARED_PER_RANK * (job.is_on_cpu and local > 1),
         nvme_bytes_per_host=local * nvme,
         checkpoint_bytes=checkpoint,
         output_bytes=copies * checkpoint + model,

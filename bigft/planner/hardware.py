@@ -119,7 +119,8 @@ def read_machine(
     machine = Machine(
         device="cuda" if gpus else "cpu",
         device_name=name,
-        device_bytes=min((gpu.free_bytes for gpu in gpus), default=0),
+        # 0: not said, as by those that share the host's memory.
+        device_bytes=min((gpu.free_bytes for gpu in gpus[:local]), default=0),
         ranks_per_host=local,
         hosts=hosts,
         host_bytes=read_available_bytes(),

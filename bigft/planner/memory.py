@@ -11,6 +11,7 @@ from bigft.planner.items import Item, Phase, Where
 from bigft.planner.job import Job
 from bigft.planner.pieces import count_sub_groups
 from bigft.planner.states import (
+    count_checkpoint_bytes,
     count_elements,
     count_master_bytes,
     count_moment_bytes,
@@ -20,7 +21,7 @@ from bigft.planner.states import (
 _INTERPRETER = {True: 540_000_000, False: 2_600_000_000}
 """Python, torch, DeepSpeed and transformers, on a CPU and with CUDA's libraries."""
 
-_CONTEXT = 600_000_000
+CONTEXT = 600_000_000
 """What CUDA and NCCL keep on each device."""
 
 _PIECE = 1 << 24
@@ -45,9 +46,10 @@ def list_items(job: Job) -> list[Item]:
         *_list_buffers(job),
         *_list_passes(job),
         *_list_building(job),
+        *_list_copies(job),
     ]
     if not job.is_on_cpu:
-        items.append(Item("CUDA and NCCL", "device", _CONTEXT))
+        items.append(Item("CUDA and NCCL", "device", CONTEXT))
     return [item for item in items if item.num_bytes > 0]
 
 
@@ -153,7 +155,7 @@ def _list_buffers(job: Job) -> Iterator[Item]:
     if job.ranks == 1 or s.stage == 0:
         return
     copies = 2 if s.overlaps else 1
-    bucket = min(s.reduce_bucket, job.architecture.parameters)
+    bucket = min(s.reduce_bucket, sum(weight.numel for weight in job.trained))
     size = copies * s.weight_bytes * bucket
     yield Item("buckets for gradients", _device(job), size, ("backward",))
     if s.stage in (1, 2):
@@ -180,14 +182,14 @@ def _list_passes(job: Job) -> Iterator[Item]:
 def _count_whole_gradients(job: Job) -> int:
     """Bytes of gradients of whole weights before they are divided among ranks."""
     s, size = job.strategy, job.strategy.weight_bytes
-    parameters = job.architecture.parameters
+    parameters = sum(weight.numel for weight in job.trained)
     if s.stage in (0, 1):
         # Every rank has all of them until the step.
         return size * parameters
     layer = max((block.numel for block in job.architecture.blocks), default=0)
     table = job.architecture.vocabulary * job.architecture.hidden
     copies = 2 if job.architecture.is_tied and job.is_per_token else 1
-    return size * max(layer, copies * table)
+    return size * min(parameters, max(layer, copies * table))
 
 
 def _list_building(job: Job) -> Iterator[Item]:
@@ -198,3 +200,13 @@ def _list_building(job: Job) -> Iterator[Item]:
         yield Item("a whole weight", _device(job), 2 * size * largest, ("build",))
     elif job.optimizer.is_host:
         yield Item("weights laid out anew", _device(job), size * count_own(job), ("build",))
+
+
+def _list_copies(job: Job) -> Iterator[Item]:
+    """What is beside the state that is trained."""
+    pieces = list_pieces(job)
+    if job.ema:
+        yield Item("average of the weights", "host", 4 * count_elements(pieces))
+    if job.saves_in_background and job.strategy.optimizer_device != "nvme":
+        own = count_checkpoint_bytes(job) // (job.ranks if job.strategy.stage else 1)
+        yield Item("copy that is being saved", "host", own, ("loss", "backward", "step"))

@@ -7,14 +7,15 @@ so what is learned, are those that were asked for, however they are cut into mic
 """
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from bigft.config.flags import to_flag
 from bigft.errors import BigftError, ConfigError, PlanError
-from bigft.planner.architecture.case import UnknownArchitectureError
-from bigft.planner.forecast import Demand, Forecast, forecast
+from bigft.planner.forecast import OUTPUT, Demand, Forecast, forecast
 from bigft.planner.job import Checkpointing, Job
 from bigft.planner.machine import Machine
 from bigft.planner.templates import FILES, TEMPLATES, build_template
@@ -23,6 +24,12 @@ from bigft.units import format_bytes, format_seconds
 
 CHOSEN = "auto ("
 """What the name of a DeepSpeed JSON begins with that was chosen here."""
+
+CHOICE_NAME = "chosen.json"
+"""File of `resolved/` that says what was chosen, so that a run goes on with it."""
+
+ORIGIN = "chosen by --config auto"
+"""Where a setting came from that was chosen."""
 
 ROOM = 0.95
 """Share of what is there that a chosen plan may take: forecasts are a little off."""
@@ -68,6 +75,28 @@ class Candidate:
         return " ".join([f"--config {name}", *flags])
 
 
+def describe_choice(resolved: Resolved) -> dict[str, Any]:
+    """Return what was chosen for a run: the template's name and settings, by dotted path."""
+    values = {}
+    for path, origin in resolved.origin.items():
+        if origin == ORIGIN:
+            value: Any = resolved.run
+            for part in path.split("."):
+                value = getattr(value, part)
+            values[path] = value
+    return {"template": resolved.config.removeprefix(CHOSEN).removesuffix(")"), "values": values}
+
+
+def read_choice(folder: Path) -> tuple[str, dict[str, Any]] | None:
+    """Read what was chosen when the run of a folder began; None where that cannot be known."""
+    try:
+        found = json.loads((folder / "resolved" / CHOICE_NAME).read_text(encoding="utf-8"))
+        template, values = found["template"], dict(found["values"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return (template, values) if template in TEMPLATES else None
+
+
 def choose(
     resolve: Resolve, plan: Callable[[Resolved], tuple[Job, Machine]], typed: Mapping[str, Any]
 ) -> tuple[Resolved, Candidate]:
@@ -84,12 +113,13 @@ def choose(
     Raises:
         ConfigError: The settings are wrong, whatever is chosen.
         PlanError: Nothing fits; says what comes nearest.
+        UnknownArchitectureError: The model's family is not written down.
     """
     found = list_candidates(resolve, plan, typed)
     best = _find_best(found)
     if best is None:
         raise PlanError(_describe_nearest(found))
-    resolved = resolve(build_template(best.template), best.values, _label(best))
+    resolved = resolve(build_template(best.template), best.values, f"{CHOSEN}{best.template})")
     told = _explain(best, found)
     return replace(resolved, announced=[*told, *resolved.announced]), best
 
@@ -128,10 +158,6 @@ def find_advice(found: Sequence[Candidate]) -> list[str]:
     return lines[:3] or [_describe_nearest(found).partition(": ")[2]]
 
 
-def _label(best: Candidate) -> str:
-    return f"{CHOSEN}{best.template})"
-
-
 def _list_jobs(
     resolve: Resolve, plan: Callable[[Resolved], tuple[Job, Machine]]
 ) -> Iterator[tuple[str, Job, Machine]]:
@@ -142,11 +168,6 @@ def _list_jobs(
         try:
             resolved = resolve(build_template(name), {}, f"{CHOSEN}{name})")
             job, machine = plan(resolved)
-        except UnknownArchitectureError as error:
-            raise ConfigError(
-                f"--config auto: {error}, so that its memory cannot be planned; give a DeepSpeed"
-                " JSON, e.g. --config ds_configs/zero3.json"
-            ) from None
         except ConfigError as error:
             first = first or error
             continue
@@ -207,8 +228,8 @@ def _find_share(demand: Demand) -> float:
 
 
 def has_room(plan: Forecast) -> bool:
-    """Whether a plan fits with some room left."""
-    return all(_find_share(demand) <= ROOM for demand in plan.demands)
+    """Whether a plan fits with some room left; what all ways of training write is not asked."""
+    return all(_find_share(demand) <= ROOM for demand in plan.demands if demand.what != OUTPUT)
 
 
 def _explain(best: Candidate, found: Sequence[Candidate]) -> list[str]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,15 @@ def describe_architecture(
     grown = None
     if num_tokens is not None and num_tokens > rows:
         grown = -(-num_tokens // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
-    task = {"distillation": "causal_lm"}.get(run.task.name, run.task.name)
+    task = name_planned_task(run)
     return build_architecture(config, task=task, vocabulary=grown)
+
+
+def name_planned_task(run: Run) -> str:
+    """Name the task whose model is planned: of several, the one with the largest head."""
+    parts = {part.task for part in (run.task.parts or {}).values()}
+    name = next((task for task in ("causal_lm", "masked_lm", *sorted(parts)) if task in parts), "")
+    return {"distillation": "causal_lm", "multitask": name}.get(run.task.name, run.task.name)
 
 
 def build_job(
@@ -67,7 +75,8 @@ def build_job(
     plan = plan_optimizer(run.optim, dict(ds))
     attention = run.model.attention
     if attention == "auto":
-        attention = "sdpa" if is_on_cpu else "flash_attention_2"
+        has_flash = find_spec("flash_attn") is not None and read_strategy(ds).is_split
+        attention = "flash_attention_2" if has_flash and not is_on_cpu else "sdpa"
     frozen = [re.compile(pattern) for pattern in run.model.freeze]
     return Job(
         architecture=architecture,
@@ -87,7 +96,7 @@ def build_job(
         checkpointing=run.model.activation_checkpointing,
         attention=attention,
         packing=run.data.packing,
-        task=run.task.name,
+        task=name_planned_task(run),
         has_weights=facts.has_weights,
         ema=run.trainer.ema > 0 or run.trainer.reptile.inner_steps > 0,
         frozen=frozenset(

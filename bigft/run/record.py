@@ -21,6 +21,7 @@ import yaml
 
 import bigft
 from bigft.redact import HIDDEN, redact_text, redact_value, redact_words
+from bigft.run.choose import CHOICE_NAME, CHOSEN, describe_choice
 from bigft.run.resolved import Resolved
 
 _PACKAGES = (
@@ -58,6 +59,9 @@ def record(resolved: Resolved, environ: Mapping[str, str], folder: Path) -> None
     (target / "ds_config.json").write_text(
         json.dumps(redact_value(resolved.ds), indent=2) + "\n", encoding="utf-8"
     )
+    if resolved.config.startswith(CHOSEN):
+        chosen = json.dumps(describe_choice(resolved), indent=2)
+        (target / CHOICE_NAME).write_text(chosen + "\n", encoding="utf-8")
     environment = describe_environment(resolved, environ)
     (target / "environment.json").write_text(
         json.dumps(environment, indent=2) + "\n", encoding="utf-8"

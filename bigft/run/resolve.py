@@ -33,12 +33,21 @@ from bigft.config.typed import Typed, fields_of, read_flags, read_recipe
 from bigft.data.sources.glue import name_dev_sets
 from bigft.errors import BigftError, ConfigError, DataError, raise_together
 from bigft.models.facts import ModelFacts, is_local, read_facts
+from bigft.planner.architecture.case import UnknownArchitectureError
 from bigft.planner.job import Job
 from bigft.planner.machine import Machine
 from bigft.planner.templates import build_template
 from bigft.redact import remember_secrets
 from bigft.run.bridge import bridge
-from bigft.run.choose import Resolve, choose, find_advice, list_candidates
+from bigft.run.choose import (
+    CHOSEN,
+    ORIGIN,
+    Resolve,
+    choose,
+    find_advice,
+    list_candidates,
+    read_choice,
+)
 from bigft.run.draft import Draft
 from bigft.run.fill import fill_json
 from bigft.run.job import plan_run
@@ -79,10 +88,21 @@ def resolve(
     if problems:
         # Whatever is chosen, they are wrong; all others are found with them.
         return _resolve(request, environ, AUTO, build_template("zero3"), {})
-    if recorded := _find_recorded(typed):
-        return _resolve(request, environ, str(recorded), None, {})
-
-    chosen, _ = choose(*_plan_with(request, environ, machine_of), typed)
+    folder = _find_run_folder(typed)
+    if folder is not None:
+        if (choice := read_choice(folder)) is not None:
+            name, values = choice
+            label = f"{CHOSEN}{name})"
+            return _resolve(request, environ, label, build_template(name), values)
+        # It began with a JSON, and its optimizer cannot change.
+        typed = {"optim.name": Typed("", "the run folder"), **typed}
+    try:
+        chosen, _ = choose(*_plan_with(request, environ, machine_of), typed)
+    except UnknownArchitectureError as error:
+        chosen = _resolve(request, environ, f"{CHOSEN}zero3)", build_template("zero3"), {})
+        chosen.warnings.append(
+            f"--config auto: {error}, so that nothing can be planned; zero3 is taken as it is"
+        )
     return chosen
 
 
@@ -122,16 +142,13 @@ def _read_typed(request: Request) -> tuple[dict[str, Typed], str, list[str]]:
     return typed, config, problems
 
 
-def _find_recorded(typed: Mapping[str, Typed]) -> Path | None:
-    """Find the JSON that a run was started with before: it goes on with the same."""
-    if "output_dir" not in typed:
-        return None
+def _find_run_folder(typed: Mapping[str, Typed]) -> Path | None:
+    """Find the folder of a run that goes on."""
     resume = typed.get("checkpoint.resume")
-    if resume is not None and resume.value == "never":
+    if "output_dir" not in typed or (resume is not None and resume.value == "never"):
         return None
     folder = Path(str(typed["output_dir"].value)).expanduser()
-    recorded = folder / "resolved" / "ds_config.json"
-    return recorded if recorded.is_file() and (folder / "checkpoints").is_dir() else None
+    return folder if (folder / "checkpoints").is_dir() else None
 
 
 def _resolve(
@@ -164,7 +181,7 @@ def _resolve(
     )
     for path, value in values.items():
         if path not in typed:
-            draft.adopt(path, value, "chosen by --config auto")
+            draft.adopt(path, value, ORIGIN)
     _edit_json(draft, request)
     # Whoever prints the settings, DeepSpeed for instance: what is secret in them is known now.
     remember_secrets({path: value.value for path, value in typed.items()})

@@ -63,8 +63,8 @@ class Evaluator:
         """Do nothing: the last step has been scored."""
 
     def _evaluate(self, state: State) -> None:
-        HERE.note(phase="evaluating")
         """Score, unless the run is to stop: then the next one scores before its first step."""
+        HERE.note(phase="evaluating")
         batches = self._until_stop(self._loader.eval_batches(self._section.max_eval_batches))
         with self._engine.evaluating():
             scores = evaluate(

@@ -17,6 +17,7 @@ from bigft.log import Console
 from bigft.monitor.meters import read_rss_bytes
 from bigft.planner.architecture.case import UnknownArchitectureError
 from bigft.planner.forecast import Forecast, forecast
+from bigft.planner.memory import CONTEXT
 from bigft.planner.report import describe_plan
 from bigft.run.job import plan_run, read_this_machine
 from bigft.run.resolve import find_repairs
@@ -43,6 +44,16 @@ def check_plan(resolved: Resolved, world: World, console: Console) -> Forecast |
         return None
     try:
         machine = read_this_machine(resolved, os.environ)
+        if machine.device != world.device.type:
+            console.say(
+                f"note: no plan: the ranks are on {world.device.type}, which nvidia-smi does not"
+                " tell of"
+            )
+            return None
+        if machine.device == "cuda":
+            # What CUDA keeps is there already, and part of the forecast.
+            free = torch.cuda.mem_get_info(world.device)[0] + CONTEXT
+            machine = replace(machine, device_bytes=free)
         # What the ranks of this host have in memory already is part of the forecast.
         machine = replace(
             machine, host_bytes=machine.host_bytes + world.local_size * read_rss_bytes()
@@ -76,7 +87,7 @@ def _complain(plan: Forecast, resolved: Resolved, console: Console, *, refuses: 
         return
     try:
         repairs = find_repairs(resolved.request, os.environ)
-    except BigftError as error:
+    except (BigftError, UnknownArchitectureError) as error:
         repairs = [str(error)]
     advice = "\n".join(f"  {line}" for line in repairs)
     raise PlanError(

@@ -8,7 +8,12 @@ from bigft.planner.machine import Machine
 from bigft.planner.strategy import read_strategy
 from bigft.probe.measure import Probe, probe
 from bigft.probe.slice import SliceJob
-from bigft.run.job import describe_architecture, find_swap_folder, read_config
+from bigft.run.job import (
+    describe_architecture,
+    find_swap_folder,
+    name_planned_task,
+    read_config,
+)
 from bigft.run.resolved import Resolved
 
 
@@ -22,7 +27,7 @@ def probe_run(resolved: Resolved, machine: Machine, report: Callable[[str], None
     precision: Precision = read_strategy(resolved.ds).precision
     job = SliceJob(
         config=read_config(run, resolved.facts),
-        task={"distillation": "causal_lm"}.get(run.task.name, run.task.name),
+        task=name_planned_task(run),
         length=run.data.max_length,
         rows=run.trainer.per_device_train_batch_size,
         checkpointing=run.model.activation_checkpointing,

@@ -13,6 +13,7 @@ from bigft.planner.forecast import forecast
 from bigft.planner.hardware import Given, parse_machine
 from bigft.planner.templates import FILES, TEMPLATES, build_template
 from bigft.run.job import plan_run
+from bigft.run.record import record
 from bigft.run.resolve import find_repairs, resolve
 
 QWEN = {
@@ -138,23 +139,57 @@ def test_other_mistakes_are_still_told(model):
         pick(model, DESK, "--ds.zero_optimization.stage3_prefetch=1")
 
 
-def test_a_model_that_is_not_written_down_needs_a_json(tmp_path):
+def test_a_model_that_is_not_written_down_is_trained_under_stage_3(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mamba", "hidden_size": 64}')
-    with pytest.raises(ConfigError, match=r"give a DeepSpeed JSON, e\.g\. --config"):
-        pick(tmp_path / "config.json", DESK)
+    chosen = pick(tmp_path / "config.json", DESK)
+    assert chosen.ds["zero_optimization"]["stage"] == 3
+    assert "this family is not written down" in chosen.warnings[-1]
 
 
 def test_a_run_goes_on_with_what_was_chosen_at_its_first_start(model, tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "resolved").mkdir()
-    first = pick(model, SMALL)
-    (folder / "resolved/ds_config.json").write_text(json.dumps(first.ds))
+    first = pick(model, DESK)
+    assert first.run.optim.name == "adamw_8bit"
+    record(first, {}, folder)
     words = ["train", "--model", str(model), "--output_dir", str(folder)]
-    again = resolve(parse(words), {}, machine_of=machine_of(SERVER))
-    assert again.ds["zero_optimization"]["offload_optimizer"]["device"] == "nvme"
+    # On other ranks, with another batch: what was chosen stays, what follows from it does not.
+    more = [*words, "--per_device_train_batch_size", "2"]
+    again = resolve(parse(more), {"WORLD_SIZE": "4"}, machine_of=machine_of(SERVER))
+    assert again.config == first.config
+    assert again.run.optim.name == "adamw_8bit"
+    assert again.ds["train_batch_size"] == 8
     anew = resolve(parse([*words, "--resume", "never"]), {}, machine_of=machine_of(SERVER))
     assert "offload_optimizer" not in anew.ds["zero_optimization"]
+    # A run that began with a JSON of its own keeps its optimizer.
+    (folder / "resolved/chosen.json").unlink()
+    own = resolve(parse(words), {}, machine_of=machine_of(DESK))
+    assert own.run.optim.name == "adamw"
+
+
+def test_several_tasks_are_planned_with_their_largest_head(tmp_path):
+    data = tmp_path / "a.jsonl"
+    data.write_text('{"text": "a", "label": "b"}')
+    parts = [
+        f"--task.parts.{name}.{key}={value}"
+        for name, task in (("one", "classification"), ("two", "masked_lm"))
+        for key, value in (("task", task), ("data", data))
+    ]
+    words = ["train", "--task", "multitask", *parts]
+    chosen = resolve(parse(words), {}, machine_of=machine_of(DESK))
+    job, _ = plan_run(chosen, {}, machine_of(DESK)(chosen))
+    assert job.task == "masked_lm"
+
+
+def test_an_average_and_a_copy_that_is_saved_take_host_memory(model):
+    resolved = pick(model, SERVER)
+    job, machine = plan_run(resolved, {}, machine_of(SERVER)(resolved))
+    before = forecast(job, machine).host_bytes_per_host
+    numel = job.architecture.parameters
+    average = forecast(replace(job, ema=True), machine).host_bytes_per_host
+    assert average - before == pytest.approx(4 * numel, rel=1e-3)
+    copied = forecast(replace(job, saves_in_background=True), machine).host_bytes_per_host
+    assert copied - before == pytest.approx(12 * numel, rel=1e-3)
 
 
 def test_repairs_of_a_run_that_does_not_fit_would_fit(model):
