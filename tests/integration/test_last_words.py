@@ -125,7 +125,8 @@ def test_a_single_rank_that_ran_out_of_host_memory_gets_the_numbers(shared_folde
     try:
         (group / "memory.limit_in_bytes").write_text(str(320 << 20))
         enter = f'echo 0 > {group}/cgroup.procs; exec "$@"'
-        with running(words_for(shared_folder, folder), "sh", "-c", enter, "sh") as process:
+        words = [*words_for(shared_folder, folder), "--plan.check", "warn"]
+        with running(words, "sh", "-c", enter, "sh") as process:
             said, _ = process.communicate(timeout=120)
         assert process.returncode == -9
     finally:
@@ -135,6 +136,7 @@ def test_a_single_rank_that_ran_out_of_host_memory_gets_the_numbers(shared_folde
     assert "was ended by the kernel (SIGKILL) because host memory ran out" in line
     assert "its control group has 320.00 MiB, of which" in line
     assert "by this rank)" in line
+    assert "the plan was" in line
     assert "zero3_nvme.json" in line
     assert "This happened " in line
 
