@@ -9,13 +9,16 @@ What each optimizer keeps per element of a rank's pieces (`bigft.optim.build`):
     HostAdamW8bit      master 4, moments 2 codes and 2 scales per block of a flat vector
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from bigft.planner.job import Job
 from bigft.planner.pieces import BLOCK, Piece, count_sub_groups, cut_weights
 
 _SCALES = 8
 """Bytes of the two scales of a block."""
+
+_COUNTED_RANKS = 16
+"""Up to so many ranks each is counted; pieces of more differ by padding alone."""
 
 
 def list_pieces(job: Job, rank: int = 0) -> list[Piece]:
@@ -59,8 +62,15 @@ def count_master_bytes(job: Job, pieces: Sequence[Piece]) -> int:
 
 def count_state_bytes(job: Job) -> int:
     """Bytes of all moments and scales, of all ranks together."""
-    ranks = range(job.ranks if job.strategy.stage else 1)
-    return sum(count_moment_bytes(job, list_pieces(job, rank)) for rank in ranks)
+    return _sum_ranks(job, lambda pieces: count_moment_bytes(job, pieces))
+
+
+def _sum_ranks(job: Job, count: Callable[[list[Piece]], int]) -> int:
+    """Add up what each rank has; of many ranks the first stands for all, with its padding."""
+    ranks = job.ranks if job.strategy.stage else 1
+    if ranks > _COUNTED_RANKS:
+        return ranks * count(list_pieces(job))
+    return sum(count(list_pieces(job, rank)) for rank in range(ranks))
 
 
 def count_checkpoint_bytes(job: Job) -> int:
@@ -72,9 +82,9 @@ def count_checkpoint_bytes(job: Job) -> int:
     if job.optimizer.is_host and not job.strategy.is_split:
         own = 4
     numel = sum(weight.numel for weight in job.trained)
-    ranks = range(job.ranks if job.strategy.stage else 1)
-    pieces = [list_pieces(job, rank) for rank in ranks]
-    kept = sum(count_master_bytes(job, mine) + count_moment_bytes(job, mine) for mine in pieces)
+    kept = _sum_ranks(
+        job, lambda pieces: count_master_bytes(job, pieces) + count_moment_bytes(job, pieces)
+    )
     untrained = job.architecture.parameters - numel
     shadow = 4 * numel if job.ema else 0
     return own * numel + kept + untrained * job.strategy.weight_bytes + shadow

@@ -85,3 +85,8 @@ def test_frozen_weights_have_no_states():
     numel = job.architecture.parameters - 333 * 36
     assert count_state_bytes(job) == 8 * numel
     assert count_checkpoint_bytes(job) == 12 * numel + 2 * 333 * 36
+
+
+def test_many_ranks_are_counted_at_once():
+    exact, many = (count_state_bytes(make_job(ranks=ranks, bits=32)) for ranks in (16, 17))
+    assert many == pytest.approx(exact, rel=1e-2)
