@@ -96,6 +96,7 @@ def test_every_kind_of_model_takes_a_step(config, task, checkpointing):
     assert whole.bytes - sizes[1] == sizes[1] - sizes[0] > 0, stacks
 
 
+@pytest.mark.nightly
 def test_measured_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setenv("RANK", "7")
     job = replace(JOB, rows=2, length=128)
