@@ -4,7 +4,6 @@ This is the only place that reads the launcher's environment variables.
 """
 
 import os
-import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from bigft.distributed.children import find_free_port
 from bigft.distributed.failures import find_failure
 from bigft.errors import LaunchError
 
@@ -91,7 +91,7 @@ def _complete_environment(environ: Mapping[str, str]) -> None:
     given = [name for name in _LAUNCHER_VARIABLES if name in environ]
     if not given:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-        os.environ["MASTER_PORT"] = str(_find_free_port())
+        os.environ["MASTER_PORT"] = str(find_free_port())
     elif missing := [name for name in _LAUNCHER_VARIABLES if name not in environ]:
         raise LaunchError(
             f"the launcher set {', '.join(given)} but not {', '.join(missing)}; start the run with"
@@ -101,12 +101,6 @@ def _complete_environment(environ: Mapping[str, str]) -> None:
     os.environ.setdefault(
         "LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
     )
-
-
-def _find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _put_interpreter_on_path() -> None:

@@ -39,7 +39,7 @@ def check_gpus(wanted: Wanted) -> Iterator[Finding]:
     devices = yield from _check_driver(wanted)
     if not devices:
         return
-    yield _check_free(devices)
+    yield _check_free(_keep_used(devices, wanted))
     yield _check_others(wanted)
     count = yield from _check_torch(wanted)
     if count > 1:
@@ -76,6 +76,16 @@ def _check_driver(wanted: Wanted) -> Generator[Finding, None, list[list[str]]]:
         yield passed("gpu", f"{len(rows)} x {rows[0][1]}")
     yield passed("gpu_driver", rows[0][2])
     return rows
+
+
+def _keep_used(devices: list[list[str]], wanted: Wanted) -> list[list[str]]:
+    """Leave out devices that the run does not use: another job may have them."""
+    chosen = wanted.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        numbers = {number.strip() for number in chosen.split(",")}
+        # Names of other kinds (GPU-..., MIG-...) are not in this table: then all are looked at.
+        devices = [device for device in devices if device[0] in numbers] or devices
+    return devices[: wanted.ranks]
 
 
 def _check_free(devices: list[list[str]]) -> Finding:

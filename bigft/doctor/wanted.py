@@ -6,13 +6,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bigft.data.cache import default_cache_dir
 from bigft.doctor.need import Need
 from bigft.engine.operators import HOST_OPERATORS, find_needed_operators
 from bigft.engine.swap import find_swap_roots
-from bigft.optim.place import suits_host
+from bigft.optim.build import plan_optimizer
 from bigft.run.resolved import Resolved
 
 
@@ -92,8 +92,8 @@ def plan_wanted(resolved: Resolved, ranks: int, environ: Mapping[str, str], need
     )
     if not resolved.config:
         return general
-    is_native = "optimizer" not in ds and suits_host(ds)
-    uses_cpu_adam = not is_native and _uses_cpu_adam(ds, run.optim.name)
+    optimizer = plan_optimizer(run.optim, ds).class_name
+    uses_cpu_adam = optimizer == "DeepSpeedCPUAdam"
     builders = find_needed_operators(ds, on_cpu=device == "cpu", uses_cpu_adam=uses_cpu_adam)
     return Wanted(
         is_of_run=True,
@@ -104,15 +104,8 @@ def plan_wanted(resolved: Resolved, ranks: int, environ: Mapping[str, str], need
         cache_dir=general.cache_dir,
         builders=tuple(builders),
         uses_cpu_adam=uses_cpu_adam,
-        uses_native=is_native,
+        uses_native=optimizer == "HostAdamW",
         is_bf16=bool(ds.get("bf16", {}).get("enabled")),
         need=need,
         environ=environ,
     )
-
-
-def _uses_cpu_adam(ds: dict[str, Any], optimizer: str) -> bool:
-    """Say whether the states are stepped by DeepSpeed's CPU Adam, as `plan_optimizer` decides."""
-    device = ds["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
-    rule = ds["optimizer"]["type"].lower() if "optimizer" in ds else optimizer
-    return device in ("cpu", "nvme") and rule in ("adam", "adamw")

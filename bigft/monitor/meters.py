@@ -56,10 +56,19 @@ class PhaseClock:
 
 def read_rss_bytes() -> int:
     """Resident host memory of this process, in bytes."""
+    return _read_status("VmRSS")
+
+
+def read_peak_rss_bytes() -> int:
+    """Return the most host memory that this process has had resident, in bytes."""
+    return _read_status("VmHWM")
+
+
+def _read_status(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("no VmRSS in /proc/self/status")
+    raise RuntimeError(f"no {name} in /proc/self/status")
 
 
 def read_device_peak_bytes(device: torch.device) -> int:

@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from bigft.distributed.children import leave_launcher
 from bigft.planner.known import name_slice
 from bigft.planner.machine import SliceMeasurement
 
 _TIMEOUT_SECONDS = 180.0
-
-_OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def measure_slice(job: SliceJob, environ: Mapping[str, str] = os.environ) -> Sli
     Raises:
         SliceError: It failed, took too long, or would not fit.
     """
-    environment = {k: v for k, v in environ.items() if k not in _OF_A_LAUNCHER}
+    environment = leave_launcher(environ)
     environment["OMP_NUM_THREADS"] = str(job.threads)
     command = [sys.executable, "-m", "bigft.probe.slice_child"]
     try:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,13 +14,13 @@ from typing import Any
 
 from bigft.config.flags import to_path
 from bigft.config.request import Request
+from bigft.distributed.children import find_free_port, leave_launcher
 from bigft.distributed.claim import claimed
 from bigft.errors import LaunchError
 from bigft.redact import redact_text
 
 CONSOLE_NAME = "console.log"
 
-_OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 _TAIL_BYTES = 8192
 _LONGEST_REASON = 300
 _FREE_SECONDS = 600.0
@@ -177,7 +176,7 @@ def build_command(
         return [sys.executable, "-m", "bigft", *words]
     # By its module: beside the interpreter, on PATH or not, and for an installed bigft too.
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_gpus)]
-    return [*launcher, "--master_port", str(_find_free_port()), "--module", "bigft", *words]
+    return [*launcher, "--master_port", str(find_free_port()), "--module", "bigft", *words]
 
 
 def replace_settings(request: Request, settings: Mapping[str, str]) -> dict[str, str]:
@@ -189,7 +188,7 @@ def replace_settings(request: Request, settings: Mapping[str, str]) -> dict[str,
 
 def build_environment(environ: Mapping[str, str], num_gpus: int | None) -> dict[str, str]:
     """Return the environment of a trial: that of the sweep, which is no rank itself."""
-    own = {name: text for name, text in environ.items() if name not in _OF_A_LAUNCHER}
+    own = leave_launcher(environ)
     if num_gpus is not None:
         # Without accelerators the launcher counts devices by it.
         own.setdefault("LOCAL_SIZE", str(num_gpus))
@@ -222,10 +221,3 @@ def _has_members(session: int) -> bool:
             if int(number) == session and state != "Z":
                 return True
     return False
-
-
-def _find_free_port() -> int:
-    # The launcher's default port is one for the whole machine.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigft.distributed.children import find_free_port, leave_launcher
+
 PLAN_NAME = "plan.json"
 EVENTS_NAME = "events.jsonl"
 CONSOLE_NAME = "console.log"
 
-_OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 _GRACE_SECONDS = 10.0
 
 
@@ -37,7 +37,7 @@ class Ranks:
         """
         self._console = folder / CONSOLE_NAME
         words = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
-        words += ["--master_port", str(_find_free_port()), "--module", module, str(folder)]
+        words += ["--master_port", str(find_free_port()), "--module", module, str(folder)]
         with self._console.open("wb") as console:
             self._process = subprocess.Popen(
                 # It is told to end when this process dies.
@@ -99,7 +99,7 @@ class EventReader:
 def _make_environment(
     environ: Mapping[str, str], folder: Path, ranks: int, *, on_cpu: bool
 ) -> dict[str, str]:
-    own = {name: text for name, text in environ.items() if name not in _OF_A_LAUNCHER}
+    own = leave_launcher(environ)
     # Without accelerators the launcher counts devices by it.
     own["LOCAL_SIZE"] = str(ranks)
     own["TMPDIR"] = str(folder)
@@ -119,9 +119,3 @@ def _list_session(session: int) -> Sequence[int]:
             if int(number) == session and state != "Z":
                 found.append(int(folder.name))
     return found
-
-
-def _find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

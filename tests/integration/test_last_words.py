@@ -231,7 +231,7 @@ def test_a_full_shared_memory_is_named(shared_folder, tmp_path):
     with running(words_for(shared_folder, folder), *before) as process:
         wait_for(lambda: has_stepped(folder))
         # The same file system, from outside its namespace; full for longer than a look takes.
-        shared = Path(f"/proc/{process.pid}/root/dev/shm")
+        shared = Path("/proc", str(process.pid), "root", "dev/shm")
         with contextlib.suppress(OSError):
             (shared / "others").write_bytes(b"x" * (2 << 20))
         time.sleep(2)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from bigft.distributed.collectives import gather_rows
 from bigft.distributed.world import World
 from bigft.errors import BigftError, PlanError
 from bigft.log import Console
-from bigft.monitor.meters import read_rss_bytes
+from bigft.monitor.meters import read_peak_rss_bytes, read_rss_bytes
 from bigft.planner.architecture.case import UnknownArchitectureError
 from bigft.planner.forecast import Forecast, forecast
 from bigft.planner.memory import CONTEXT
@@ -152,9 +151,3 @@ class PlanRecord:
                 f" {format_seconds(measured['seconds_per_step'])} measured"
             )
         self._console.say(f"plan: {'; '.join(parts)}")
-
-
-def read_peak_rss_bytes() -> int:
-    """Return the most host memory that this process has had resident, in bytes."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024 if found else 0
