@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from importlib import import_module
 from types import TracebackType
 
@@ -61,6 +62,7 @@ def parse(words: Sequence[str]) -> Request:
     if name not in COMMANDS:
         near = suggest(name, COMMANDS) or f"; choose one of {', '.join(COMMANDS)}"
         raise ConfigError(f"{name}: no such command{near}")
+    rest, behind = _split_rest(name, rest)
     problems: list[str] = []
     positional, flags = _read_words(name, rest, problems)
     _check_positional(name, positional, problems)
@@ -68,7 +70,7 @@ def parse(words: Sequence[str]) -> Request:
     _check_repeated(flags, problems)
     if problems:
         raise_together(ConfigError, problems)
-    return _parse_with_fire(name, positional, flags, tuple(words))
+    return replace(_parse_with_fire(name, positional, flags, tuple(words)), rest=tuple(behind))
 
 
 @contextmanager
@@ -109,6 +111,14 @@ def _without_local_rank(words: Sequence[str]) -> list[str]:
         if not is_value and not word.startswith(("--local_rank=", "--local-rank=")):
             kept.append(word)
     return kept
+
+
+def _split_rest(command: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate the command line behind `--` from that of a command that starts others."""
+    if not COMMANDS[command].takes_rest or "--" not in words:
+        return list(words), []
+    place = list(words).index("--")
+    return list(words[:place]), list(words[place + 1 :])
 
 
 def _find_page(words: Sequence[str]) -> str | None:
@@ -209,7 +219,7 @@ def _parse_with_fire(
 
     def verb_of(verb: str) -> Callable[..., None]:
         def build(*words: str, config: str = "", recipe: str = "", **settings: str) -> None:
-            requests.append(Request(verb, words, settings, config, recipe, argv))
+            requests.append(Request(verb, words, settings, config, recipe, argv=argv))
 
         # `str` keeps text as text: Fire would read `--revision 1234e56` as a number.
         parsed: Callable[..., None] = SetParseFn(str)(build)

@@ -64,7 +64,8 @@ def render_command(name: str, run: type[Section]) -> str:
     if command.options is not None:
         word = command.word if command.is_word_required else f"[{command.word}]"
         entries = [_entry(f"--{path}", info) for path, info in options_of(command.options)]
-        usage = f"usage: bigft {name} {word} [options]"
+        tail = " -- train [settings]" if command.takes_rest else ""
+        usage = " ".join(f"usage: bigft {name} {word} [options]{tail}".split())
         return "\n".join([usage, "", command.options.__doc__ or "", "", *entries])
     word = f" [{command.word}]" if command.word else ""
     usage = _LAUNCH if name == "train" else f"usage: bigft {name}{word} [settings]\n"

@@ -315,6 +315,55 @@ class DoctorOptions(Section):
     used. Of several the first of these."""
 
 
+class LaunchOptions(Section):
+    """Start a run on several hosts, or on this one, watch it, and start it again after a crash.
+
+    What is to be run stands behind `--`: `bigft launch --hostfile hosts -- train --config ...`.
+    """
+
+    hostfile: str | None = None
+    """File with a line `NAME slots=N` per host. Absent: this host alone."""
+
+    include: str = ""
+    """Hosts and slots to use, as DeepSpeed writes it: `worker-0@worker-1:0,2`; absent: all."""
+
+    exclude: str = ""
+    """Hosts and slots to leave out, written likewise."""
+
+    num_gpus: Annotated[int, Field(gt=0)] | None = None
+    """Ranks on this host, without a hostfile; absent: one for each GPU, or one."""
+
+    launcher: Literal["ssh", "openmpi", "mpich"] = "ssh"
+    """What starts the ranks of a hostfile."""
+
+    master_addr: str | None = None
+    """Address at which the ranks meet; absent: that of the first host, as the others reach it."""
+
+    master_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
+    """Port at which the ranks meet; absent: one that is free on the first host."""
+
+    check: Literal["full", "quick", "off"] = "full"
+    """What is looked at on every host first: all that the doctor knows, only whether it is
+    reached and has the same code, versions and settings, or nothing."""
+
+    sync: bool = False
+    """Copy this folder, with the code and the configuration, to the same place on every host first
+    (rsync); files that are there and not here stay."""
+
+    env: list[str] = []
+    """Names of environment variables that the ranks get, too, separated by commas (`HF_TOKEN`);
+    values never stand on a command line."""
+
+    max_restarts: Annotated[int, Field(ge=0)] = 0
+    """Start again so often, from the newest committed checkpoint, when the run has crashed."""
+
+    min_hosts: Annotated[int, Field(gt=0)] | None = None
+    """Start again on fewer hosts, down to so many, when some are lost; absent: wait for all."""
+
+    render: Literal["slurm", "torchrun", "openmpi", "mpich", "kubernetes"] | None = None
+    """Start nothing, and print what starts this run elsewhere."""
+
+
 class SelftestOptions(Section):
     """Whether this install computes what plain torch does, on this hardware."""
 
@@ -357,9 +406,17 @@ class Command:
     takes_config: bool = True
     """Of a command with the settings of a run: whether a DeepSpeed JSON is among them."""
 
+    takes_rest: bool = False
+    """Whether another command line follows behind `--`."""
+
 
 COMMANDS: Mapping[str, Command] = {
     "train": Command("Fine-tune a model under ZeRO and leave one Hugging Face folder."),
+    "launch": Command(
+        "Start a run on several hosts, watch it, and start it again after a crash.",
+        options=LaunchOptions,
+        takes_rest=True,
+    ),
     "plan": Command(
         "Say what a run will need and how long it will take, before anything is loaded.",
         own=PlanOptions,

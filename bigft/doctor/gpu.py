@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Generator, Iterator
 
-from bigft.doctor.child import Answer, ask
+from bigft.launch.child import Answer, ask
 from bigft.doctor.finding import Finding, failed, passed, skipped
 from bigft.doctor.meeting import free_port, place_environment
 from bigft.doctor.wanted import Wanted, find_tool

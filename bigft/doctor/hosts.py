@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from bigft.doctor.child import Answer
+from bigft.launch.child import Answer
 from bigft.doctor.finding import Finding, failed, passed, skipped
 from bigft.doctor.meeting import place_environment
 from bigft.doctor.probe import RENDEZVOUS_PORT
-from bigft.doctor.remote import ask_there
+from bigft.launch.remote import ask_there
 from bigft.launch.hostfile import Host
 
 _PROBE_SECONDS = 20.0

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from bigft.doctor.child import ask
+from bigft.launch.child import ask
 from bigft.doctor.finding import WITH_FIX, Finding
 from bigft.doctor.wanted import Wanted
 from bigft.engine.swap import find_orphans

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from bigft.doctor.child import ask
+from bigft.launch.child import ask
 from bigft.doctor.finding import WITH_FIX, Finding, failed, passed, skipped
 from bigft.doctor.wanted import Wanted, find_tool
 from bigft.engine.operators import finds_libaio

@@ -25,7 +25,7 @@ from planting import (
     has_disk,
     start,
 )
-from simulated_hosts import SimulatedHosts, can_simulate
+from simulated_hosts import NETWORK, SimulatedHosts, can_simulate
 
 from bigft.distributed.claim import claimed
 from bigft.optim.native.build import NAME, digest_sources
@@ -573,10 +573,10 @@ def test_faults_of_simulated_hosts_are_found_together(situation, tmp_path_factor
     folder = tmp_path_factory.mktemp("hosts")
     clock = {"LD_PRELOAD": str(build_clock(folder)), "CLOCK_OFFSET": "600"}
     with SimulatedHosts(folder, 3, {2: clock}) as hosts:
-        _use(situation, hosts, [*hosts.names, "10.77.13.99"])
+        _use(situation, hosts, [*hosts.names, f"{NETWORK}.99"])
         told = examine(situation, "--checks", "limits,network")
     faults = {(f["name"], f["host"]) for f in told.report["findings"] if not f["ok"]}
-    assert faults == {("clock_skew", hosts.names[1]), ("ssh", "10.77.13.99")}
+    assert faults == {("clock_skew", hosts.names[1]), ("ssh", f"{NETWORK}.99")}
     assert "600 s ahead" in told.find("clock_skew")["found"]
     assert told.code == 6
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bigft.doctor.child import Answer, ask
+from bigft.launch.child import Answer, ask
 
 _CONNECT_SECONDS = 5
 
