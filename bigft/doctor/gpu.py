@@ -6,10 +6,10 @@ import json
 import sys
 from collections.abc import Generator, Iterator
 
-from bigft.launch.child import Answer, ask
 from bigft.doctor.finding import Finding, failed, passed, skipped
 from bigft.doctor.meeting import free_port, place_environment
 from bigft.doctor.wanted import Wanted, find_tool
+from bigft.launch.child import Answer, ask
 from bigft.units import format_bytes
 
 _ASK_SECONDS = 10.0

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from bigft.launch.child import Answer
 from bigft.doctor.finding import Finding, failed, passed, skipped
 from bigft.doctor.meeting import place_environment
 from bigft.doctor.probe import RENDEZVOUS_PORT
-from bigft.launch.remote import ask_there
+from bigft.launch.child import Answer
 from bigft.launch.hostfile import Host
+from bigft.launch.remote import ask_there
 
 _PROBE_SECONDS = 20.0
 _EXAMINE_SECONDS = 180.0

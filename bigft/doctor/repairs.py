@@ -5,10 +5,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from bigft.launch.child import ask
 from bigft.doctor.finding import WITH_FIX, Finding
 from bigft.doctor.wanted import Wanted
 from bigft.engine.swap import find_orphans
+from bigft.launch.child import ask
 
 _BUILD_SECONDS = 1800.0
 

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from bigft.launch.child import ask
 from bigft.doctor.finding import WITH_FIX, Finding, failed, passed, skipped
 from bigft.doctor.wanted import Wanted, find_tool
 from bigft.engine.operators import finds_libaio
 from bigft.errors import LaunchError
+from bigft.launch.child import ask
 
 _LOAD_SECONDS = 60.0
 """torch and DeepSpeed take 5 s to import here, and a minute from a cold network folder."""

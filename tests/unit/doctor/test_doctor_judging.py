@@ -12,19 +12,19 @@ import setuptools
 
 from bigft.config.options import DoctorOptions
 from bigft.doctor import examine as examining
-from bigft.launch.child import Answer, ask
 from bigft.doctor.examine import AREAS, examine
 from bigft.doctor.finding import ERRORS, describe_finding, failed, find_worst, passed, skipped
 from bigft.doctor.hosts import _Probed, compare, explain_unreachable
 from bigft.doctor.need import Need
 from bigft.doctor.probe import describe_host
-from bigft.launch.remote import render_ssh
 from bigft.doctor.report import render_findings
 from bigft.doctor.storage import Place, check_space, find_file_system
 from bigft.doctor.tools import _judge_operators
 from bigft.doctor.versions import FLOORS, TESTED, is_below
 from bigft.doctor.wanted import Wanted
 from bigft.errors import ConfigError, LaunchError, PlanError
+from bigft.launch.child import Answer, ask
+from bigft.launch.remote import render_ssh
 
 ROOT = Path(__file__).resolve().parents[3]
 
