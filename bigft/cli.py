@@ -70,7 +70,8 @@ def parse(words: Sequence[str]) -> Request:
     _check_repeated(flags, problems)
     if problems:
         raise_together(ConfigError, problems)
-    return replace(_parse_with_fire(name, positional, flags, tuple(words)), rest=tuple(behind))
+    request = _parse_with_fire(name, positional, flags, tuple(words))
+    return replace(request, inner=parse(behind) if behind else None)
 
 
 @contextmanager

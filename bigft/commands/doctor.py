@@ -45,7 +45,7 @@ def main(request: Request) -> None:
     if hosts:
         findings = examine_hosts(
             hosts,
-            lambda host: _words_for(host, rest, options),
+            lambda host: words_for(host, rest, options.checks, fix=options.fix),
             world_size,
             measure_network=not options.checks or "network" in options.checks,
         )
@@ -60,7 +60,7 @@ def main(request: Request) -> None:
     sys.stdout.flush()
     error = find_worst(findings)
     if error is not None:
-        raise error(_summarize(findings))
+        raise error(summarize(findings))
 
 
 def find_need(resolved: Resolved, ranks: int) -> Need:
@@ -106,13 +106,15 @@ def _examine_here(wanted: Wanted, options: DoctorOptions) -> list[Finding]:
     return findings
 
 
-def _words_for(host: Host, request: Request, options: DoctorOptions) -> list[str]:
-    """Return the command line for one host of several."""
+def words_for(
+    host: Host, request: Request, checks: Sequence[str], *, fix: bool = False
+) -> list[str]:
+    """Return the command line of the doctor for one host of several."""
     words = ["doctor", "--json", f"--num_gpus={host.slots}"]
-    if options.fix:
+    if fix:
         words.append("--fix")
-    if options.checks:
-        words.append(f"--checks={','.join(options.checks)}")
+    if checks:
+        words.append(f"--checks={','.join(checks)}")
     for name, value in (("config", request.config), ("recipe", request.recipe)):
         if value:
             words.append(f"--{name}={value}")
@@ -147,7 +149,8 @@ def _without_paths(value: Any) -> Any:
     return value
 
 
-def _summarize(findings: Sequence[Finding]) -> str:
+def summarize(findings: Sequence[Finding]) -> str:
+    """Name all faults in one line."""
     faults = [finding for finding in findings if not finding.ok]
     names = dict.fromkeys(
         f"{finding.name} on {finding.host}" if finding.host else finding.name for finding in faults

@@ -1,11 +1,242 @@
 """`bigft launch`: start a run on several hosts, watch it, and start it again after a crash."""
 
+import json
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from bigft.commands.doctor import summarize, words_for
+from bigft.config.deepspeed import AUTO
 from bigft.config.options import LaunchOptions, read_options
 from bigft.config.request import Request
-from bigft.errors import ConfigError
+from bigft.distributed.signals import STOP_SIGNALS
+from bigft.doctor.finding import find_worst
+from bigft.doctor.hosts import examine_hosts, probe_hosts
+from bigft.doctor.meeting import free_port
+from bigft.doctor.report import render_findings
+from bigft.doctor.wanted import count_gpus
+from bigft.errors import ConfigError, LaunchError, StoppedError
+from bigft.launch.agent import clear
+from bigft.launch.conduct import Conductor, Ending
+from bigft.launch.environment import choose_environment, describe_environment
+from bigft.launch.filter import choose_hosts
+from bigft.launch.hostfile import Host, read_hostfile
+from bigft.launch.progress import Progress, find_progress
+from bigft.launch.remote import ask_there
+from bigft.launch.supervise import Facts, Hands, Launch, Supervisor
+from bigft.launch.sync import sync
+from bigft.redact import redact_text, remember_secrets
+from bigft.run.resolve import default_output_dir, resolve
+from bigft.run.resolved import Resolved
+
+_LOOK_SECONDS = 30.0
+_CLEAR_SECONDS = 40.0
+_AT_ONCE = 64
+
+_ADVICE = frozenset({"open_files", "swap", "overcommit", "memory_speed", "nvme_speed", "clock"})
+"""Findings that are told, and are no reason not to start."""
 
 
 def main(request: Request) -> None:
-    """Start what stands behind `--` on every host."""
+    """Start what stands behind `--` on every host, and leave with the exit code of the run."""
     options = read_options(request, LaunchOptions)
-    raise ConfigError(f"bigft launch: under construction {options}")
+    inner = _read_inner(request)
+    hosts = _choose_hosts(options)
+    resolved = _resolve(inner, hosts)
+    environ = choose_environment(os.environ, options.env, Path.cwd(), Path.home())
+    remember_secrets(environ)
+    folder = resolved.run.output_dir or default_output_dir(resolved.run, datetime.now())
+    run = Path(folder).expanduser().absolute()
+    # All starts have to find the same folder: it is chosen here.
+    words = [*inner.argv, *([] if resolved.run.output_dir else [f"--output_dir={run}"])]
+    if options.sync:
+        _sync(hosts, inner)
+    launch = Launch(
+        hosts=hosts,
+        words=words,
+        folder=str(Path.cwd()),
+        environ=environ,
+        launch_id=uuid.uuid4().hex,
+        master_addr=options.master_addr,
+        master_port=options.master_port,
+        max_restarts=options.max_restarts,
+        min_hosts=options.min_hosts,
+        global_batch=resolved.ds.get("train_batch_size"),
+    )
+    is_local = options.hostfile is None
+    facts = _find_local(hosts) if is_local else _check(hosts, inner, options)
+    _tell(f"variables that the ranks get: {describe_environment(environ)}")
+    supervisor = Supervisor(launch, _make_hands(launch, run, is_local), _tell, is_local)
+    with _signals_passed_on(supervisor):
+        ending = supervisor.run(facts)
+    _leave(ending)
+
+
+def _read_inner(request: Request) -> Request:
+    inner = request.inner
+    if inner is None:
+        raise ConfigError(
+            "bigft launch: say what to run behind --, as in"
+            " `bigft launch --hostfile hosts -- train --config ds_configs/zero3.json`"
+        )
+    if inner.command != "train":
+        raise ConfigError(f"bigft launch -- {inner.command}: only `train` runs on several ranks")
+    return inner
+
+
+def _choose_hosts(options: LaunchOptions) -> list[Host]:
+    if options.hostfile is None:
+        given = {"--include": options.include, "--exclude": options.exclude}
+        if wrong := [flag for flag, value in given.items() if value]:
+            raise ConfigError(f"{', '.join(wrong)}: choose among the hosts of --hostfile; give one")
+        return [Host("localhost", options.num_gpus or count_gpus(os.environ))]
+    if options.num_gpus is not None:
+        raise ConfigError("--num_gpus is for this host alone; the hostfile says slots=N")
+    hosts = read_hostfile(Path(options.hostfile).expanduser())
+    return choose_hosts(hosts, options.include, options.exclude)
+
+
+def _resolve(inner: Request, hosts: Sequence[Host]) -> Resolved:
+    """Find mistakes in the settings here, before anything is started anywhere."""
+    world_size = sum(host.slots for host in hosts)
+    local_size = max(host.slots for host in hosts)
+    environ = {**os.environ, "WORLD_SIZE": str(world_size), "LOCAL_SIZE": str(local_size)}
+    return resolve(inner, environ)
+
+
+# Looking at hosts, and clearing up on them.
+
+
+def _find_local(hosts: Sequence[Host]) -> dict[str, Facts]:
+    return {host.name: {"free_port": free_port()} for host in hosts}
+
+
+def _check(hosts: Sequence[Host], inner: Request, options: LaunchOptions) -> dict[str, Facts]:
+    """Look at every host, and refuse to start where the run would fail.
+
+    Returns:
+        What they say of themselves.
+
+    Raises:
+        LaunchError, PlanError, ConfigError: Something is in the way; all of it has been shown.
+    """
+    probed, findings = probe_hosts(hosts)
+    if not findings and options.check != "off":
+        checks = ["clock"] if options.check == "quick" else []
+        _tell(f"looking at {len(hosts)} hosts")
+        findings = examine_hosts(
+            hosts,
+            lambda host: words_for(host, inner, checks),
+            sum(host.slots for host in hosts),
+            measure_network=options.check == "full",
+        )
+        # A free port is found for every start; hosts that choose a plan themselves may differ, and
+        # follow the first one.
+        left_out = {"rendezvous_port"} | ({"settings"} if inner.config in ("", AUTO) else set())
+        findings = [finding for finding in findings if finding.name not in left_out]
+    faults = [f for f in findings if not f.ok and f.name not in _ADVICE]
+    for finding in findings:
+        if not finding.ok and finding.name in _ADVICE:
+            _tell(f"note: {finding.name} on {finding.host}: {finding.found}; {finding.repair}")
+    error = find_worst(faults)
+    if error is not None:
+        sys.stderr.write(redact_text(render_findings(faults)))
+        raise error(f"{summarize(faults)}. `--check off` starts all the same")
+    return {name: host.facts for name, host in probed.items()}
+
+
+def _find_facts(hosts: Sequence[Host]) -> dict[str, Facts]:
+    probed, _ = probe_hosts(hosts)
+    return {name: host.facts for name, host in probed.items()}
+
+
+def _find_progress(run: Path, hosts: Sequence[Host]) -> Progress:
+    """Ask the hosts, each of which may keep its checkpoints for itself."""
+    words = ["-m", "bigft.launch.progress", str(run)]
+    found = [Progress()]
+    for answer in _on_all(hosts, lambda host: ask_there(host.name, words, _LOOK_SECONDS)):
+        try:
+            found.append(Progress(**json.loads(answer.out.strip().rpartition("\n")[2])))
+        except (ValueError, TypeError):
+            continue
+    return max(found, key=lambda progress: progress.commits)
+
+
+def _clear(launch_id: str, hosts: Sequence[Host]) -> None:
+    words = ["-m", "bigft.launch.agent", "--clear", launch_id]
+    answers = _on_all(hosts, lambda host: ask_there(host.name, words, _CLEAR_SECONDS))
+    for host, answer in zip(hosts, answers, strict=True):
+        if answer.code != 0:
+            _tell(f"warning: what is left on {host.name} could not be ended: {answer.last_words}")
+
+
+def _on_all(hosts: Sequence[Host], call: Any) -> list[Any]:
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(call, hosts))
+
+
+def _make_hands(launch: Launch, run: Path, is_local: bool) -> Hands:
+    make_conductor = partial(Conductor, sys.stdout, sys.stderr)
+    if is_local:
+        return Hands(
+            find_facts=_find_local,
+            find_progress=lambda hosts: find_progress(run),
+            clear=lambda hosts: None if clear(launch.launch_id) == 0 else None,
+            make_conductor=make_conductor,
+        )
+    return Hands(
+        find_facts=_find_facts,
+        find_progress=partial(_find_progress, run),
+        clear=partial(_clear, launch.launch_id),
+        make_conductor=make_conductor,
+    )
+
+
+def _sync(hosts: Sequence[Host], inner: Request) -> None:
+    named = [inner.config, inner.recipe, inner.settings.get("model", "")]
+    files = [Path(name).expanduser().absolute() for name in named if name and Path(name).is_file()]
+    for done in sync(hosts, Path.cwd(), files):
+        what = "sees this folder already" if done.is_shared else "has this folder now"
+        _tell(f"{done.host} {what}")
+
+
+# Signals and the end.
+
+
+@contextmanager
+def _signals_passed_on(supervisor: Supervisor) -> Iterator[None]:
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        supervisor.stop(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, pass_on) for number in (*STOP_SIGNALS, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(ending: Ending) -> None:
+    """Leave with the code of the run, and with a word where nobody else has said one."""
+    if ending.code == 0:
+        return
+    first = ending.first
+    if ending.code == StoppedError.exit_code or (first is not None and first.code == ending.code):
+        # A rank has said it.
+        raise SystemExit(ending.code)
+    raise LaunchError(first.describe() if first is not None else "the run has ended")
+
+
+def _tell(text: str) -> None:
+    now = datetime.now()
+    sys.stderr.write(redact_text(f"bigft launch {now:%H:%M:%S}: {text}\n"))
+    sys.stderr.flush()

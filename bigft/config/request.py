@@ -26,8 +26,8 @@ class Request:
     recipe: str = ""
     """The recipe YAML, as typed."""
 
-    rest: tuple[str, ...] = ()
-    """The words after `--`: another command line (`bigft launch ... -- train ...`)."""
+    inner: "Request | None" = None
+    """The command line behind `--` (`bigft launch ... -- train ...`)."""
 
     argv: tuple[str, ...] = ()
     """The words of the whole command line, for the record."""

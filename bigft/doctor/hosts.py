@@ -30,10 +30,12 @@ ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
-class _Probed:
+class Probed:
     """What a host said of itself."""
 
     facts: Mapping[str, Any]
+    """As `probe.describe_host` gives it."""
+
     skew: float
     """Seconds that its clock is certainly ahead of this one's, or behind it if negative."""
 
@@ -53,15 +55,7 @@ def examine_hosts(
         world_size: Ranks on all hosts.
         measure_network: Let the hosts exchange numbers, if all of them are there.
     """
-    names = [host.name for host in hosts]
-    findings: list[Finding] = []
-    probed: dict[str, _Probed] = {}
-    answers = _on_all(hosts, lambda host: _probe(host, names))
-    for host, answer in zip(hosts, answers, strict=True):
-        if isinstance(answer, Finding):
-            findings.append(replace(answer, host=host.name))
-        else:
-            probed[host.name] = answer
+    probed, findings = probe_hosts(hosts)
     there = [host for host in hosts if host.name in probed]
     reports = _on_all(there, lambda host: _examine(host, words(host), world_size))
     digests: dict[str, Any] = {}
@@ -75,12 +69,25 @@ def examine_hosts(
     return findings
 
 
+def probe_hosts(hosts: Sequence[Host]) -> tuple[dict[str, Probed], list[Finding]]:
+    """Ask every host at once what it is; a few seconds, nothing heavy is imported there.
+
+    Returns:
+        What those say that answer, by name, and a finding for each of the others.
+    """
+    names = [host.name for host in hosts]
+    answers = _on_all(hosts, lambda host: _probe(host, names))
+    pairs = list(zip(names, answers, strict=True))
+    findings = [replace(a, host=name) for name, a in pairs if isinstance(a, Finding)]
+    return {name: a for name, a in pairs if isinstance(a, Probed)}, findings
+
+
 def _on_all(hosts: Sequence[Host], call: Callable[[Host], ResultT]) -> list[ResultT]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(call, hosts))
 
 
-def _probe(host: Host, names: Sequence[str]) -> _Probed | Finding:
+def _probe(host: Host, names: Sequence[str]) -> Probed | Finding:
     before = time.time()
     try:
         answer = ask_there(host.name, ["-m", "bigft.doctor.probe", *names], _PROBE_SECONDS)
@@ -92,7 +99,7 @@ def _probe(host: Host, names: Sequence[str]) -> _Probed | Finding:
         return explain_unreachable(host.name, answer)
     # It looked at its clock at some moment in between.
     ahead, behind = facts["time"] - after, facts["time"] - before
-    return _Probed(facts, ahead if ahead > 0 else min(behind, 0.0))
+    return Probed(facts, ahead if ahead > 0 else min(behind, 0.0))
 
 
 def _read_answer(answer: Answer) -> Any:
@@ -147,7 +154,7 @@ def _examine(host: Host, words: list[str], world_size: int) -> tuple[list[Findin
 # What has to be the same.
 
 
-def compare(probed: Mapping[str, _Probed], digests: Mapping[str, str]) -> Iterator[Finding]:
+def compare(probed: Mapping[str, Probed], digests: Mapping[str, str]) -> Iterator[Finding]:
     """Compare what hosts said of themselves."""
     if not probed:
         return
@@ -217,7 +224,7 @@ def _differing(value: str, usual: str) -> tuple[str, str]:
     return only or "nothing", missing or "nothing"
 
 
-def _judge_clocks(probed: Mapping[str, _Probed]) -> Iterator[Finding]:
+def _judge_clocks(probed: Mapping[str, Probed]) -> Iterator[Finding]:
     for host, its in probed.items():
         # Against the middle of all: the clock that is wrong may be this host's own.
         others = sorted(other.skew for other in probed.values())
@@ -279,7 +286,7 @@ def _judge_route(
     return passed("network_interface", f"{joined}{hint}")
 
 
-def _meet(hosts: Sequence[Host], probed: Mapping[str, _Probed]) -> Iterator[Finding]:
+def _meet(hosts: Sequence[Host], probed: Mapping[str, Probed]) -> Iterator[Finding]:
     """Let one rank of every host add numbers with the others."""
     first, second = hosts[0].name, hosts[1].name
     facts = {host.name: probed[host.name].facts for host in hosts}

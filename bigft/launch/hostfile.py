@@ -33,6 +33,9 @@ class Host:
     slots: int
     """Ranks on it."""
 
+    devices: tuple[int, ...] = ()
+    """The devices of its ranks, chosen by a filter; empty: the first ones."""
+
 
 def read_hostfile(path: Path) -> list[Host]:
     """Read all hosts, in the order of their ranks.

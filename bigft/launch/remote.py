@@ -1,21 +1,17 @@
 """Programs on other hosts, by ssh: no passwords, no terminal, and a time limit."""
 
-import os
-import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bigft.launch.child import Answer, ask
+from bigft.launch.environment import read_here
 
 _CONNECT_SECONDS = 5
 
-# Named one by one or by a narrow family: tokens and keys must never be on a command line.
-_PASSED_ON = re.compile(
-    r"PYTHONPATH|DS_ACCELERATOR|DS_PIN_MEMORY_BACKEND|TORCH_EXTENSIONS_DIR|XDG_CACHE_HOME|HF_HOME"
-    r"|HF_HUB_OFFLINE|CXX|OMP_NUM_THREADS|(NCCL|GLOO)_[A-Z0-9_]+"
-)
+# A connection over which nothing comes for 20 seconds is given up: a cut network tells nobody.
+_ALIVE = ("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3")
 
 
 def render_ssh(
@@ -32,7 +28,7 @@ def render_ssh(
     pairs = [f"{name}={value}" for name, value in environ.items()]
     inner = f"cd {shlex.quote(str(folder))} && exec {shlex.join(['env', *pairs, *words])}"
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_SECONDS}"]
-    return ["ssh", *options, "-T", "--", host, inner]
+    return ["ssh", *options, *_ALIVE, "-T", "--", host, inner]
 
 
 def ask_there(
@@ -41,8 +37,19 @@ def ask_there(
     seconds: float,
     environ: Mapping[str, str] | None = None,
     text: str = "",
+    *,
+    folder: Path | None = None,
 ) -> Answer:
-    """Run a Python program on another host, with the interpreter and the folder of this one."""
-    kept = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
-    command = render_ssh(host, [sys.executable, *words], {**kept, **(environ or {})}, Path.cwd())
+    """Run a Python program on another host, with the interpreter and the folder of this one.
+
+    Args:
+        host: A name that `read_hostfile` has let pass.
+        words: Of the program, without the interpreter.
+        seconds: Time limit.
+        environ: What it gets, too; no secrets, they would be seen there.
+        text: What it reads; secrets belong here.
+        folder: Where it runs; absent: as here.
+    """
+    pairs = {**read_here(), **(environ or {})}
+    command = render_ssh(host, [sys.executable, *words], pairs, folder or Path.cwd())
     return ask(command, seconds, text=text)

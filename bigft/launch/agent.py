@@ -1,0 +1,291 @@
+"""What runs on every host of a run: `python -m bigft.launch.agent`.
+
+It reads its job from standard input, so that nothing of it is on a command line, and starts
+DeepSpeed's launcher for the ranks of this host. As long as the one who started it is there, a word
+comes every few seconds; when they stop, or the input ends, the ranks are asked to stop, which they
+do with a committed checkpoint. It leaves when nothing it has started is left.
+
+The last line to standard error is the report of how the ranks ended.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from bigft.distributed.exits import read_exit
+from bigft.launch.job import STOP_SECONDS, HostJob, encode_world
+from bigft.launch.processes import (
+    adopt_orphans,
+    end_all,
+    find_below,
+    find_children,
+    find_marked,
+    read_variable,
+    reap,
+    send,
+)
+
+MARK = "\x1e"
+"""Begins the line of the report (RFC 7464's record separator): nobody else writes it."""
+
+LAUNCH_VARIABLE = "BIGFT_LAUNCH"
+"""In the environment of everything that a launch starts."""
+
+WORDS_VARIABLE = "BIGFT_WORDS"
+
+_JOB_SECONDS = 60.0
+_JOB_BYTES = 8 << 20
+_SILENT_SECONDS = 20.0
+"""Without a word from the launcher: the network is cut, or its host has gone."""
+_LEFTOVER_SECONDS = 15.0
+"""For what outlives the ranks on purpose: a witness speaks for them, and leaves."""
+_OTHERS_SECONDS = 20.0
+"""For the other ranks of this host, once one has failed."""
+_KILL_SECONDS = 10.0
+_HASTE_SECONDS = 5.0
+
+# The settings are not on the command line of the ranks, either: every user of a host sees those.
+_RANK = (
+    "import json, os; from bigft.cli import main;"
+    f" main(json.loads(os.environ.pop({WORDS_VARIABLE!r})))"
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """How the ranks of a host ended."""
+
+    host: str
+    code: int
+    """Exit code of the first rank that failed, negative for a signal; 0: all are done."""
+
+    rank: int | None = None
+    """That rank, where it is known."""
+
+    stopped: str = ""
+    """Who asked the ranks to stop; empty: nobody."""
+
+    left: int = 0
+    """Processes that could not be ended."""
+
+    def to_line(self) -> str:
+        """Return it as one line, mark first."""
+        return MARK + json.dumps(self.__dict__) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> "Report":
+        """Read what `to_line` wrote.
+
+        Raises:
+            ValueError, TypeError: It is something else.
+        """
+        return cls(**json.loads(line.removeprefix(MARK)))
+
+
+class Agent:
+    """The ranks of this host, from their start to their end."""
+
+    def __init__(self, job: HostJob) -> None:
+        """Start nothing yet."""
+        self._job = job
+        self._input = b""
+        self._heard = time.monotonic()
+        self._stopped = ""
+        self._deadline: float | None = None
+        self._is_killed = False
+        self._poller = select.poll()
+        self._ranks: dict[int, tuple[int, int]] = {}
+        """Descriptor -> process and rank."""
+        self._failed: tuple[int, int] | None = None
+        """The first rank that failed, and how."""
+
+    def run(self) -> Report:
+        """Start the ranks, and stay until nothing of them is left."""
+        adopt_orphans()
+        launcher = subprocess.Popen(
+            self._command(),
+            env=self._environment(),
+            cwd=self._job.folder,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        done = os.pidfd_open(launcher.pid)
+        for fd in (0, done):
+            self._poller.register(fd, select.POLLIN | select.POLLHUP)
+        while True:
+            ready = {fd for fd, _ in self._poller.poll(1000)}
+            for fd in ready & self._ranks.keys():
+                self._see_end(fd)
+            if 0 in ready and not self._listen(launcher.pid):
+                self._poller.unregister(0)
+            if done in ready:
+                break
+            self._find_ranks(launcher.pid)
+            self._look_at_clock(launcher.pid)
+        rank, code = self._failed or (None, _read_code(launcher.wait()))
+        launcher.wait()
+        return Report(self._job.host, code, rank, self._stopped, self._clear_up())
+
+    def _find_ranks(self, launcher: int) -> None:
+        if len(self._ranks) == len(self._job.world[self._job.host]) or self._failed:
+            return
+        known = {pid for pid, _ in self._ranks.values()}
+        for pid in find_children(launcher):
+            rank = None if pid in known else read_variable(pid, "RANK")
+            if rank is not None:
+                with contextlib.suppress(OSError):
+                    fd = os.pidfd_open(pid)
+                    self._ranks[fd] = (pid, int(rank))
+                    self._poller.register(fd, select.POLLIN)
+
+    def _see_end(self, fd: int) -> None:
+        pid, rank = self._ranks[fd]
+        self._poller.unregister(fd)
+        code = read_exit(pid, fd)
+        if code and self._failed is None:
+            self._failed = (rank, code)
+            # The others have seen it, and leave. Whoever stands still does not.
+            self._hurry(_OTHERS_SECONDS)
+
+    def _hurry(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        self._deadline = min(self._deadline or deadline, deadline)
+
+    def _command(self) -> list[str]:
+        job = self._job
+        return [
+            *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--log_level", "error"),
+            f"--world_info={encode_world(job.world)}",
+            f"--node_rank={job.node_rank}",
+            f"--master_addr={job.master_addr}",
+            f"--master_port={job.master_port}",
+            *("--no_local_rank", "--no_python", sys.executable, "-u", "-c", _RANK),
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            **self._job.environ,
+            "BIGFT_HOST": self._job.host,
+            LAUNCH_VARIABLE: self._job.launch_id,
+            WORDS_VARIABLE: json.dumps(list(self._job.words)),
+        }
+
+    # What the launcher says.
+
+    def _listen(self, launcher: int) -> bool:
+        """Obey what has come; whether more can come."""
+        data = os.read(0, 4096)
+        if not data:
+            self._stop(launcher, "the end of what started it")
+            return False
+        self._heard = time.monotonic()
+        self._input += data
+        *lines, self._input = self._input.split(b"\n")
+        for line in lines:
+            word, _, who = line.decode("utf-8", "replace").partition(" ")
+            if word == "stop":
+                self._stop(launcher, who)
+            elif word == "end":
+                self._end(launcher)
+        return True
+
+    def _look_at_clock(self, launcher: int) -> None:
+        now = time.monotonic()
+        if now - self._heard > _SILENT_SECONDS:
+            self._stop(launcher, "the silence of what started it")
+        if self._deadline is not None and now > self._deadline:
+            self._end(launcher)
+
+    def _stop(self, launcher: int, who: str) -> None:
+        """Ask the ranks to stop where nothing is lost."""
+        if self._stopped:
+            return
+        self._stopped = who or "a request"
+        self._hurry(STOP_SECONDS)
+        # Not SIGTERM: DeepSpeed's launcher sends that to whoever is left when the first one has
+        # left, and a second SIGTERM would mean haste. Without ranks it ends itself.
+        send(find_children(launcher) or [launcher], signal.SIGUSR1)
+
+    def _end(self, launcher: int) -> None:
+        """End the ranks: politely for a moment, then for good."""
+        ranks = find_below(launcher)
+        if not self._is_killed:
+            self._is_killed = True
+            self._stopped = self._stopped or "the end of other hosts"
+            self._deadline = time.monotonic() + _HASTE_SECONDS
+            send(ranks, signal.SIGTERM)
+            return
+        send([launcher, *ranks], signal.SIGKILL)
+
+    def _clear_up(self) -> int:
+        """Wait for what the ranks have left, and end what does not go; how many are left."""
+        deadline = time.monotonic() + _LEFTOVER_SECONDS
+        while self._find_left() and time.monotonic() < deadline:
+            reap()
+            time.sleep(0.1)
+        end_all(self._find_left, _KILL_SECONDS)
+        return len(self._find_left())
+
+    def _find_left(self) -> list[int]:
+        """Also what has put itself into a session of its own: it is below this process."""
+        return find_below(os.getpid())
+
+
+def clear(launch_id: str) -> int:
+    """End what earlier starts of a launch have left on this host.
+
+    Returns:
+        How many processes could not be ended.
+    """
+    end_all(lambda: find_marked(LAUNCH_VARIABLE, launch_id), _KILL_SECONDS)
+    return len(find_marked(LAUNCH_VARIABLE, launch_id))
+
+
+def _read_code(code: int) -> int:
+    """Read the exit code of DeepSpeed's launcher, which hands on -9 as 247."""
+    is_signal = code > 256 - signal.NSIG
+    return code - 256 if is_signal else code
+
+
+def _read_job() -> HostJob:
+    """Read the first line, byte by byte as it were: what follows is for the agent."""
+    data = b""
+    deadline = time.monotonic() + _JOB_SECONDS
+    while not data.endswith(b"\n"):
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([0], [], [], left)[0]:
+            raise SystemExit("bigft.launch.agent: no job came by standard input")
+        more = os.read(0, 1) if len(data) < _JOB_BYTES else b""
+        if not more:
+            raise SystemExit("bigft.launch.agent: no job came by standard input")
+        data += more
+    try:
+        return HostJob.from_line(data.decode())
+    except (ValueError, TypeError) as error:
+        raise SystemExit(f"bigft.launch.agent: {type(error).__name__}: no job of mine") from error
+
+
+def main() -> None:
+    """Do the job, or with `--clear ID` end what another one has left."""
+    if sys.argv[1:2] == ["--clear"]:
+        raise SystemExit(1 if clear(sys.argv[2]) else 0)
+    # It ends with the ranks: whoever wants to stop the run tells those, or who started it.
+    # No SIG_IGN, which the ranks would inherit.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
+        signal.signal(number, lambda *_: None)
+    report = Agent(_read_job()).run()
+    with contextlib.suppress(OSError):
+        sys.stderr.write(report.to_line())
+        sys.stderr.flush()
+    raise SystemExit(min(report.code, 125) if report.code >= 0 else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""One start of a run on its hosts: an agent on each, what they say, and how it ended."""
+
+import contextlib
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from bigft.launch.agent import MARK, Report
+from bigft.launch.job import STOP_SECONDS, HostJob
+from bigft.launch.remote import render_ssh
+from bigft.redact import redact_text
+
+_BEAT_SECONDS = 3.0
+_OTHERS_SECONDS = 25.0
+"""After the first host has failed, for the others to see it by themselves and to say so."""
+_END_SECONDS = 25.0
+"""For agents that are told to end their ranks; then the connection is dropped."""
+
+_OF_THE_RUN = frozenset({1, 2, 3, 4, 5, 7, 75})
+"""Codes by which a rank has said what is wrong; 6 and signals may be the trace of another's end."""
+
+
+@dataclass(frozen=True)
+class HostEnd:
+    """How the part of one host ended."""
+
+    host: str
+    code: int
+    """Of its first rank that failed, negative for a signal; 0: done."""
+
+    rank: int | None = None
+    is_lost: bool = False
+    """Its agent did not report: the host or the connection has gone, or it could not start."""
+
+    left: int = 0
+    words: str = ""
+    """The last line that came from it, where it is lost."""
+
+    def describe(self) -> str:
+        """Say it in words."""
+        if self.is_lost:
+            return f"the connection to {self.host} has ended ({self.words or 'without a word'})"
+        who = f"rank {self.rank} on {self.host}" if self.rank is not None else f"{self.host}"
+        if self.code < 0:
+            return f"{who} was ended by {_name_signal(-self.code)}"
+        return f"{who} left with exit code {self.code}"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a start ended, by all hosts."""
+
+    code: int
+    """Of the contract in `errors.py`."""
+
+    first: HostEnd | None = None
+    """What failed first."""
+
+    lost: tuple[str, ...] = ()
+    """Hosts that did not report."""
+
+    stopped: str | None = None
+    """Who asked the launcher to stop; None: nobody."""
+
+    seconds: float = 0.0
+    left: Mapping[str, int] = field(default_factory=dict)
+    """Host -> processes that could not be ended."""
+
+
+class Conductor:
+    """Runs one start. `stop` may be called by a signal handler."""
+
+    def __init__(self, out: TextIO, err: TextIO) -> None:
+        """Take where the first host's output goes; the others' goes to `err`, with their names."""
+        self._out, self._err = out, err
+        self._lock = threading.Lock()
+        self._events: queue.SimpleQueue[HostEnd | None] = queue.SimpleQueue()
+        self._stopped: str | None = None
+        self._parts: list[_Part] = []
+
+    def stop(self, who: str) -> None:
+        """Ask all ranks to commit and to leave; at the second call they are ended."""
+        if self._stopped is None:
+            self._stopped = who
+        else:
+            for part in self._parts:
+                part.tell("end")
+        self._events.put(None)
+
+    def run(self, jobs: Sequence[HostJob], *, is_local: bool = False) -> Ending:
+        """Start all agents, and wait until all have ended.
+
+        Args:
+            jobs: One per host; what the first one's ranks say is the voice of the run.
+            is_local: The only host is this one: no ssh.
+        """
+        start = time.monotonic()
+        self._parts = [
+            _Part(job, self._writers(place, job.host), self._events.put, is_local=is_local)
+            for place, job in enumerate(jobs)
+        ]
+        ends = self._wait()
+        for part in self._parts:
+            part.close()
+        seconds = round(time.monotonic() - start, 1)
+        return replace(judge(ends, self._stopped), seconds=seconds)
+
+    def _wait(self) -> list[HostEnd]:
+        """Wait for all ends, in their order."""
+        ends: list[HostEnd] = []
+        clock = _Clock()
+        while len(ends) < len(self._parts):
+            with contextlib.suppress(queue.Empty):
+                end = self._events.get(timeout=_BEAT_SECONDS)
+                ends += [end] if end is not None else []
+            now = time.monotonic()
+            for part in self._parts:
+                part.tell("beat")
+            if self._stopped is not None and clock.stop is None:
+                clock.stop = now
+                for part in self._parts:
+                    part.tell(f"stop {self._stopped}")
+            if clock.failed is None and any(end.code or end.is_lost for end in ends):
+                clock.failed = now
+            if clock.must_end(now):
+                for part in self._parts:
+                    part.tell("end")
+            if clock.must_drop(now):
+                for part in self._parts:
+                    part.drop()
+        return ends
+
+    def _writers(self, place: int, host: str) -> "tuple[_Writer, _Writer]":
+        """Where output and errors of a host go: the first one speaks for the run."""
+        out, name = (self._out, "") if place == 0 else (self._err, f"[{host}] ")
+        return _Writer(out, name, self._lock), _Writer(self._err, name, self._lock)
+
+
+def judge(ends: Sequence[HostEnd], stopped: str | None) -> Ending:
+    """Make one exit code of the ends of all hosts, in their order.
+
+    Where a rank has said what is wrong its code counts, whoever was seen to end first: the others
+    lose their peers because of it, and say that. A run that was asked to stop and lost nothing ends
+    with 75.
+    """
+    failed = [end for end in ends if end.code or end.is_lost]
+    lost = tuple(end.host for end in ends if end.is_lost)
+    left = {end.host: end.left for end in ends if end.left}
+    if not failed:
+        return Ending(0, None, lost, stopped, left=left)
+    said = [end for end in failed if end.code in _OF_THE_RUN and not end.is_lost]
+    first = said[0] if said else failed[0]
+    code = first.code if said else 6
+    if stopped is not None and not lost and all(e.code == 75 or e.code < 0 for e in failed):
+        # A rank that had not begun yet ends by the signal itself.
+        code = 75
+    return Ending(code, first, lost, stopped, left=left)
+
+
+class _Clock:
+    """When patience ends."""
+
+    def __init__(self) -> None:
+        self.stop: float | None = None
+        self.failed: float | None = None
+        self._ended: float | None = None
+
+    def must_end(self, now: float) -> bool:
+        """Whether agents are to end their ranks: said twice, the second time for good."""
+        is_due = (self.failed is not None and now - self.failed > _OTHERS_SECONDS) or (
+            self.stop is not None and now - self.stop > STOP_SECONDS + _END_SECONDS
+        )
+        if is_due and self._ended is None:
+            self._ended = now
+            return True
+        return self._ended is not None and now - self._ended > _END_SECONDS / 2
+
+    def must_drop(self, now: float) -> bool:
+        return self._ended is not None and now - self._ended > _END_SECONDS
+
+
+class _Part:
+    """The agent of one host, and the connection to it."""
+
+    def __init__(
+        self,
+        job: HostJob,
+        writers: "tuple[_Writer, _Writer]",
+        tell_end: Callable[[HostEnd], None],
+        *,
+        is_local: bool,
+    ) -> None:
+        self._job = job
+        self._tell_end = tell_end
+        self._report: Report | None = None
+        self._last_words = ""
+        words = [sys.executable, "-m", "bigft.launch.agent"]
+        path = {n: t for n, t in job.environ.items() if n == "PYTHONPATH"}
+        command = words if is_local else render_ssh(job.host, words, path, Path(job.folder))
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=job.folder if is_local else None,
+            env={**os.environ, **path} if is_local else None,
+            # A terminal's Ctrl-C is for this process, which passes it on.
+            start_new_session=True,
+        )
+        self._begin(writers)
+
+    def _begin(self, writers: "tuple[_Writer, _Writer]") -> None:
+        out, err = self._process.stdout, self._process.stderr
+        assert out is not None
+        assert err is not None
+        readers = [
+            threading.Thread(target=self._read, args=(pipe, writer), daemon=True)
+            for pipe, writer in zip((out, err), writers, strict=True)
+        ]
+        for reader in readers:
+            reader.start()
+        self.tell(self._job.to_line().rstrip("\n"))
+        if self._process.stdin is not None:
+            # From here on nothing may keep the conductor: a cut connection takes no words.
+            os.set_blocking(self._process.stdin.fileno(), False)
+        threading.Thread(target=self._wait, args=(readers,), daemon=True).start()
+
+    def tell(self, word: str) -> None:
+        """Say something to the agent, if it still listens."""
+        pipe = self._process.stdin
+        if pipe is not None and not pipe.closed:
+            with contextlib.suppress(OSError, ValueError):
+                pipe.write(f"{word}\n".encode())
+                pipe.flush()
+
+    def drop(self) -> None:
+        """Give the connection up; the agent notices, and ends what is left there."""
+        with contextlib.suppress(OSError):
+            self._process.kill()
+
+    def close(self) -> None:
+        """Close what is left of it."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._process.stdin.close()
+
+    def _read(self, pipe: BinaryIO, writer: "_Writer") -> None:
+        while data := os.read(pipe.fileno(), 1 << 16):
+            for line in writer.write(data):
+                self._take(line)
+        self._take(writer.finish())
+
+    def _take(self, line: str) -> None:
+        if line.startswith(MARK):
+            with contextlib.suppress(ValueError, TypeError):
+                self._report = Report.from_line(line)
+        elif line.strip():
+            self._last_words = line.strip()[-300:]
+
+    def _wait(self, readers: Sequence[threading.Thread]) -> None:
+        code = self._process.wait()
+        for reader in readers:
+            # Whoever holds the pipe open beyond the end of ssh is not waited for.
+            reader.join(5)
+        host, report = self._job.host, self._report
+        if report is not None:
+            self._tell_end(HostEnd(host, report.code, report.rank, left=report.left))
+        else:
+            said = redact_text(self._last_words)
+            self._tell_end(HostEnd(host, code, is_lost=True, words=said))
+
+
+class _Writer:
+    """Passes on what a host says, line by line, without secrets and without reports."""
+
+    def __init__(self, stream: TextIO, prefix: str, lock: threading.Lock) -> None:
+        self._stream, self._prefix, self._lock = stream, prefix, lock
+        self._rest = b""
+
+    def write(self, data: bytes) -> list[str]:
+        """Take a piece; returns the lines that it completes."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        texts = [line.decode("utf-8", "replace") for line in lines]
+        self._pass_on(text for text in texts if not text.startswith(MARK))
+        return texts
+
+    def finish(self) -> str:
+        """Pass on a last line without an end; returns it."""
+        text, self._rest = self._rest.decode("utf-8", "replace"), b""
+        if text and not text.startswith(MARK):
+            self._pass_on([text])
+        return text
+
+    def _pass_on(self, texts: Iterable[str]) -> None:
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            for text in texts:
+                self._stream.write(f"{self._prefix}{redact_text(text)}\n")
+            self._stream.flush()
+
+
+def _name_signal(number: int) -> str:
+    import signal
+
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,97 @@
+"""`--include` and `--exclude`: which hosts and slots of a hostfile a run uses.
+
+Written as for DeepSpeed:
+
+worker-0@worker-1:0,2     all of worker-0, and slots 0 and 2 of worker-1
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bigft.errors import LaunchError, raise_together
+from bigft.launch.hostfile import Host
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One host of a filter."""
+
+    name: str
+    slots: tuple[int, ...]
+    """Empty: all."""
+
+
+def choose_hosts(hosts: Sequence[Host], include: str, exclude: str) -> list[Host]:
+    """Return the hosts that are left, in the order of the hostfile.
+
+    Raises:
+        LaunchError: A filter is wrong, names what is not there, or leaves nothing; or both are
+            given. All problems are listed.
+    """
+    if include and exclude:
+        raise LaunchError("--include and --exclude: give one of them")
+    if not include and not exclude:
+        return list(hosts)
+    flag, text = ("--include", include) if include else ("--exclude", exclude)
+    parts = _read(flag, text, {host.name: host for host in hosts})
+    chosen = _keep(hosts, parts) if include else _drop(hosts, parts)
+    if not chosen:
+        raise LaunchError(f"{flag} {text}: leaves no host")
+    return chosen
+
+
+def _read(flag: str, text: str, known: dict[str, Host]) -> dict[str, _Part]:
+    parts: dict[str, _Part] = {}
+    problems: list[str] = []
+    for word in text.split("@"):
+        name, colon, numbers = word.strip().rpartition(":")
+        # An IPv6 address has colons of its own; slots cannot follow it without a name.
+        if not colon or word.strip() in known:
+            name, numbers = word.strip(), ""
+        where = f"{flag} {text}: {word.strip()!r}"
+        if name not in known:
+            problems.append(f"{where}: no such host in the hostfile ({', '.join(known)})")
+        elif name in parts:
+            problems.append(f"{where}: {name} is named twice")
+        else:
+            slots = _read_slots(numbers, known[name], where, problems) if colon else ()
+            parts[name] = _Part(name, slots)
+    if problems:
+        raise_together(LaunchError, problems)
+    return parts
+
+
+def _read_slots(text: str, host: Host, where: str, problems: list[str]) -> tuple[int, ...]:
+    if not text:
+        return ()
+    words = [word.strip() for word in text.split(",")]
+    wrong = [w for w in words if not (w.isascii() and w.isdigit() and int(w) < host.slots)]
+    if wrong:
+        problems.append(
+            f"{where}: {', '.join(map(repr, wrong))}: slots are 0 to {host.slots - 1} there"
+        )
+        return ()
+    if len(set(map(int, words))) < len(words):
+        problems.append(f"{where}: a slot is named twice")
+    return tuple(sorted({int(word) for word in words}))
+
+
+def _keep(hosts: Sequence[Host], parts: dict[str, _Part]) -> list[Host]:
+    named = [host for host in hosts if host.name in parts]
+    return [_with(host, parts[host.name].slots) for host in named]
+
+
+def _drop(hosts: Sequence[Host], parts: dict[str, _Part]) -> list[Host]:
+    chosen = []
+    for host in hosts:
+        part = parts.get(host.name)
+        if part is None:
+            chosen.append(host)
+        elif part.slots and len(part.slots) < host.slots:
+            left = [slot for slot in range(host.slots) if slot not in part.slots]
+            chosen.append(_with(host, tuple(left)))
+    return chosen
+
+
+def _with(host: Host, slots: tuple[int, ...]) -> Host:
+    return replace(host, slots=len(slots), devices=slots) if slots else host

@@ -1,0 +1,105 @@
+"""Copies code and configuration to other hosts, where they do not share a folder (rsync)."""
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from bigft.errors import LaunchError, raise_together
+from bigft.launch.child import ask
+from bigft.launch.hostfile import Host
+from bigft.launch.remote import ask_there
+
+_LOOK_SECONDS = 20.0
+_COPY_SECONDS = 600.0
+_AT_ONCE = 16
+_SSH = "ssh -o BatchMode=yes -o ConnectTimeout=5 -T"
+
+# What git leaves out is made, not written; and checkpoints may be a terabyte.
+_LEFT_OUT = ("--exclude=.git/", "--filter=:- .gitignore", "--exclude=__pycache__/")
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What was done for a host."""
+
+    host: str
+    is_shared: bool
+    """It sees the same folder: there was nothing to do."""
+
+
+def find_sharing(hosts: Sequence[Host], folder: Path) -> dict[str, bool]:
+    """Tell which hosts see this very folder, by a file in it that only a moment exists.
+
+    Raises:
+        LaunchError: The folder cannot be written, or a host does not answer.
+    """
+    token = folder / f".bigft-shared-{uuid.uuid4().hex}"
+    try:
+        token.touch()
+    except OSError as error:
+        raise LaunchError(f"--sync: {folder} cannot be written ({error.strerror})") from error
+    try:
+        code = "import os, sys; print(os.path.exists(sys.argv[1]))"
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            answers = list(
+                pool.map(
+                    lambda host: ask_there(
+                        host.name, ["-c", code, str(token)], _LOOK_SECONDS, folder=Path("/")
+                    ),
+                    hosts,
+                )
+            )
+    finally:
+        token.unlink(missing_ok=True)
+    return {
+        host.name: answer.out.strip().endswith("True")
+        for host, answer in zip(hosts, answers, strict=True)
+    }
+
+
+def sync(hosts: Sequence[Host], folder: Path, extra: Sequence[Path] = ()) -> list[Synced]:
+    """Copy a folder to the same place on every host that does not share it.
+
+    Args:
+        hosts: All of the run.
+        folder: Code and configuration; what its .gitignore names stays here.
+        extra: Files outside of it that the command line names.
+
+    Raises:
+        LaunchError: rsync is missing, or fails on some hosts; all of them are listed.
+    """
+    if shutil.which("rsync") is None:
+        raise LaunchError("--sync needs rsync, here and on every host; apt-get install rsync")
+    shared = find_sharing(hosts, folder)
+    outside = [path for path in extra if not path.is_relative_to(folder)]
+    problems: list[str] = []
+
+    def copy(host: Host) -> Synced:
+        if not shared[host.name]:
+            problem = _copy(host.name, folder, outside)
+            problems.extend([problem] if problem else [])
+        return Synced(host.name, shared[host.name])
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        done = list(pool.map(copy, hosts))
+    if problems:
+        raise_together(LaunchError, sorted(problems))
+    return done
+
+
+def _copy(host: str, folder: Path, outside: Sequence[Path]) -> str | None:
+    """Say what went wrong, or None."""
+    # An IPv6 address has colons, which end the host for rsync.
+    place = f"[{host}]" if ":" in host else host
+    common = ["rsync", "-a", "-s", "--mkpath", "-e", _SSH]
+    commands = [[*common, *_LEFT_OUT, "--", f"{folder}/", f"{place}:{folder}/"]]
+    commands += [[*common, "--", str(path), f"{place}:{path}"] for path in outside]
+    for command in commands:
+        answer = ask(command, _COPY_SECONDS)
+        if answer.code != 0:
+            said = answer.last_words if answer.code is not None else "did not end in time"
+            return f"--sync: {host}: {said}"
+    return None
