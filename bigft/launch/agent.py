@@ -160,7 +160,7 @@ class Agent:
     def _command(self) -> list[str]:
         job = self._job
         return [
-            *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--log_level", "error"),
+            *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--log_level", "critical"),
             f"--world_info={encode_world(job.world)}",
             f"--node_rank={job.node_rank}",
             f"--master_addr={job.master_addr}",

@@ -1,0 +1,142 @@
+"""`bigft launch` on simulated hosts, watched from outside and disturbed."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from simulated_hosts import SimulatedHosts
+
+ROOT = Path(__file__).resolve().parents[2]
+RANK = "bigft.cli import main"
+"""In the command line of every rank that a launch has started."""
+
+
+class LaunchRun:
+    """One `bigft launch -- train ...` in a session of its own."""
+
+    def __init__(
+        self,
+        hosts: SimulatedHosts,
+        folder: Path,
+        options: Sequence[Any],
+        words: Sequence[Any],
+        *,
+        slots: Sequence[int] = (),
+        **changes: str,
+    ) -> None:
+        self.hosts, self.folder = hosts, folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        hostfile = hosts.write_hostfile(folder.parent / f"{folder.name}.hosts", slots)
+        environ = {
+            **os.environ,
+            "PATH": hosts.write_tools(hosts.folder / "bin"),
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+            **changes,
+        }
+        command = [sys.executable, "-m", "bigft", "launch", "--hostfile", hostfile, *options]
+        command += ["--", "train", "--output_dir", folder, *words]
+        self.out, self.err = (folder.parent / f"{folder.name}.{name}" for name in ("out", "err"))
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.process = subprocess.Popen(
+                list(map(str, command)),
+                stdout=out,
+                stderr=err,
+                env=environ,
+                cwd=ROOT,
+                start_new_session=True,
+            )
+
+    def said(self) -> str:
+        return self.err.read_text(errors="replace") + self.out.read_text(errors="replace")
+
+    def told(self) -> list[str]:
+        """Lines of the launcher itself."""
+        return re.findall(r"^bigft launch [\d:]+: (.*)$", self.said(), re.M)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl about steps, on the first host."""
+        file = self.folder / "metrics.jsonl"
+        for number in range(1, len(self.hosts.names) + 1):
+            with contextlib.suppress(ValueError):
+                file = self.hosts.open_private(number, self.folder.parent) / file.name
+                file = file.parent / self.folder.name / "metrics.jsonl"
+                break
+        lines = file.read_text().splitlines() if file.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        return [row for row in rows if "loss" in row]
+
+    def wait_for_step(self, step: int, seconds: float = 240) -> None:
+        self.wait_for(
+            lambda: any(row["step"] >= step for row in self.rows()), f"step {step}", seconds
+        )
+
+    def wait_for(self, happens: Callable[[], bool], what: str, seconds: float = 240) -> None:
+        end = time.monotonic() + seconds
+        while not happens():
+            assert self.process.poll() is None, f"ended before {what}:\n{self.said()[-5000:]}"
+            assert time.monotonic() < end, f"no {what} in {seconds} s:\n{self.said()[-5000:]}"
+            time.sleep(0.05)
+
+    def ranks(self, number: int) -> list[int]:
+        """Processes of the ranks on a host."""
+        return [
+            pid
+            for pid in self.hosts.processes(number, RANK)
+            if "deepspeed.launcher" not in _command(pid) and "ssh" not in _command(pid)[:20]
+        ]
+
+    def wait(self, seconds: float = 300) -> int:
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still runs after {seconds} s:\n{self.said()[-5000:]}") from None
+
+    def wait_for_no_orphans(self, seconds: float) -> float:
+        """Wait until nothing of the launch runs on any host; returns how long it took."""
+        start = time.monotonic()
+        while True:
+            left = {
+                number: [_command(pid)[:120] for pid in self.hosts.processes(number, "bigft")]
+                for number in range(1, len(self.hosts.names) + 1)
+            }
+            if not any(left.values()):
+                return time.monotonic() - start
+            assert time.monotonic() - start < seconds, f"orphans: {left}\n{self.said()[-3000:]}"
+            time.sleep(0.1)
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def launch(*args: Any, **named: Any) -> Iterator[LaunchRun]:
+    """Start a launch and make sure that it has gone in the end."""
+    run = LaunchRun(*args, **named)
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (OSError, UnicodeDecodeError):
+        return ""
