@@ -35,19 +35,45 @@ def keep_global_batch(resolved: Resolved, saved: dict[str, Any], world_size: int
         return resolved
     if wanted in (None, ds["train_batch_size"]):
         return resolved
-    share, rest = divmod(int(wanted), world_size)
+    source = f"the checkpoint was trained with {wanted} sequences per step on {before} rank(s)"
+    return _divide(resolved, int(wanted), world_size, f"{before} rank(s) before", source)
+
+
+def keep_launched_batch(resolved: Resolved, text: str | None, world_size: int) -> Resolved:
+    """Divide the global batch of a launch's first start among the ranks of this one.
+
+    A launch may go on with fewer hosts before its run has a checkpoint to tell the batch.
+
+    Args:
+        resolved: The settings of this run.
+        text: Sequences per step, as the launcher has said it; None: there is no launcher.
+        world_size: Ranks of this run.
+
+    Raises:
+        CheckpointError: The batch cannot be divided by this number of ranks.
+    """
+    if not text or not text.isdigit() or int(text) == resolved.ds["train_batch_size"]:
+        return resolved
+    source = f"the run was launched with {text} sequences per step"
+    return _divide(resolved, int(text), world_size, "more ranks at the first start", source)
+
+
+def _divide(resolved: Resolved, wanted: int, world_size: int, before: str, source: str) -> Resolved:
+    ds = resolved.ds
+    share, rest = divmod(wanted, world_size)
     if rest or not share:
         fitting = [str(n) for n in range(1, wanted + 1) if wanted % n == 0]
         raise CheckpointError(
-            f"the checkpoint was trained with {wanted} sequences per step on {before} rank(s),"
-            f" which {world_size} ranks cannot share evenly; use {', '.join(fitting[:8])} ranks"
+            f"{source}, which {world_size} ranks cannot share evenly; use"
+            f" {', '.join(fitting[:8])} ranks"
         )
     micro = max(n for n in range(1, min(ds[_MICRO], share) + 1) if share % n == 0)
     line = (
-        f"{before} rank(s) before, {world_size} now: {micro} sequence(s) per rank and"
+        f"{before}, {world_size} now: {micro} sequence(s) per rank and"
         f" {share // micro} accumulated keep the {wanted} sequences per step"
     )
     changed = _with_batch(resolved, micro, share // micro, wanted)
+    asked = ds[_MICRO], ds[_ACCUMULATED]
     return replace(changed, asked_batch=asked, announced=[*resolved.announced, line])
 
 
@@ -60,7 +86,7 @@ def _with_batch(resolved: Resolved, micro: int, accumulated: int, total: int) ->
     }
     section = resolved.run.trainer.model_copy(update=trainer)
     paths = [*(f"ds.{name}" for name in ds), *(f"trainer.{name}" for name in trainer)]
-    why = f"derived: the checkpoint's {total} sequences per step"
+    why = f"derived: the run's {total} sequences per step"
     return replace(
         resolved,
         run=resolved.run.model_copy(update={"trainer": section}),

@@ -20,7 +20,7 @@ from bigft.log import Console
 from bigft.optim.build import OptimizerPlan, plan_optimizer
 from bigft.optim.native.binding import load_native
 from bigft.planner.forecast import Forecast
-from bigft.run.elastic import keep_global_batch
+from bigft.run.elastic import keep_global_batch, keep_launched_batch
 from bigft.run.record import record
 from bigft.run.resolved import Resolved
 
@@ -42,6 +42,9 @@ def check_first(
     with errors_shared():
         if resumed is not None:
             resolved = keep_global_batch(resolved, read_manifest(resumed), world.size)
+        else:
+            launched = os.environ.get("BIGFT_GLOBAL_BATCH")
+            resolved = keep_launched_batch(resolved, launched, world.size)
         optimizer = plan_optimizer(run.optim, resolved.ds)
         check_precision(resolved.ds)
         operators = find_needed_operators(

@@ -6,7 +6,7 @@ import pytest
 
 from bigft.cli import parse
 from bigft.errors import CheckpointError
-from bigft.run.elastic import keep_global_batch
+from bigft.run.elastic import keep_global_batch, keep_launched_batch
 from bigft.run.record import record
 from bigft.run.resolve import resolve
 from bigft.run.resolved import Resolved
@@ -68,6 +68,21 @@ def test_what_is_recorded_of_a_changed_batch_repeats_the_run(tmp_path):
     again = resolve(parse(["train", *files]), {})
     assert find_batch(again) == (2, 2)
     assert again.ds == changed.ds
-    assert changed.origin["ds.gradient_accumulation_steps"].startswith(
-        "derived: the checkpoint's 4"
-    )
+    assert changed.origin["ds.gradient_accumulation_steps"].startswith("derived: the run's 4")
+
+
+def test_a_launch_on_fewer_ranks_keeps_the_batch_of_its_first_start():
+    changed = keep_launched_batch(resolve_batch(2, 1, ranks=2), "6", 2)
+    assert find_batch(changed) == (1, 3)
+    assert "more ranks at the first start, 2 now" in changed.announced[-1]
+
+
+def test_a_launch_on_all_its_ranks_changes_nothing():
+    resolved = resolve_batch(2, 1, ranks=3)
+    assert keep_launched_batch(resolved, "6", 3) is resolved
+    assert keep_launched_batch(resolved, None, 3) is resolved
+
+
+def test_a_launch_on_ranks_that_cannot_share_is_refused():
+    with pytest.raises(CheckpointError, match="launched with 6 sequences per step, which 4 ranks"):
+        keep_launched_batch(resolve_batch(2, 1, ranks=4), "6", 4)
