@@ -155,7 +155,10 @@ class Supervisor:
                     self.tell(f"going on without {', '.join(left_out)}")
                 return chosen, facts
             if missing and not is_told:
-                self.tell(f"waiting for {', '.join(missing)}, at least {least} hosts are needed")
+                why = f"{least} hosts are needed"
+                if chosen is not None:
+                    why = "behind a cut network its ranks may need a minute to see it, and to leave"
+                self.tell(f"waiting for {', '.join(missing)}: {why}")
                 is_told = True
             hands.sleep(_RETRY_SECONDS)
         if self.stopped is None:
