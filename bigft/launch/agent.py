@@ -39,6 +39,9 @@ LAUNCH_VARIABLE = "BIGFT_LAUNCH"
 
 WORDS_VARIABLE = "BIGFT_WORDS"
 
+BEAT_SECONDS = 5.0
+"""Between two words of an agent, and of the launcher, that say nothing but that they are there."""
+
 _JOB_SECONDS = 60.0
 _JOB_BYTES = 8 << 20
 _SILENT_SECONDS = 20.0
@@ -95,7 +98,7 @@ class Agent:
         """Start nothing yet."""
         self._job = job
         self._input = b""
-        self._heard = time.monotonic()
+        self._heard = self._beaten = time.monotonic()
         self._stopped = ""
         self._deadline: float | None = None
         self._is_killed = False
@@ -128,9 +131,17 @@ class Agent:
                 break
             self._find_ranks(launcher.pid)
             self._look_at_clock(launcher.pid)
+            self._beat()
         rank, code = self._failed or (None, _read_code(launcher.wait()))
         launcher.wait()
         return Report(self._job.host, code, rank, self._stopped, self._clear_up())
+
+    def _beat(self) -> None:
+        """Let the launcher know that this agent is there."""
+        now = time.monotonic()
+        if now - self._beaten >= BEAT_SECONDS:
+            self._beaten = now
+            say(f"{MARK}\n")
 
     def _find_ranks(self, launcher: int) -> None:
         if len(self._ranks) == len(self._job.world[self._job.host]) or self._failed:
@@ -238,6 +249,12 @@ class Agent:
         return find_below(os.getpid())
 
 
+def say(line: str) -> None:
+    """Write to the launcher in one piece; what it does not take is lost."""
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode())
+
+
 def clear(launch_id: str) -> int:
     """End what earlier starts of a launch have left on this host.
 
@@ -281,9 +298,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, lambda *_: None)
     report = Agent(_read_job()).run()
-    with contextlib.suppress(OSError):
-        sys.stderr.write(report.to_line())
-        sys.stderr.flush()
+    say(report.to_line())
     raise SystemExit(min(report.code, 125) if report.code >= 0 else 1)
 
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from bigft.launch.agent import MARK, Report
+from bigft.launch.agent import BEAT_SECONDS, MARK, Report
 from bigft.launch.job import STOP_SECONDS, HostJob
 from bigft.launch.remote import render_ssh
 from bigft.redact import redact_text
 
-_BEAT_SECONDS = 3.0
+_LOOK_SECONDS = 2.0
+_SILENT_SECONDS = 60.0
+"""Without a word from an agent; a cut network ends its connection sooner."""
 _OTHERS_SECONDS = 25.0
 """After the first host has failed, for the others to see it by themselves and to say so."""
 _END_SECONDS = 25.0
@@ -90,8 +92,7 @@ class Conductor:
         if self._stopped is None:
             self._stopped = who
         else:
-            for part in self._parts:
-                part.tell("end")
+            self._tell_all("end")
         self._events.put(None)
 
     def run(self, jobs: Sequence[HostJob], *, is_local: bool = False) -> Ending:
@@ -118,24 +119,28 @@ class Conductor:
         clock = _Clock()
         while len(ends) < len(self._parts):
             with contextlib.suppress(queue.Empty):
-                end = self._events.get(timeout=_BEAT_SECONDS)
+                end = self._events.get(timeout=_LOOK_SECONDS)
                 ends += [end] if end is not None else []
             now = time.monotonic()
-            for part in self._parts:
-                part.tell("beat")
-            if self._stopped is not None and clock.stop is None:
-                clock.stop = now
-                for part in self._parts:
-                    part.tell(f"stop {self._stopped}")
             if clock.failed is None and any(end.code or end.is_lost for end in ends):
                 clock.failed = now
-            if clock.must_end(now):
+            if clock.must_beat(now):
+                self._tell_all("beat")
                 for part in self._parts:
-                    part.tell("end")
+                    part.drop_if_silent(now)
+            if self._stopped is not None and clock.stop is None:
+                clock.stop = now
+                self._tell_all(f"stop {self._stopped}")
+            if clock.must_end(now):
+                self._tell_all("end")
             if clock.must_drop(now):
                 for part in self._parts:
                     part.drop()
         return ends
+
+    def _tell_all(self, word: str) -> None:
+        for part in self._parts:
+            part.tell(word)
 
     def _writers(self, place: int, host: str) -> "tuple[_Writer, _Writer]":
         """Where output and errors of a host go: the first one speaks for the run."""
@@ -171,6 +176,13 @@ class _Clock:
         self.stop: float | None = None
         self.failed: float | None = None
         self._ended: float | None = None
+        self._beaten = 0.0
+
+    def must_beat(self, now: float) -> bool:
+        is_due = now - self._beaten >= BEAT_SECONDS
+        if is_due:
+            self._beaten = now
+        return is_due
 
     def must_end(self, now: float) -> bool:
         """Whether agents are to end their ranks: said twice, the second time for good."""
@@ -201,6 +213,7 @@ class _Part:
         self._tell_end = tell_end
         self._report: Report | None = None
         self._last_words = ""
+        self._heard = time.monotonic()
         words = [sys.executable, "-m", "bigft.launch.agent"]
         path = {n: t for n, t in job.environ.items() if n == "PYTHONPATH"}
         command = words if is_local else render_ssh(job.host, words, path, Path(job.folder))
@@ -245,6 +258,12 @@ class _Part:
         with contextlib.suppress(OSError):
             self._process.kill()
 
+    def drop_if_silent(self, now: float) -> None:
+        """Give up an agent that stands still, as one that is stopped by a signal does."""
+        if now - self._heard > _SILENT_SECONDS and self._process.poll() is None:
+            self._last_words = f"no word from its agent for {_SILENT_SECONDS:.0f} s"
+            self.drop()
+
     def close(self) -> None:
         """Close what is left of it."""
         if self._process.stdin is not None:
@@ -258,6 +277,7 @@ class _Part:
         self._take(writer.finish())
 
     def _take(self, line: str) -> None:
+        self._heard = time.monotonic()
         if line.startswith(MARK):
             with contextlib.suppress(ValueError, TypeError):
                 self._report = Report.from_line(line)

@@ -8,8 +8,13 @@ from bigft.launch.hostfile import Host
 FUTILE_STARTS = 3
 """So many in a row without a new checkpoint: another one would end as they did."""
 
-_AGAIN = frozenset({1, 6})
-"""Codes of crashes. What the others say, the same command would meet again."""
+_AGAIN = frozenset({1, 6, 75})
+"""Codes of crashes, and of ranks that somebody else than the launcher has asked to stop: a host is
+going away. What the others say, the same command would meet again."""
+
+_AGAIN_AFTER_A_COMMIT = frozenset({5})
+"""Of saves that failed, three in a row: a start that could save at first has met a full disk, and
+not a damaged checkpoint."""
 
 _FIRST_DELAY_SECONDS = 2.0
 _LONGEST_DELAY_SECONDS = 60.0
@@ -38,11 +43,11 @@ class Restarts:
             ending: Of that start.
             commits: Checkpoints that the run folder has had by now.
         """
-        self.futile = 0 if commits > self._commits else self.futile + 1
+        has_committed = commits > self._commits
+        self.futile = 0 if has_committed else self.futile + 1
         self._commits = max(commits, self._commits)
-        if ending.stopped is not None or ending.code not in _AGAIN:
-            return ""
-        if self._allowed == 0:
+        codes = _AGAIN | _AGAIN_AFTER_A_COMMIT if has_committed else _AGAIN
+        if ending.stopped is not None or ending.code not in codes or self._allowed == 0:
             return ""
         if self.used >= self._allowed:
             return f"--max_restarts {self._allowed} are used up"

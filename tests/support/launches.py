@@ -59,6 +59,10 @@ class LaunchRun:
     def said(self) -> str:
         return self.err.read_text(errors="replace") + self.out.read_text(errors="replace")
 
+    def said_by_errors(self) -> str:
+        """Standard error alone: it only grows at its end."""
+        return self.err.read_text(errors="replace")
+
     def told(self) -> list[str]:
         """Lines of the launcher itself."""
         return re.findall(r"^bigft launch [\d:]+: (.*)$", self.said(), re.M)

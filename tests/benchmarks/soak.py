@@ -1,0 +1,83 @@
+"""A long run on three simulated hosts to which one fault after the other happens.
+
+    python tests/benchmarks/soak.py --minutes 120 --every 300         the soak: one fault per 5 minutes
+    python tests/benchmarks/soak.py --faults 50 --every 0             50 faults, one after the other
+
+Needs root, iproute2 and openssh-server. Prints one line per fault, and at the end how much of the
+time was of use: all of it but what passed between the last step before a fault and the first new
+one after it.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
+
+from host_faults import FAULTS, Campaign, choose_faults  # noqa: E402
+from launches import launch  # noqa: E402
+from planting import mounted_disk  # noqa: E402
+from simulated_hosts import SimulatedHosts  # noqa: E402
+
+
+def main() -> None:
+    options = read_options()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    count = options.faults or int(options.minutes * 60 / options.every)
+    faults = choose_faults(count, options.seed, options.hosts)
+    if options.only:
+        chosen = [fault for fault in FAULTS if fault.name in options.only.split(",")]
+        faults = [(chosen[i % len(chosen)], host) for i, (_, host) in enumerate(faults)]
+    words = ["--config", options.config, "--max_length", 64, "--max_steps", 100_000]
+    words += ["--save_steps", options.save_steps, "--data.eval_fraction", 0]
+    words += ["--num_train_epochs", 1000, *options.words]
+    with (
+        mounted_disk(options.folder / "disk", "3g") as disk,
+        SimulatedHosts(options.folder / "hosts", options.hosts) as hosts,
+        launch(hosts, disk / "run", ["--max_restarts", 10_000, "--check", "quick"], words) as run,
+    ):
+        run.wait_for_step(options.save_steps + 1)
+        campaign = Campaign(hosts, run, options.save_steps, options.seed, options.log)
+        start = time.monotonic()
+        for number, (fault, host) in enumerate(faults, 1):
+            campaign.rest(max(0.0, start + number * options.every - time.monotonic()))
+            verdict = campaign.suffer(fault, number, host)
+            print(campaign.describe(verdict), flush=True)
+            if run.process.poll() is not None:
+                break
+        seconds = time.monotonic() - start
+        report(campaign, seconds, run.said_by_errors())
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--every", type=float, default=300)
+    parser.add_argument("--faults", type=int, default=0)
+    parser.add_argument("--hosts", type=int, default=3)
+    parser.add_argument("--save_steps", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--config", default="ds_configs/zero3_offload.json")
+    parser.add_argument("--only", default="", help="names of faults, separated by commas")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--log", type=Path, required=True, help="one JSON object per fault")
+    parser.add_argument("words", nargs="*")
+    return parser.parse_args()
+
+
+def report(campaign: Campaign, seconds: float, said: str) -> None:
+    verdicts = campaign.verdicts
+    bad = [verdict for verdict in verdicts if verdict.problems]
+    lost = sum(verdict.passed_seconds or 0.0 for verdict in verdicts if verdict.codes)
+    kinds = Counter(verdict.fault for verdict in verdicts)
+    print(f"{len(verdicts)} faults ({', '.join(f'{n} {name}' for name, n in kinds.items())})")
+    print(f"{len(bad)} with problems; {said.count('start ')} starts; {seconds / 60:.1f} minutes")
+    print(f"useful time {1 - lost / seconds:.1%}; newest step {campaign.take()}")
+    raise SystemExit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
