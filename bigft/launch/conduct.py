@@ -161,6 +161,10 @@ def judge(ends: Sequence[HostEnd], stopped: str | None) -> Ending:
     if not failed:
         return Ending(0, None, lost, stopped, left=left)
     said = [end for end in failed if end.code in _OF_THE_RUN and not end.is_lost]
+    if stopped is None and lost:
+        # Ranks are asked to stop where their agent has gone; that is a trace, too.
+        said = [end for end in said if end.code != 75]
+        failed = [end for end in failed if end.is_lost] if not said else failed
     first = said[0] if said else failed[0]
     code = first.code if said else 6
     if stopped is not None and not lost and all(e.code == 75 or e.code < 0 for e in failed):

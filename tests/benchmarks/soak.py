@@ -1,7 +1,7 @@
 """A long run on three simulated hosts to which one fault after the other happens.
 
-    python tests/benchmarks/soak.py --minutes 120 --every 300         the soak: one fault per 5 minutes
-    python tests/benchmarks/soak.py --faults 50 --every 0             50 faults, one after the other
+    python tests/benchmarks/soak.py --minutes 120 --every 300     one fault per 5 minutes
+    python tests/benchmarks/soak.py --faults 50 --every 0         one after the other
 
 Needs root, iproute2 and openssh-server. Prints one line per fault, and at the end how much of the
 time was of use: all of it but what passed between the last step before a fault and the first new

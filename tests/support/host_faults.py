@@ -125,7 +125,7 @@ class Campaign:
     def suffer(self, fault: Fault, number: int, host: int) -> Verdict:
         """Let a fault happen at a random moment, wait until the run has got over it, and judge."""
         time.sleep(self._random.uniform(0, 2))
-        step = self.take()
+        step = highest = self.take()
         verdict = Verdict(number, fault.name, host, step, self.committed(), self._seed)
         said = len(self.run.said_by_errors())
         start = time.monotonic()
@@ -141,10 +141,12 @@ class Campaign:
             if verdict.named_seconds is None and self._is_named(text, host):
                 verdict.named_seconds = round(now - start, 1)
             newest = self.take(verdict)
-            is_over = fault.is_harmless or "start " in "\n".join(_told(text))
-            if is_over and newest > step and verdict.passed_seconds is None:
-                verdict.passed_seconds = round(now - start, 1)
-            if mend is None and is_over and self._has_passed(newest, step, verdict, text):
+            if fault.is_harmless or re.search(r"resumed from step_(\d+)", text):
+                if verdict.passed_seconds is None and newest > highest:
+                    verdict.passed_seconds = round(now - start, 1)
+            else:
+                highest = newest  # Some go on for a while, until they are stopped.
+            if mend is None and self._has_passed(verdict, text):
                 verdict.recovered_seconds = round(now - start, 1)
                 break
             if self.run.process.poll() is not None:
@@ -161,12 +163,12 @@ class Campaign:
             log.write(json.dumps(asdict(verdict)) + "\n")
         return verdict
 
-    def _has_passed(self, newest: int, step: int, verdict: Verdict, text: str) -> bool:
+    def _has_passed(self, verdict: Verdict, text: str) -> bool:
         found = re.findall(r"resumed from step_(\d+)", text)
         if found:
             verdict.resumed = int(found[-1])
-        # A few steps further, so that the next fault meets a run that runs, and one new commit.
-        return newest > step and self.committed() > verdict.committed
+        # With a new commit: the next fault meets a run that runs.
+        return verdict.passed_seconds is not None and self.committed() > verdict.committed
 
     def _is_named(self, text: str, host: int) -> bool:
         names = (self.hosts.names[host - 1], f"rank {host - 1}", f"w{host}")
@@ -213,7 +215,7 @@ class Campaign:
     def _check_orphans(self) -> list[str]:
         """Everything on the hosts belongs to the start that runs: one agent for each of them."""
         agents = {
-            number: self.hosts.processes(number, "bigft.launch.agent")
+            number: self.hosts.processes(number, "-m bigft.launch.agent")
             for number in range(1, len(self.hosts.names) + 1)
         }
         several = {number: pids for number, pids in agents.items() if len(pids) > 1}
