@@ -281,8 +281,8 @@ class _Part:
         self._take(writer.finish())
 
     def _take(self, line: str) -> None:
-        self._heard = time.monotonic()
         if line.startswith(MARK):
+            self._heard = time.monotonic()
             with contextlib.suppress(ValueError, TypeError):
                 self._report = Report.from_line(line)
         elif line.strip():
