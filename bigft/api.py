@@ -4,10 +4,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigft.commands.plan import make_plan
+from bigft.commands.plan import describe, make_plan
 from bigft.commands.train import run_training
 from bigft.config.request import Request
-from bigft.planner.report import describe_plan
 from bigft.run.resolve import resolve
 from bigft.units import parse_bytes
 
@@ -55,8 +54,7 @@ def plan(config: str = "auto", *, recipe: str = "", **settings: Any) -> dict[str
         BigftError: A mistake that the user can repair.
     """
     request = Request("plan", settings=dict(_flatten(settings)), config=config, recipe=recipe)
-    made = make_plan(request)
-    return describe_plan(made.plan, made.advice)
+    return describe(make_plan(request))
 
 
 def consolidate(

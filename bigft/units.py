@@ -37,6 +37,19 @@ def format_count(count: float) -> str:
     return f"{count:.0f}"
 
 
+def parse_count(text: str) -> int:
+    """Read `"10B"` or `"250M"` as a count: billions and millions.
+
+    Raises:
+        ValueError: The text is not a count above 0.
+    """
+    scales = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMBT]?)\s*", text, re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise ValueError(f"{text!r} is not a count; write it like 10B or 250M")
+    return int(float(match[1]) * scales[match[2].upper()])
+
+
 def format_seconds(seconds: float) -> str:
     """Format a duration: `3725` -> `"1h02m"`, `65` -> `"1m05s"`, `2.5` -> `"2.5s"`."""
     if seconds < 60:

@@ -223,8 +223,15 @@ class PlanOptions(Section):
     """Disk for offloaded tensors and the run folder: size, and GB/s read and written, such as
     `2TB@7/6`; each part may be left out."""
 
-    hosts: Annotated[int, Field(gt=0)] | None = None
-    """How many hosts like this there are."""
+    hosts: str = ""
+    """How many hosts like this there are. Several numbers, such as `1,2,4,...,1024` where the dots
+    double, give a table."""
+
+    scale: Literal["per_device", "global_batch"] = "per_device"
+    """What stays the same in that table: the sequences of each rank, or those of a step."""
+
+    tokens: str = "1B"
+    """Of the data, for the table's time."""
 
     num_gpus: Annotated[int, Field(gt=0)] | None = None
     """Ranks of each host; absent: one per GPU, or one."""

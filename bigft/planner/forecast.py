@@ -6,6 +6,7 @@ from bigft.planner.items import Item, Phase, find_peak
 from bigft.planner.job import Job
 from bigft.planner.machine import Machine, SliceMeasurement
 from bigft.planner.memory import list_items
+from bigft.planner.sharing import describe_sharing
 from bigft.planner.states import (
     count_checkpoint_bytes,
     count_elements,
@@ -74,6 +75,7 @@ class Forecast:
     state_bytes: int
     """Of all moments, of all ranks."""
 
+    work: StepWork
     time: StepTime
 
     @property
@@ -111,6 +113,7 @@ def forecast(job: Job, machine: Machine, measured: SliceMeasurement | None = Non
         measured: Layers of this model on this machine.
     """
     items = tuple(list_items(job))
+    work = _build_work(job, machine)
     device, device_phase = find_peak(items, "device")
     host, host_phase = find_peak(items, "host")
     nvme, _ = find_peak(items, "nvme")
@@ -134,7 +137,8 @@ def forecast(job: Job, machine: Machine, measured: SliceMeasurement | None = Non
         checkpoint_bytes=checkpoint,
         output_bytes=copies * checkpoint + model,
         state_bytes=count_state_bytes(job),
-        time=time_step(_build_work(job, machine), machine, measured),
+        work=work,
+        time=time_step(work, machine, measured),
     )
 
 
@@ -158,6 +162,7 @@ def _build_work(job: Job, machine: Machine) -> StepWork:
         is_packed=job.packing != "none",
         weight_bytes=s.weight_bytes,
         gradient_bytes=s.accumulation_bytes,
+        sharing=describe_sharing(job),
     )
     update = Update(
         name="adamw_8bit" if job.optimizer.moment_bits == 8 else "adamw",

@@ -15,6 +15,17 @@ class Rate:
     """Bytes, or FLOP of matrix products."""
 
     origin: Origin
+    note: str = ""
+    """When and how it was measured."""
+
+
+@dataclass(frozen=True)
+class Hop:
+    """A short message from one host to the next."""
+
+    seconds: float
+    note: str = ""
+    """When and how it was measured."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,9 @@ class Rates:
 
     peer: Rate
     """Bytes per second each way between two devices of one host."""
+
+    hop: Hop | None = None
+    """Measured between two hosts; None: typical."""
 
     host_steps: Mapping[str, Rate] = field(default_factory=dict)
     """Parameters per second that all cores of a host update, by the name of the optimizer; those

@@ -75,6 +75,10 @@ def _list_weights(job: Job) -> Iterator[Item]:
     yield Item("buffers of the model", _device(job), 4 * buffers)
     if s.stage != 3:
         return
+    if 1 < s.group < job.ranks:
+        # Made anew in every step, where the weights are, by DeepSpeed's own `pin_memory`.
+        shards = sum(-(-weight.numel // s.group) for weight in job.architecture.weights)
+        yield Item("second shards of the weights", where, size * shards, is_pinned=is_pinned)
     if s.parameter_device == "nvme":
         buffers = s.parameter_buffers * s.parameter_buffer_size
         yield Item("buffers for weights on NVMe", "host", size * buffers, is_pinned=True)

@@ -6,6 +6,7 @@ from typing import Any
 from bigft.planner.forecast import Forecast
 from bigft.planner.items import Item, Where
 from bigft.planner.limits import find_largest_length, find_largest_micro_batch
+from bigft.planner.traffic import Flow
 from bigft.units import format_bytes, format_count, format_seconds
 
 _PLACES: tuple[tuple[Where, str], ...] = (
@@ -32,7 +33,7 @@ def render_plan(plan: Forecast, title: Sequence[str], advice: Sequence[str]) -> 
     lines = [*title, ""]
     for where, name in _PLACES:
         lines += _list_place(plan, where, name)
-    lines += [*_list_time(plan), "", *_list_verdict(plan)]
+    lines += [*_list_time(plan), "", *_list_traffic(plan), *_list_verdict(plan)]
     lines += [f"  {line}" for line in advice]
     return "\n".join(lines) + "\n"
 
@@ -64,7 +65,7 @@ def _list_time(plan: Forecast) -> Iterator[str]:
         ("between host and device", time.pcie, rates.pcie.origin),
         ("optimizer", time.host_optimizer, rates.host_memory.origin),
         ("NVMe", time.nvme, rates.disk_read.origin),
-        ("network", time.network, rates.network.origin),
+        ("network", time.network, _name_origin(plan)),
         ("Python and launches", time.overhead, "typical"),
     )
     yield "seconds of a step (what is done at the same time counts once in the sum)"
@@ -74,6 +75,30 @@ def _list_time(plan: Forecast) -> Iterator[str]:
             yield f"  {name:36}{format_seconds(seconds):>12}  {how}"
     rate = format_count(time.tokens_per_second)
     yield f"  {'together':36}{format_seconds(time.total):>12}  {rate} tokens per second"
+
+
+def _name_origin(plan: Forecast) -> str:
+    rates = plan.machine.rates
+    return rates.peer.origin if plan.machine.hosts == 1 else rates.network.origin
+
+
+def _list_traffic(plan: Forecast) -> Iterator[str]:
+    flows = plan.work.flows
+    if not flows:
+        return
+    hosts = plan.machine.hosts
+    between = ", and by each host to others" if hosts > 1 else ""
+    yield f"sent in a step by each rank, as much as it receives{between}"
+    for flow in flows:
+        out = f"  {format_bytes(flow.sent_between):>12} out" if hosts > 1 else ""
+        what = f"{flow.what}, {flow.kind.replace('_', '-')}"
+        yield (
+            f"  {what:36}{format_bytes(flow.sent):>12}{out}  in {flow.calls:,} call"
+            f"{'s' if flow.calls > 1 else ''} of {flow.ranks} ranks"
+        )
+    out = f"  {format_bytes(plan.work.leaves_host):>12} out" if hosts > 1 else ""
+    yield f"  {'together':36}{format_bytes(plan.work.sent):>12}{out}"
+    yield ""
 
 
 def _list_verdict(plan: Forecast) -> Iterator[str]:
@@ -86,8 +111,6 @@ def _list_verdict(plan: Forecast) -> Iterator[str]:
     if plan.time.disk_bytes:
         worn = format_bytes(plan.time.disk_bytes)
         yield f"  {'written to NVMe in each step':36}{worn:>12}  per host: it wears the disk"
-    if plan.job.ranks > 1:
-        yield f"  {'sent by each rank in a step':36}{format_bytes(plan.time.sent_bytes):>12}"
     yield ""
     yield "it fits" if plan.fits else "IT DOES NOT FIT"
 
@@ -108,6 +131,11 @@ def describe_plan(plan: Forecast, advice: Sequence[str]) -> dict[str, Any]:
         "state_bytes": plan.state_bytes,
         "nvme_written_bytes_per_step": time.disk_bytes,
         "sent_bytes_per_step": time.sent_bytes,
+        "sent_bytes_between_hosts_per_step": plan.work.leaves_host,
+        "traffic": [
+            describe_flow(flow, seconds)
+            for flow, seconds in zip(plan.work.flows, time.flows, strict=True)
+        ],
         "seconds_per_step": time.total,
         "tokens_per_second": time.tokens_per_second,
         "seconds": {
@@ -130,4 +158,21 @@ def describe_plan(plan: Forecast, advice: Sequence[str]) -> dict[str, Any]:
             for one in plan.demands
         ],
         "advice": list(advice),
+    }
+
+
+def describe_flow(flow: Flow, seconds: float) -> dict[str, Any]:
+    """Return one kind of collective as plain values; bytes are of a whole step."""
+    return {
+        "what": flow.what,
+        "collective": flow.kind,
+        "calls": flow.calls,
+        "ranks": flow.ranks,
+        "hosts": flow.hosts,
+        "bytes": flow.num_bytes,
+        "sent_bytes_per_rank": flow.sent,
+        "received_bytes_per_rank": flow.sent,
+        "sent_bytes_per_host": flow.sent_between,
+        "received_bytes_per_host": flow.sent_between,
+        "seconds": seconds,
     }

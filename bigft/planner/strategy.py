@@ -52,6 +52,21 @@ class Strategy:
     has_own_optimizer: bool
     """The JSON has an `optimizer` block, and DeepSpeed builds it."""
 
+    max_reuse: int = 10**9
+    """Elements between two uses of a weight up to which stage 3 keeps it gathered."""
+
+    group: int = 1
+    """Ranks that have all weights together, beside all ranks (hpZ); of stage 3."""
+
+    sent_bytes: int = 2
+    """Of a gradient on its way to other ranks."""
+
+    reduction: Literal["scatter", "all", "owner"] = "all"
+    """What happens to gradients: of stages 1 and 2."""
+
+    quantizes_weights: bool = False
+    quantizes_gradients: bool = False
+
     @property
     def weight_bytes(self) -> int:
         """Of one weight that the forward pass computes with."""
@@ -71,6 +86,9 @@ def read_strategy(ds: Mapping[str, Any]) -> Strategy:
     precision = next((p for p in ("bf16", "fp16") if ds.get(p, {}).get("enabled")), "fp32")
     accumulation = ds.get("data_types", {}).get("grad_accum_dtype") or precision
     overlaps = zero.get("overlap_comm")
+    goes_to_owner = (
+        zero.get("reduce_scatter", True) and zero.get("use_multi_rank_bucket_allreduce") is False
+    )
     return Strategy(
         stage=stage,
         precision=precision,  # type: ignore[arg-type]
@@ -90,6 +108,12 @@ def read_strategy(ds: Mapping[str, Any]) -> Strategy:
         pins_optimizer=bool(optimizer.get("pin_memory", True)),
         pins_parameters=bool(parameters.get("pin_memory", True)),
         has_own_optimizer="optimizer" in ds,
+        max_reuse=int(zero.get("stage3_max_reuse_distance", 1e9)),
+        group=int(zero.get("zero_hpz_partition_size", 1)) if stage == 3 else 1,
+        sent_bytes=_FORMATS[ds.get("communication_data_type") or precision],
+        reduction="owner" if goes_to_owner else "all",
+        quantizes_weights=bool(zero.get("zero_quantized_weights")) and stage == 3,
+        quantizes_gradients=bool(zero.get("zero_quantized_gradients")) and stage == 3,
     )
 
 

@@ -14,6 +14,7 @@ do all of it with the same cores, one after the other.
 
 from dataclasses import dataclass
 
+from bigft.planner.links import time_flow
 from bigft.planner.machine import Machine, SliceMeasurement
 from bigft.planner.work import StepWork
 
@@ -50,6 +51,8 @@ class StepTime:
 
     nvme: float
     network: float
+    """Of all collectives, one after the other."""
+
     overhead: float
     total: float
     """Less than the sum where parts run at the same time."""
@@ -66,6 +69,9 @@ class StepTime:
 
     is_calibrated: bool
     """Whether layers of this model have been measured, and not just counted."""
+
+    flows: tuple[float, ...] = ()
+    """Of each kind of collective, as `StepWork.flows` lists them."""
 
 
 def time_step(
@@ -84,9 +90,8 @@ def time_step(
     else:
         compute = n * (work.layers * measured.seconds_per_layer + measured.seconds_outside)
     overhead = n * work.layers * _HOOKS[machine.device][work.stage] + _STEP_SECONDS
-    network = max(
-        work.sent / rates.peer.per_second, work.sent_between_hosts / rates.network.per_second
-    )
+    flows = tuple(time_flow(flow, machine) for flow in work.flows)
+    network = sum(flows)
     optimizer = _time_update(work, machine)
     states = (
         work.nvme_read / rates.disk_read.per_second
@@ -115,6 +120,7 @@ def time_step(
         sent_bytes=work.sent,
         disk_bytes=work.disk_wear,
         is_calibrated=measured is not None,
+        flows=flows,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 from bigft.planner.architecture.weights import Architecture, Block, Stack
 from bigft.planner.machine import Machine
+from bigft.planner.traffic import Flow, Sharing, list_flows
 
 Place = Literal["none", "cpu", "nvme"]
 
@@ -69,6 +70,9 @@ class Layout:
     head_share: float = 1.0
     """Of the tokens, that logits are computed for."""
 
+    sharing: Sharing | None = None
+    """What the ranks send one another; None: as the stage is written about, in one call each."""
+
 
 @dataclass(frozen=True)
 class StepWork:
@@ -109,11 +113,23 @@ class StepWork:
     """Of weights on NVMe, per host, while the model computes."""
 
     weights_written: float = 0.0
-    sent: float = 0.0
-    """Per rank, to others in all collectives."""
+    flows: tuple[Flow, ...] = ()
+    """What the ranks send one another."""
 
-    sent_between_hosts: float = 0.0
-    """Per host, of that what leaves it: what comes in is passed on inside."""
+    @property
+    def sent(self) -> float:
+        """Bytes per rank, to others in all collectives."""
+        return sum(flow.sent for flow in self.flows)
+
+    @property
+    def leaves_host(self) -> float:
+        """Bytes that leave each host, as rings send them."""
+        return sum(flow.sent_between for flow in self.flows)
+
+    @property
+    def sent_between_hosts(self) -> float:
+        """Bytes that have to leave each host: what comes in is passed on inside."""
+        return sum(flow.least_between for flow in self.flows)
 
     @property
     def flops_per_token(self) -> float:
@@ -144,14 +160,13 @@ def build_work(
     """
     n, ranks = layout.micro_batches, layout.ranks
     local = min(machine.ranks_per_host, ranks)
-    hosts = max(1, ranks // local)
     parameters = architecture.parameters
     own = parameters / ranks if layout.stage >= 1 else float(parameters)
     of_host = parameters * local / ranks
     on_host = layout.offload_optimizer != "none"
     is_gpu = machine.device == "cuda"
     moved_in, moved_out = _count_moved(architecture, layout, own, is_gpu=is_gpu)
-    sent, between = _count_sent(layout, parameters, hosts)
+    sharing = layout.sharing or _share_as_written(layout, parameters)
     on_nvme = layout.offload_optimizer == "nvme"
     weights_on_nvme = layout.offload_param == "nvme"
     weights = of_host * layout.weight_bytes if weights_on_nvme else 0.0
@@ -180,8 +195,7 @@ def build_work(
         nvme_written=of_host * update.swap_bytes if on_nvme else 0.0,
         weights_read=weights * _PASSES * n,
         weights_written=weights,
-        sent=sent,
-        sent_between_hosts=between,
+        flows=list_flows(sharing, n, ranks, local),
     )
 
 
@@ -277,20 +291,8 @@ def _count_moved(
     return moved_in, moved_out
 
 
-def _count_sent(layout: Layout, parameters: int, hosts: int) -> tuple[float, float]:
-    """Bytes of all collectives of a step: per rank, and per host of that between hosts.
-
-    A gather, or a scattered sum, of M bytes over W ranks sends (W - 1) / W * M of each rank
-    (Rajbhandari et al., arXiv 1910.02054); done host by host, (H - 1) / H * M leave each of H
-    hosts.
-    """
-    n = layout.micro_batches
-    weights = float(parameters * layout.weight_bytes)
-    gradients = float(parameters * layout.gradient_bytes)
-    moved = {
-        0: 2 * gradients,
-        1: gradients + weights,
-        2: n * gradients + weights,
-        3: n * (gradients + _PASSES * weights),
-    }[layout.stage]
-    return moved * (layout.ranks - 1) / layout.ranks, moved * (hosts - 1) / hosts
+def _share_as_written(layout: Layout, parameters: int) -> Sharing:
+    """Gradients to their owners, and weights gathered anew for every pass."""
+    return Sharing(
+        layout.stage, parameters, parameters, layout.weight_bytes, layout.gradient_bytes
+    )
