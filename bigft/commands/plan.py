@@ -16,6 +16,7 @@ from bigft.planner.architecture.case import UnknownArchitectureError
 from bigft.planner.forecast import Forecast, forecast
 from bigft.planner.hardware import Given, parse_machine
 from bigft.planner.machine import Machine, SliceMeasurement
+from bigft.planner.network_advice import Advice, advise_network, describe_advice
 from bigft.planner.report import describe_plan, render_plan
 from bigft.planner.scaling import (
     Row,
@@ -46,6 +47,9 @@ class Made:
     advice: list[str]
     """What would fit, where this does not."""
 
+    quicker: list[Advice]
+    """What would make it wait less for the network."""
+
     measured: SliceMeasurement | None = None
     rows: list[Row] = field(default_factory=list)
     """The same on other numbers of hosts, where several were asked for."""
@@ -75,7 +79,8 @@ def describe(made: Made) -> dict[str, Any]:
     """Return a plan, or a table of several, as plain values."""
     if made.rows:
         return describe_scaling(made.rows, made.tokens)
-    return describe_plan(made.plan, made.advice)
+    quicker = [describe_advice(one) for one in made.quicker]
+    return describe_plan(made.plan, made.advice) | {"network_advice": quicker}
 
 
 def make_plan(request: Request) -> Made:
@@ -152,7 +157,8 @@ def _plan_on(options: PlanOptions, rest: Request, hosts: int) -> Made:
             advice = find_repairs(rest, environ, describe)
         except (BigftError, UnknownArchitectureError) as error:
             advice = [str(error)]
-    return Made(plan, resolved, options, advice, measured)
+    quicker = advise_network(plan, measured) if plan.fits else []
+    return Made(plan, resolved, options, advice, quicker, measured)
 
 
 def _imagine_launch(
@@ -223,7 +229,11 @@ def _render(made: Made) -> str:
         keeps = made.options.scale == "global_batch"
         return render_scaling(made.rows, title, made.tokens, keeps_batch=keeps)
     heading = ["what would fit, the fastest first:"] if made.advice else []
-    return render_plan(plan, title, [*heading, *made.advice])
+    lines = [*heading, *made.advice]
+    if made.quicker:
+        lines += ["what would wait less for the network, the fastest first, each by itself:"]
+        lines += [f"  {one.describe(plan)}" for one in made.quicker]
+    return render_plan(plan, title, lines)
 
 
 def _describe_step(plan: Forecast) -> str:

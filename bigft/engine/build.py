@@ -20,7 +20,7 @@ SchedulerBuilder = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LR
 
 
 def check_precision(ds: dict[str, Any]) -> None:
-    """Refuse a number format that this accelerator cannot compute in.
+    """Refuse a number format that this accelerator cannot compute in, or send.
 
     Raises:
         ConfigError: Names the switch to turn.
@@ -38,6 +38,14 @@ def check_precision(ds: dict[str, Any]) -> None:
             f"fp16.enabled=true, but {accelerator.device_name()} here does not support float16;"
             " use --ds.fp16.enabled=false --ds.bf16.enabled=true"
         )
+    zero = ds.get("zero_optimization", {})
+    for name in ("zero_quantized_weights", "zero_quantized_gradients"):
+        if zero.get("stage") == 3 and zero.get(name) and accelerator.device_name() != "cuda":
+            raise ConfigError(
+                f"zero_optimization.{name}=true, but DeepSpeed has its kernels for NVIDIA GPUs alone,"
+                f" and ranks are on {accelerator.device_name()} here; use"
+                f" --ds.zero_optimization.{name}=false"
+            )
 
 
 def build_engine(

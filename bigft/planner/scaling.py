@@ -193,11 +193,12 @@ def _list_assumptions(plan: Forecast, *, keeps_batch: bool) -> Iterator[str]:
     rates, is_gpu = plan.machine.rates, not plan.job.is_on_cpu
     yield "what this rests on"
     for name, rate, unit in (
-        ("products of matrices, each rank", rates.matrix, "FLOP/s"),
-        ("inside a host, each way", rates.peer, "B/s"),
-        ("between hosts, each way and host", rates.network, "B/s"),
+        ("products of matrices, each rank", rates.matrix, "TFLOP/s"),
+        ("inside a host, each rank and way", rates.peer, "GB/s"),
+        ("between hosts, each host and way", rates.network, "GB/s"),
     ):
-        yield f"  {name:36}{format_count(rate.per_second):>8}{unit:7} {describe_origin(rate)}"
+        number = rate.per_second / (1e12 if unit == "TFLOP/s" else 1e9)
+        yield f"  {name:36}{number:>8,.1f} {unit:8}{describe_origin(rate)}"
     if rates.hop:
         yield f"  {'a message from host to host':36}{rates.hop.seconds * 1e6:>8.0f} us     measured"
     yield (

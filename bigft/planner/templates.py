@@ -29,6 +29,14 @@ _LATE: dict[str, Any] = {
     "stage3_max_live_parameters": 1_000_000_000,
     "stage3_max_reuse_distance": 1_000_000_000,
 }
+_WIDE: dict[str, Any] = {
+    **_LATE,
+    # All weights stay on each host until they change, and what crosses the network goes in fewer
+    # and larger pieces.
+    "zero_hpz_partition_size": _AUTO,
+    "reduce_bucket_size": 100_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
+}
 _SMALL = {"stage3_max_live_parameters": 100_000_000, "stage3_max_reuse_distance": 100_000_000}
 _HOST = {"device": "cpu", "pin_memory": True}
 _NVME_STATES = {"device": "nvme", "nvme_path": _AUTO, "buffer_count": 4, "pin_memory": True}
@@ -45,6 +53,7 @@ _ZERO: dict[str, dict[str, Any]] = {
     "zero1": {"stage": 1, **_EARLY},
     "zero2": {"stage": 2, **_EARLY},
     "zero3": {"stage": 3, **_LATE},
+    "zero3_hosts": {"stage": 3, **_WIDE},
     "zero2_offload": {"stage": 2, "offload_optimizer": _HOST, **_EARLY},
     "zero3_offload_optimizer": {"stage": 3, "offload_optimizer": _HOST, **_LATE},
     "zero3_offload": {"stage": 3, "offload_optimizer": _HOST, "offload_param": _HOST, **_LATE},

@@ -27,6 +27,9 @@ class Draft:
     """Run settings that a person wrote, by dotted path."""
 
     world_size: int
+    local_size: int = 0
+    """Ranks of this host; 0: as many as there are in all."""
+
     edits: dict[str, str] = field(default_factory=dict)
     """JSON path (also of a section that an edit made) -> the `--ds.` path that set it."""
 

@@ -88,6 +88,10 @@ def _fill_zero(draft: Draft) -> None:
         for key, (value, formula) in sizes.items():
             _fill_auto(draft, f"{_ZERO}.{key}", value, f"derived: {formula}")
     _fill_auto(draft, f"{_ZERO}.sub_group_size", _SUB_GROUP, "derived: bounds pinned buffers")
+    local = draft.local_size or draft.world_size
+    is_wide = draft.world_size > local and draft.world_size % local == 0
+    why = "derived: the ranks of a host" if is_wide else "derived: there is one host"
+    _fill_auto(draft, f"{_ZERO}.zero_hpz_partition_size", local if is_wide else 1, why)
 
 
 def _fill_offload(draft: Draft) -> None:

@@ -177,6 +177,7 @@ def _resolve(
         label=config or "the JSON",
         typed=typed,
         world_size=_read_world_size(environ, problems),
+        local_size=_read_local_size(environ),
         problems=problems,
     )
     for path, value in values.items():
@@ -328,6 +329,11 @@ def _read_world_size(environ: Mapping[str, str], problems: list[str]) -> int:
         problems.append(f"WORLD_SIZE={text} in the environment: must be a whole number above 0")
         return 1
     return int(text)
+
+
+def _read_local_size(environ: Mapping[str, str]) -> int:
+    text = environ.get("LOCAL_SIZE") or environ.get("LOCAL_WORLD_SIZE") or ""
+    return int(text) if text.isdecimal() else 0
 
 
 def _load_json(config: str, needs_config: bool, problems: list[str]) -> dict[str, Any]:

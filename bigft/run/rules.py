@@ -8,7 +8,6 @@ warning; a run that cannot work is an error. To add a rule: write the function, 
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,13 @@ from bigft.evaluation.text_metrics import MAKERS, check_packages
 from bigft.models.facts import BUILTIN_MODELS
 from bigft.optim.place import suits_host
 from bigft.run.draft import Draft
+from bigft.run.finding import Finding
 from bigft.run.goals import are_saves_evaluated, list_goals
+from bigft.run.network_rules import check_quantised_communication, check_second_shards
 from bigft.run.settings import DEFAULTS_OF_TASK, Run, find_defaults
 from bigft.tasks.section import OF_ONE_TASK, TaskSection
 from bigft.trainer.patience import parse_patience
 from bigft.units import parse_bytes
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line for the user."""
-
-    text: str
-    is_error: bool = True
 
 
 Rule = Callable[[Draft, Run], Iterator[Finding]]
@@ -639,6 +632,8 @@ RULES: tuple[Rule, ...] = (
     refuse_two_precisions,
     refuse_eight_bit_on_nvme,
     check_host_choices,
+    check_second_shards,
+    check_quantised_communication,
     check_data,
     check_task,
     check_several_tasks,
