@@ -161,9 +161,7 @@ def _plan_on(options: PlanOptions, rest: Request, hosts: int) -> Made:
     return Made(plan, resolved, options, advice, quicker, measured)
 
 
-def _imagine_launch(
-    options: PlanOptions, hosts: int, environ: Mapping[str, str]
-) -> dict[str, str]:
+def _imagine_launch(options: PlanOptions, hosts: int, environ: Mapping[str, str]) -> dict[str, str]:
     """Say how many ranks there would be, as a launcher does."""
     own = {name: text for name, text in environ.items() if name not in ("WORLD_SIZE", "LOCAL_SIZE")}
     machine = _parse(options, hosts, Path("runs"), None, "bf16")

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from bigft.doctor.answers import read_answer
 from bigft.doctor.finding import Finding, failed, passed, skipped
-from bigft.doctor.meeting import place_environment
+from bigft.doctor.network import measure_between
 from bigft.doctor.probe import RENDEZVOUS_PORT
 from bigft.launch.child import Answer
 from bigft.launch.hostfile import Host
@@ -17,9 +18,7 @@ from bigft.launch.remote import ask_there
 
 _PROBE_SECONDS = 20.0
 _EXAMINE_SECONDS = 180.0
-_MEETING_SECONDS = 40.0
 _MAX_SKEW = 5.0
-_SLOW_NETWORK = 10e6
 _AT_ONCE = 64
 
 # A command line with settings in it may have secrets in it, and every user of a host can see the
@@ -65,7 +64,7 @@ def examine_hosts(
             digests[host.name] = digest
     findings += compare(probed, digests)
     if measure_network and len(there) == len(hosts) > 1:
-        findings += _meet(there, probed)
+        findings += measure_between(there, {name: its.facts for name, its in probed.items()})
     return findings
 
 
@@ -94,21 +93,12 @@ def _probe(host: Host, names: Sequence[str]) -> Probed | Finding:
     except OSError as error:
         return failed("ssh", str(error), _WHY_SSH, "apt-get install openssh-client")
     after = time.time()
-    facts = _read_answer(answer)
+    facts = read_answer(answer)
     if facts is None:
         return explain_unreachable(host.name, answer)
     # It looked at its clock at some moment in between.
     ahead, behind = facts["time"] - after, facts["time"] - before
     return Probed(facts, ahead if ahead > 0 else min(behind, 0.0))
-
-
-def _read_answer(answer: Answer) -> Any:
-    """Return the JSON of the last line; a host may greet everybody who logs in before it."""
-    last = answer.out.strip().rpartition("\n")[2]
-    try:
-        return json.loads(last)
-    except json.JSONDecodeError:
-        return None
 
 
 def explain_unreachable(host: str, answer: Answer) -> Finding:
@@ -137,7 +127,7 @@ def _examine(host: Host, words: list[str], world_size: int) -> tuple[list[Findin
     """Let the doctor run there; returns its findings and the digest of the settings."""
     environ = {"WORLD_SIZE": str(world_size)}
     answer = ask_there(host.name, ["-c", _READ_WORDS], _EXAMINE_SECONDS, environ, json.dumps(words))
-    report = _read_answer(answer)
+    report = read_answer(answer)
     if report is None:
         end = "did not end in time" if answer.code is None else answer.last_words
         found = failed(
@@ -284,43 +274,3 @@ def _judge_route(
     joined = ", ".join(names)
     hint = f" (GLOO_SOCKET_IFNAME={joined})" if len(names) == 1 else ""
     return passed("network_interface", f"{joined}{hint}")
-
-
-def _meet(hosts: Sequence[Host], probed: Mapping[str, Probed]) -> Iterator[Finding]:
-    """Let one rank of every host add numbers with the others."""
-    first, second = hosts[0].name, hosts[1].name
-    facts = {host.name: probed[host.name].facts for host in hosts}
-    route = facts[first]["routes"][second]
-    if "error" in route:
-        return
-    port = facts[first]["free_port"]
-
-    def meet(host: Host) -> Answer:
-        rank = [other.name for other in hosts].index(host.name)
-        peer = second if rank == 0 else first
-        environ = place_environment(rank, len(hosts), route["address"], port)
-        interface = facts[host.name]["routes"][peer].get("interface", "")
-        if interface:
-            environ["GLOO_SOCKET_IFNAME"] = interface
-        return ask_there(host.name, ["-m", "bigft.doctor.meeting"], _MEETING_SECONDS, environ)
-
-    answers = _on_all(hosts, meet)
-    why = "every step of a run waits for such sums"
-    repair = "see what a firewall lets through between the hosts: ranks use ports above 1024"
-    bad = {h.name: a for h, a in zip(hosts, answers, strict=True) if a.code != 0}
-    for name, answer in bad.items():
-        end = "did not end in time" if answer.code is None else answer.last_words
-        yield replace(failed("all_reduce", end, why, repair), host=name)
-    if bad:
-        return
-    rate = _read_answer(answers[0])["bytes_per_second"]
-    found = f"{len(hosts)} hosts, {rate / 1e6:,.0f} MB/s each way (gloo)"
-    finding = passed("all_reduce", found)
-    if rate < _SLOW_NETWORK:
-        finding = failed(
-            "all_reduce",
-            found,
-            "stage 3 moves every weight through the network twice per step",
-            "choose the fast network: GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME",
-        )
-    yield replace(finding, host=first)

@@ -1,7 +1,7 @@
 """Ranks that only meet and add numbers: `python -m bigft.doctor.meeting`.
 
 Each is told its place by the environment, as by a launcher. The sum has to be right, and the first
-one prints a JSON object with the rate.
+one prints a JSON object with the rate of large sums and the time of small ones.
 """
 
 import json
@@ -15,14 +15,17 @@ from datetime import timedelta
 _MEETING_SECONDS = 15
 _MEASURED_SECONDS = 1.0
 _SIZE = 4 << 20
+_SMALL_SUMS = 30
 
 
-def place_environment(rank: int, size: int, address: str, port: int) -> dict[str, str]:
-    """Return the variables that tell a rank its place."""
+def place_environment(
+    rank: int, size: int, address: str, port: int, local_rank: int | None = None
+) -> dict[str, str]:
+    """Return the variables that tell a rank its place; on one host it is the same place."""
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(size),
-        "LOCAL_RANK": str(rank),
+        "LOCAL_RANK": str(rank if local_rank is None else local_rank),
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
     }
@@ -51,6 +54,14 @@ def meet() -> None:
     dist.all_reduce(small)
     if not bool((small == size * (size + 1) / 2).all()):
         raise SystemExit(f"rank {rank}: the sum of all ranks is wrong")
+    one = torch.ones(1, device=device)
+    times = []
+    for _ in range(_SMALL_SUMS):
+        begin = time.perf_counter()
+        dist.all_reduce(one)
+        # A GPU has only been told so far.
+        one.fill_(1.0).item()
+        times.append(time.perf_counter() - begin)
     large = torch.ones(_SIZE // 4, device=device)
     rounds, start = 0, time.perf_counter()
     go_on = torch.ones(1, device=device)
@@ -65,16 +76,21 @@ def meet() -> None:
     # What one rank sends and receives in a ring: 2 (n - 1) / n of the bytes.
     moved = 2 * (size - 1) / size * _SIZE * rounds
     if rank == 0:
-        facts = {"bytes_per_second": moved / seconds, "seconds": seconds, "size": size}
+        facts = {
+            "bytes_per_second": moved / seconds,
+            "small_sum_seconds": sorted(times)[len(times) // 2],
+            "seconds": seconds,
+            "size": size,
+        }
         sys.stdout.write(json.dumps(facts) + "\n")
     dist.destroy_process_group()
 
 
 def start_several(count: int) -> None:
     """Start the other ranks of this host as children, and be the first one."""
-    others = []
-    for rank in range(1, count):
-        environ = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    others, first = [], int(os.environ["RANK"])
+    for local in range(1, count):
+        environ = {**os.environ, "RANK": str(first + local), "LOCAL_RANK": str(local)}
         others.append(subprocess.Popen([sys.executable, "-m", __spec__.name], env=environ))
     meet()
     codes = [other.wait() for other in others]

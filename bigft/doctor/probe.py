@@ -18,6 +18,7 @@ from typing import Any
 import bigft
 from bigft.doctor.meeting import free_port
 from bigft.doctor.versions import read_versions
+from bigft.planner.local import read_gpus
 
 RENDEZVOUS_PORT = 29500
 """Where the ranks of a run meet, unless the launcher is told otherwise."""
@@ -37,6 +38,7 @@ def describe_host(peers: list[str]) -> dict[str, Any]:
         "routes": {peer: find_route(peer) for peer in peers},
         "is_port_free": is_port_free(RENDEZVOUS_PORT),
         "free_port": free_port(),
+        "gpus": len(read_gpus()),
     }
 
 

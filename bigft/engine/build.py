@@ -42,8 +42,8 @@ def check_precision(ds: dict[str, Any]) -> None:
     for name in ("zero_quantized_weights", "zero_quantized_gradients"):
         if zero.get("stage") == 3 and zero.get(name) and accelerator.device_name() != "cuda":
             raise ConfigError(
-                f"zero_optimization.{name}=true, but DeepSpeed has its kernels for NVIDIA GPUs alone,"
-                f" and ranks are on {accelerator.device_name()} here; use"
+                f"zero_optimization.{name}=true, but DeepSpeed has its kernels for NVIDIA GPUs"
+                f" alone, and ranks are on {accelerator.device_name()} here; use"
                 f" --ds.zero_optimization.{name}=false"
             )
 

@@ -11,9 +11,30 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.utils import groups
 from torch import Tensor, nn
 
 from bigft.errors import LaunchError
+
+
+@contextlib.contextmanager
+def _one_group() -> Iterator[None]:
+    """Let whatever is partitioned inside use the ranks of one host together, if anything does.
+
+    With `zero_hpz_partition_size` DeepSpeed 0.19.8 makes these groups for the first model, or part
+    of one, and asserts that there are none for the next. They are the same ranks each time.
+    """
+    make = groups._create_zero_param_parallel_group
+
+    def make_once(size: int) -> None:
+        if groups._get_zero_param_intra_parallel_group() is None:
+            make(size)
+
+    groups._create_zero_param_parallel_group = make_once
+    try:
+        yield
+    finally:
+        groups._create_zero_param_parallel_group = make
 
 
 class Zero:
@@ -52,7 +73,8 @@ class Zero:
         # signature mismatch of new_tensor, and a lazily imported model file does just that.
 
         set_hf_deepspeed_config(self)
-        yield
+        with _one_group():
+            yield
 
     @contextlib.contextmanager
     def gathered(
@@ -78,11 +100,12 @@ class Zero:
             # A new swapper begins with an empty folder: what the others swapped out would be gone
             # (DeepSpeed 0.19.8, `AsyncPartitionedParameterSwapper.__init__`).
             swappers = (getattr(p, "nvme_swapper", None) for p in module.parameters())
-            deepspeed.zero.Init(
-                module=module,
-                config_dict_or_path=self.config,
-                param_swapper=next(filter(None, swappers), None),
-            )
+            with _one_group():
+                deepspeed.zero.Init(
+                    module=module,
+                    config_dict_or_path=self.config,
+                    param_swapper=next(filter(None, swappers), None),
+                )
 
     def set_leaf_modules(self, module: nn.Module, classes: list[type[nn.Module]]) -> None:
         """Gather modules of these classes as a whole, whichever of their children run."""

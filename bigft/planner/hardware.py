@@ -27,6 +27,7 @@ from bigft.planner.local import (
     read_pinned_limit,
 )
 from bigft.planner.machine import Machine, Origin, Rate, Rates
+from bigft.planner.networks import find_network
 from bigft.units import parse_bytes
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -102,7 +103,8 @@ def read_machine(
         hosts: As many machines like this one.
 
     Returns:
-        The machine. Rates are those of the last probe here where there was one.
+        The machine. Rates are those of the last probe here where there was one, and between hosts
+        those that the doctor measured last.
     """
     gpus, cpu, cores = read_gpus(), read_cpu(), count_cores()
     local = ranks or max(1, len(gpus))
@@ -116,6 +118,8 @@ def read_machine(
     if speed := read_network_rate():
         rates = replace(rates, network=Rate(speed * 0.9, "typical"))
     known = load_known(name, cores)
+    if hosts > 1 and (network := find_network("nccl" if gpus else "gloo")):
+        rates = replace(rates, network=network.rate, hop=network.hop)
     machine = Machine(
         device="cuda" if gpus else "cpu",
         device_name=name,

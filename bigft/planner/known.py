@@ -92,11 +92,20 @@ def save_known(device_name: str, cores: int, found: KnownRates, file: Path | Non
         "rates": {**before.rates, **found.rates},
         "slices": {name: asdict(row) for name, row in slices.items()},
     }
+    write_cache(file, {"format": _FORMAT, "machines": whole})
+
+
+def write_cache(file: Path, whole: Mapping[str, Any]) -> None:
+    """Write a file anew, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(prefix=".rates-", dir=file.parent)
+    descriptor, draft = tempfile.mkstemp(prefix=f".{file.stem}-", dir=file.parent)
     try:
         with os.fdopen(descriptor, "w") as opened:
-            json.dump({"format": _FORMAT, "machines": whole}, opened, indent=1)
+            json.dump(whole, opened, indent=1)
         Path(draft).replace(file)
     except BaseException:
         Path(draft).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from typing import Any
 from bigft.planner.forecast import Forecast
 from bigft.planner.items import Item, Where
 from bigft.planner.limits import find_largest_length, find_largest_micro_batch
+from bigft.planner.machine import Rate
 from bigft.planner.traffic import Flow
 from bigft.units import format_bytes, format_count, format_seconds
 
@@ -61,17 +62,17 @@ def _merge(items: Sequence[Item]) -> list[Item]:
 def _list_time(plan: Forecast) -> Iterator[str]:
     time, rates = plan.time, plan.machine.rates
     parts = (
-        ("compute", time.compute, rates.matrix.origin),
-        ("between host and device", time.pcie, rates.pcie.origin),
-        ("optimizer", time.host_optimizer, rates.host_memory.origin),
-        ("NVMe", time.nvme, rates.disk_read.origin),
+        ("compute", time.compute, describe_origin(rates.matrix)),
+        ("between host and device", time.pcie, describe_origin(rates.pcie)),
+        ("optimizer", time.host_optimizer, describe_origin(rates.host_memory)),
+        ("NVMe", time.nvme, describe_origin(rates.disk_read)),
         ("network", time.network, _name_origin(plan)),
-        ("Python and launches", time.overhead, "typical"),
+        ("Python and launches", time.overhead, "typical rate"),
     )
     yield "seconds of a step (what is done at the same time counts once in the sum)"
     for name, seconds, origin in parts:
         if seconds >= 0.0005:
-            how = "measured" if name == "compute" and time.is_calibrated else f"{origin} rate"
+            how = "measured" if name == "compute" and time.is_calibrated else origin
             yield f"  {name:36}{format_seconds(seconds):>12}  {how}"
     rate = format_count(time.tokens_per_second)
     yield f"  {'together':36}{format_seconds(time.total):>12}  {rate} tokens per second"
@@ -79,7 +80,12 @@ def _list_time(plan: Forecast) -> Iterator[str]:
 
 def _name_origin(plan: Forecast) -> str:
     rates = plan.machine.rates
-    return rates.peer.origin if plan.machine.hosts == 1 else rates.network.origin
+    return describe_origin(rates.peer if plan.machine.hosts == 1 else rates.network)
+
+
+def describe_origin(rate: Rate) -> str:
+    """Say how a rate is known."""
+    return f"{rate.origin} rate{f', {rate.note}' if rate.note else ''}"
 
 
 def _list_traffic(plan: Forecast) -> Iterator[str]:

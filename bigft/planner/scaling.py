@@ -11,7 +11,8 @@ from typing import Any
 
 from bigft.planner.forecast import Forecast, forecast
 from bigft.planner.job import Job
-from bigft.planner.machine import Machine, Rate, SliceMeasurement
+from bigft.planner.machine import Machine, SliceMeasurement
+from bigft.planner.report import describe_origin
 from bigft.units import format_bytes, format_count, format_seconds
 
 MOST_HOSTS = 1 << 16
@@ -217,11 +218,6 @@ def _list_assumptions(plan: Forecast, *, keeps_batch: bool) -> Iterator[str]:
     else:
         yield "  each rank has as many sequences, so a step learns from more of them on more hosts"
     yield "  efficiency: tokens per second of each host against one host with these settings"
-
-
-def describe_origin(rate: Rate) -> str:
-    """Say how a rate is known."""
-    return f"{rate.origin}{f' {rate.note}' if rate.note else ''}"
 
 
 def describe_scaling(rows: Sequence[Row], tokens: float) -> dict[str, Any]:

@@ -47,7 +47,9 @@ def count_kept(job: Job) -> int:
     s = job.strategy
     if s.stage != 3:
         return 0
-    whole = sum(one.numel for one in job.architecture.weights if one.numel > s.persistence_threshold)
+    whole = sum(
+        one.numel for one in job.architecture.weights if one.numel > s.persistence_threshold
+    )
     passes = 2 if job.checkpointing == "none" else 3
     layers = sum(block.numel for block in job.architecture.blocks)
     head = 0

@@ -293,6 +293,4 @@ def _count_moved(
 
 def _share_as_written(layout: Layout, parameters: int) -> Sharing:
     """Gradients to their owners, and weights gathered anew for every pass."""
-    return Sharing(
-        layout.stage, parameters, parameters, layout.weight_bytes, layout.gradient_bytes
-    )
+    return Sharing(layout.stage, parameters, parameters, layout.weight_bytes, layout.gradient_bytes)

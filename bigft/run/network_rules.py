@@ -29,30 +29,21 @@ def check_second_shards(draft: Draft, run: Run) -> Iterator[Finding]:
         yield Finding(f"{said}: without effect below stage 3. Drop it", is_error=False)
         return
     local = min(draft.local_size or world, world)
-    if world > 1 and (world % group or (local % group and world > local)):
-        yield Finding(
-            f"{said}: {world} ranks, {local} of them on this host, cannot be divided into groups"
-            f" of {group} that are each on one host. Write {local}"
-        )
-    elif local == world and world > 1:
-        yield Finding(
-            f"{said}: all {world} ranks are on one host, where a second copy of the weights saves"
-            " little. Drop it, or start ranks on other hosts",
-            is_error=False,
-        )
-    yield from _find_second_models(draft, run, said)
-
-
-def _find_second_models(draft: Draft, run: Run, said: str) -> Iterator[Finding]:
     if draft.get(f"{_ZERO}.offload_param.device") == "nvme":
         yield Finding(
             f"{said}: DeepSpeed keeps the second shards where the weights are, and cannot on NVMe."
             " Drop it, or set --ds.zero_optimization.offload_param.device=cpu"
         )
-    if run.task.name in ("distillation", "multitask"):
+    elif local == world > 1:
         yield Finding(
-            f"{said}: DeepSpeed can divide one model that way, and --task {run.task.name} partitions"
-            " several. Drop it"
+            f"{said}: all {world} ranks are on one host, where a second copy of the weights saves"
+            " little. Drop it, or start ranks on other hosts",
+            is_error=bool(world % group),
+        )
+    elif world > 1 and (world % group or local % group):
+        yield Finding(
+            f"{said}: {world} ranks, {local} of them on this host, cannot be divided into groups"
+            f" of {group} that are each on one host. Write {local}"
         )
 
 

@@ -32,7 +32,6 @@ from bigft.tasks.section import OF_ONE_TASK, TaskSection
 from bigft.trainer.patience import parse_patience
 from bigft.units import parse_bytes
 
-
 Rule = Callable[[Draft, Run], Iterator[Finding]]
 
 _ZERO = "zero_optimization"
