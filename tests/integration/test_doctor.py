@@ -1,8 +1,10 @@
 """Planted faults, each found by its name and alone; and healthy set-ups, in which nothing is."""
 
+import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -565,6 +567,33 @@ def test_two_simulated_hosts_are_healthy(situation, tmp_path_factory):
     found = told.find("network_interface")["found"]
     assert found == "eth0 (GLOO_SOCKET_IFNAME=eth0)"
     assert {"all_reduce", "operators", "clock_skew", "rendezvous_port"} <= told.well
+
+
+@pytest.mark.nightly
+@SIMULATED
+def test_the_network_is_measured_with_the_ranks_of_a_run_and_kept_for_plans(
+    situation, tmp_path_factory
+):
+    with SimulatedHosts(tmp_path_factory.mktemp("hosts"), 2, {}) as hosts:
+        situation.add_program("ssh", hosts.write_ssh())
+        file = hosts.write_hostfile(situation.folder / "hostfile", [2, 2])
+        situation.words += ["--hostfile", str(file), *config("zero3"), "--checks", "network"]
+        situation.environ["XDG_CACHE_HOME"] = str(situation.folder / "cache")
+        told = examine(situation)
+        names = hosts.names
+    found = told.find("all_reduce")["found"]
+    assert "2 hosts, 2 ranks on each: " in found
+    assert "for a small sum (gloo)" in found
+    (kept,) = json.loads((situation.folder / "cache/bigft/networks.json").read_text())["networks"]
+    assert (kept["hosts"], kept["ranks_per_host"], kept["interface"]) == (names, 2, "eth0")
+    # Two ranks of one machine, by way of a bridge: more than a slow disk, less than memory.
+    assert 30e6 < kept["bytes_per_second"] < 20e9
+    assert 20e-6 < kept["small_sum_seconds"] < 0.1
+    words = [sys.executable, "-m", "bigft", "plan", "--hosts", "2", "--num_gpus", "2"]
+    words += ["--config", str(ROOT / "ds_configs/zero3.json")]
+    environ = {**os.environ, **situation.environ}
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, cwd=ROOT)
+    assert f"measured rate, {kept['when'][:10]} between {', '.join(names)} (gloo" in done.stdout
 
 
 @pytest.mark.nightly

@@ -214,3 +214,23 @@ def test_forecasts_grow_with_what_is_asked(model):
     more = forecast(replace(job, ranks=8, ranks_per_host=1), machine)
     assert more.host_bytes_per_host < before.host_bytes_per_host
     assert more.state_bytes == pytest.approx(before.state_bytes, rel=1e-3)
+
+
+CLUSTER = Given(gpus="8x24GB", host_memory="512GB", hosts=4, network="25Gb")
+
+
+def pick_on_hosts(model, given, line=""):
+    words = ["train", "--model", str(model), "--config", "auto", *line.split()]
+    machine = parse_machine(given, output_dir=Path("runs"))
+    environ = {"WORLD_SIZE": str(machine.ranks), "LOCAL_SIZE": str(machine.ranks_per_host)}
+    return resolve(parse(words), environ, machine_of=machine_of(given))
+
+
+def test_a_slow_network_keeps_weights_inside_each_host(model):
+    line = "--optim adamw --gradient_accumulation_steps 8 --per_device_train_batch_size 1"
+    zero = pick_on_hosts(model, CLUSTER, line).ds["zero_optimization"]
+    assert (zero["stage"], zero["zero_hpz_partition_size"]) == (3, 8)
+    # Nobody is given fewer bits.
+    assert not any("quantized" in key for key in zero)
+    alone = pick_on_hosts(model, replace(CLUSTER, hosts=1), line).ds["zero_optimization"]
+    assert "zero_hpz_partition_size" not in alone

@@ -59,6 +59,16 @@ ERRORS = {
         "--optim.lr_scheduler_type cosine_with_min_lr",
         "needs a minimum",
     ),
+    "check_second_shards": (
+        "zero3_nvme",
+        f"{ZERO}.zero_hpz_partition_size=2",
+        "= 2 (--ds.zero_optimization.zero_hpz_partition_size): DeepSpeed keeps the second shards",
+    ),
+    "check_quantised_communication": (
+        "zero3",
+        f"{ZERO}.zero_quantized_nontrainable_weights=true",
+        "as codes of 8 bits without their scales. Drop it",
+    ),
     "check_chat_template": ("zero3", "--model.chat_template nowhere.jinja", "no such file"),
     "check_layer_decay": (
         "zero3",
