@@ -11,6 +11,7 @@ from typing import Any
 
 from bigft.planner.forecast import Forecast, forecast
 from bigft.planner.job import Job
+from bigft.planner.links import list_ways
 from bigft.planner.machine import Machine, SliceMeasurement
 from bigft.planner.report import describe_origin
 from bigft.units import format_bytes, format_count, format_seconds
@@ -200,12 +201,13 @@ def _list_assumptions(plan: Forecast, *, keeps_batch: bool) -> Iterator[str]:
     ):
         number = rate.per_second / (1e12 if unit == "TFLOP/s" else 1e9)
         yield f"  {name:36}{number:>8,.1f} {unit:8}{describe_origin(rate)}"
-    if rates.hop:
-        yield f"  {'a message from host to host':36}{rates.hop.seconds * 1e6:>8.0f} us     measured"
+    kind = "by the figures that NCCL chooses by" if is_gpu else "over TCP"
+    yield f"  collectives: rings of all ranks, or trees for sums of GPUs, {kind};"
+    ways = [way for way in list_ways(plan.machine) if not way.is_tree]
+    inside, between = ([getattr(way, name) for way in ways] for name in ("inside", "between"))
     yield (
-        "  collectives: rings of all ranks"
-        + (", or trees for sums, as NCCL chooses by its own figures" if is_gpu else ", over TCP")
-        + "; each call has a part for its hops"
+        f"  each call takes its hops too: {_span(inside)} us inside a host, {_span(between)} us"
+        " between two"
     )
     if is_gpu:
         yield "  at the same time: computing, PCIe, network and NVMe; then the optimizer's step"
@@ -217,7 +219,13 @@ def _list_assumptions(plan: Forecast, *, keeps_batch: bool) -> Iterator[str]:
         yield "  the sequences of a step stay those of the first row (--scale global_batch)"
     else:
         yield "  each rank has as many sequences, so a step learns from more of them on more hosts"
-    yield "  efficiency: tokens per second of each host against one host with these settings"
+    yield "  efficiency: tokens per second of each host against one host with these settings,"
+    yield "  which are the same in every row: another number of hosts may be better off with others"
+
+
+def _span(seconds: Sequence[float]) -> str:
+    low, high = (1e6 * find(seconds) for find in (min, max))
+    return f"{low:.3g}" if low == high else f"{low:.3g}-{high:.3g}"
 
 
 def describe_scaling(rows: Sequence[Row], tokens: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How the ranks of a run share weights and gradients: a `Job` as `bigft.planner.traffic` sees it."""
+"""How the ranks of a run share weights and gradients: a `Job` for `bigft.planner.traffic`."""
 
 from collections.abc import Iterable
 

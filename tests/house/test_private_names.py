@@ -17,6 +17,8 @@ SCHEDULER = "torch.optim.lr_scheduler"
 # Name -> (where it is defined, where it is used). Methods that are overridden are held by
 # tests/unit/engine/test_host_zero.py, with what is in them.
 USED = {
+    "_create_zero_param_parallel_group": ("deepspeed.utils.groups", ["engine/zero.py"]),
+    "_get_zero_param_intra_parallel_group": ("deepspeed.utils.groups", ["engine/zero.py"]),
     "_fingerprint": ("datasets.arrow_dataset", ["data/sources/find.py"]),
     "_get_build_directory": ("torch.utils.cpp_extension", ["engine/operators.py"]),
     "_get_default_store": ("torch.distributed.distributed_c10d", ["distributed/board.py"]),
