@@ -105,7 +105,7 @@ BROKEN: dict[str, list[tuple[Any, str, Callable]]] = {
         (commit, "publish", _publish_nothing),
         (commit, "remove", _remove_nothing),
     ],
-    "deletes under the final name": [(folder, "_to_trash", lambda path: path)],
+    "deletes under the final name": [(folder, "move_to_trash", lambda path: path)],
     "rotates what was resumed from": [(commit, "rotate", _rotate_by_size_of_step)],
     "leaves debris": [
         (commit, "clear_debris", _clear_nothing),
