@@ -153,6 +153,27 @@ class Finder:
             raise _shared(problem)
         return Resumed(folder, manifest, self.held)
 
+    def find_finished(self, folder: Path) -> Resumed:
+        """Return a checkpoint of this run, to make a model of it.
+
+        The newest one was written or verified by this run; every file of another one is read.
+
+        Raises:
+            CheckpointError: It is damaged, or files of it are on no host.
+        """
+        surveys = self._ask(lambda: survey(folder.parent))
+        finals = [one for one in list_commits(surveys) if one.held_finally()]
+        commit = next(
+            (one for one in finals if final_place(folder.parent, one.step) == folder), None
+        )
+        if commit is None:
+            raise _shared(f"{folder}: no longer there on any host")
+        manifest = self._read(folder, commit)
+        is_newest = commit is finals[-1]
+        if problem := self._check(folder, manifest, commit, is_named=True, is_read=not is_newest):
+            raise _shared(problem)
+        return Resumed(folder, manifest, self.held)
+
     def list_earlier(self, checkpoints: Path) -> list[str]:
         """List the names of all checkpoints on all storages."""
         surveys = self._ask(lambda: survey(checkpoints))
@@ -167,9 +188,15 @@ class Finder:
         return broadcast_object(manifest, source)
 
     def _check(
-        self, folder: Path, manifest: dict[str, Any], commit: Commit, *, is_named: bool
+        self,
+        folder: Path,
+        manifest: dict[str, Any],
+        commit: Commit,
+        *,
+        is_named: bool,
+        is_read: bool = True,
     ) -> str | None:
-        """Say what is wrong with a checkpoint, after every file has been read."""
+        """Say what is wrong with a checkpoint; every file is read, unless that is not needed."""
         present = {
             number: {name for one in ones for name in one.present}
             for number, ones in commit.held.items()
@@ -181,7 +208,7 @@ class Finder:
                 raise _shared(text, PartsElsewhereError)
             return text
         damaged: dict[str, str] = {}
-        if self._mine in present:
+        if self._mine in present and is_read:
             ranks = self._storages.ranks_at(self._mine)
             place = ranks.index(self._rank)
             names = share_files(manifest, place, len(ranks), present[self._mine])

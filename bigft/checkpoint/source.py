@@ -31,6 +31,8 @@ class Source:
     """Folder with `config.json` and the tokenizer, where the checkpoint has one."""
     facts: dict[str, Any] = field(default_factory=dict)
     """The manifest; empty for a stock DeepSpeed checkpoint."""
+    name: str = ""
+    """What the files are called where they are kept, if that is not `folder`."""
 
 
 def find_source(source: Path, *, is_digest_checked: bool = True) -> Source:

@@ -40,6 +40,10 @@ class Storages:
         """List the ranks of a storage."""
         return [rank for rank, mine in enumerate(self.of_rank) if mine == number]
 
+    def share_of(self, rank: int) -> float:
+        """Return which part of all ranks is at a rank's storage."""
+        return self.of_rank.count(self.of_rank[rank]) / len(self.of_rank)
+
     def hosts_at(self, number: int) -> list[str]:
         """List the hosts of a storage, each once."""
         return list(dict.fromkeys(self.hosts[rank] for rank in self.ranks_at(number)))
