@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bigft.checkpoint.ask import look_for
 from bigft.checkpoint.elsewhere import PartsElsewhereError, explain_lost, find_hosts, find_lost
 from bigft.checkpoint.folder import clear_debris, final_place
 from bigft.checkpoint.holdings import (
     Commit,
-    Holding,
     Survey,
     finish,
     list_commits,
-    look_at,
     settle,
     survey,
 )
@@ -136,7 +135,7 @@ class Finder:
         Raises:
             CheckpointError: There is none, it is damaged, or files of it are on no host.
         """
-        found = self._ask(lambda: _look_given(Path(resume)))
+        found = self._ask(lambda: look_for(Path(resume)))
         commits = list_commits([holdings for _, holdings in found])
         if not commits:
             problems = [one.problem for _, holdings in found for one in holdings]
@@ -251,15 +250,6 @@ def _claim(checkpoints: Path, act: Callable[[], None]) -> None:
 
 def _put_away(checkpoints: Path, places: Sequence[tuple[int, str]], mine: int) -> list[str]:
     return [set_aside(checkpoints / name).name for number, name in places if number == mine]
-
-
-def _look_given(given: Path) -> tuple[Path, list[Holding]]:
-    if (given / MANIFEST_NAME).is_file():
-        return given.parent, [look_at(given, 0)]
-    for folder in (given / "checkpoints", given):
-        if found := [one for one in survey(folder) if one.is_final]:
-            return folder, found
-    return given, []
 
 
 def _shared(text: str, kind: type[CheckpointError] = CheckpointError) -> CheckpointError:
