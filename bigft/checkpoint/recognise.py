@@ -32,16 +32,14 @@ def find_storages(folder: Path, rank: int, world_size: int) -> Storages:
     first = _name(folder, token, 0)
     with errors_shared(), _explained(folder):
         if rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            first.touch()
+            _leave_token(folder, token, rank)
     try:
         seen = gather_objects(rank == 0 or first.exists())
         lost = [other for other, is_there in enumerate(seen) if not is_there]
         with errors_shared(), _explained(folder):
             if rank in lost:
                 # Also renews what a network file system believes about a folder just made.
-                folder.mkdir(parents=True, exist_ok=True)
-                _name(folder, token, rank).touch()
+                _leave_token(folder, token, rank)
         lowest = 0
         if rank in lost:
             lowest = next(one for one in [0, *lost] if _name(folder, token, one).exists())
@@ -51,6 +49,15 @@ def find_storages(folder: Path, rank: int, world_size: int) -> Storages:
             _name(folder, token, rank).unlink()
     numbers = {place: number for number, place in enumerate(sorted(set(places)))}
     return Storages(tuple(numbers[place] for place in places), hosts)
+
+
+def _leave_token(folder: Path, token: str, rank: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for other in folder.glob(f"{_TOKEN}*"):
+        # Of a start that was killed at this.
+        if not other.name.startswith(f"{_TOKEN}{token}."):
+            other.unlink(missing_ok=True)
+    _name(folder, token, rank).touch()
 
 
 def _name(folder: Path, token: str, rank: int) -> Path:

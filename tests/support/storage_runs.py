@@ -34,3 +34,16 @@ def train_apart(
     except BigftError as error:
         return {"error": str(error), "kind": type(error).__name__, "said": err.getvalue()}
     return {"checkpoint": str(finished), "said": err.getvalue(), "storages": storages.of_rank}
+
+
+def find(folder: str, disks: list[str]) -> dict[str, Any]:
+    """Find out which ranks share a folder, and say it as a run does."""
+    import runs
+
+    from bigft.checkpoint.recognise import find_storages
+    from bigft.checkpoint.storages import describe_storages
+
+    world = runs._world()
+    here = Path(folder) / disks[world.rank]
+    found = find_storages(here, world.rank, world.size)
+    return {"numbers": found.of_rank, "said": describe_storages(found, here)}
