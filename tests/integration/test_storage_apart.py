@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from apart_runs import ROOT, ApartRun, run_apart
+from resume_runs import digest_state
 from simulated_hosts import SimulatedHosts, can_simulate
 from small_runs import ds_config, read_losses, small_settings
 
