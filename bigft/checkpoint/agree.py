@@ -61,15 +61,19 @@ class Ranks:
         """Post what rank 0 collects."""
         self.tell(f"{key}-{self.rank}", text)
 
-    def collect(self, key: str) -> tuple[list[str], list[str]]:
-        """Read the reports of ranks 1, 2, ... on rank 0, waiting up to the time limit.
+    def collect(self, key: str, ranks: Sequence[int] = ()) -> tuple[list[str], list[str]]:
+        """Read the reports of other ranks on rank 0, waiting up to the time limit.
+
+        Args:
+            key: Of the reports.
+            ranks: Whose; by default those of ranks 1, 2, ...
 
         Returns:
             The reports in rank order, and the problem to name if some are missing.
         """
         deadline = time.monotonic() + self.timeout_seconds
         reports, missing = [], []
-        for rank in range(1, self.world_size):
+        for rank in ranks or range(1, self.world_size):
             left = max(0.0, deadline - time.monotonic())
             text = self.board.read(f"{self.prefix}/{key}-{rank}", left)
             if text is None:
@@ -78,8 +82,8 @@ class Ranks:
                 reports.append(text)
         if not missing:
             return reports, []
-        ranks = ("rank " if len(missing) == 1 else "ranks ") + ", ".join(map(str, missing))
-        return reports, [f"{ranks} did not report within {self.timeout_seconds:g} s"]
+        named = ("rank " if len(missing) == 1 else "ranks ") + ", ".join(map(str, missing))
+        return reports, [f"{named} did not report within {self.timeout_seconds:g} s"]
 
 
 def join_problems(problems: Sequence[str]) -> str:

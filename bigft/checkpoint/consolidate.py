@@ -72,7 +72,7 @@ class Consolidated:
 
 
 def consolidate(
-    source: Path,
+    source: Path | Source,
     output_dir: Path,
     *,
     dtype: str = "auto",
@@ -91,7 +91,7 @@ def consolidate(
 
     Args:
         source: Run folder (its newest committed checkpoint), checkpoint folder, or a stock
-            DeepSpeed checkpoint folder.
+            DeepSpeed checkpoint folder; or what was found and verified already.
         output_dir: Name of the result; missing, empty or a previous export.
         dtype: Format of the parameters and of floating point buffers; `auto` is the one the model
             was trained in. Other buffers keep theirs.
@@ -116,11 +116,13 @@ def consolidate(
         raise ConfigError(f"dtype={dtype!r}: give one of {', '.join(EXPORT_DTYPES)}")
     output = output_dir.resolve()
     check_output(output)
-    found = find_source(source, is_digest_checked=not is_source_verified)
+    found = source
+    if not isinstance(found, Source):
+        found = find_source(found, is_digest_checked=not is_source_verified)
     if assets and found.assets and list_parts(found.assets):
         raise ConfigError(
-            f"--model {assets}: {source} has several heads, each with a configuration of its own."
-            " Leave --model out"
+            f"--model {assets}: the checkpoint has several heads, each with a configuration of its"
+            " own. Leave --model out"
         )
     found = replace(found, assets=assets or found.assets)
     layout = _read_layout(found.folder)
@@ -148,7 +150,7 @@ def consolidate(
         raise _explain(error, output) from error
     return Consolidated(
         path=output,
-        source=found.folder,
+        source=Path(found.name) if found.name else found.folder,
         parameters=num_parameters,
         bytes=num_bytes,
         seconds=time.perf_counter() - started,
@@ -261,7 +263,7 @@ def _write_rest(
         write_model_card(folder / one.piece.name, facts, dtype, body + count)
     marker = {
         "bigft": __version__,
-        "source": str(found.folder.resolve()),
+        "source": found.name or str(found.folder.resolve()),
         "step": facts["step"],
         "dtype": dtype,
         "parameters": num_parameters,

@@ -20,7 +20,9 @@ from bigft.checkpoint.manifest import (
     BEST_NAME,
     LATEST_NAME,
     find_committed,
+    find_present,
     read_manifest,
+    read_own_manifest,
     set_aside,
 )
 from bigft.distributed.claim import claimed
@@ -74,7 +76,7 @@ def clear_debris(checkpoints: Path) -> None:
         if path.name.startswith(_ASIDE):
             final = path.with_name(path.name.removeprefix(_ASIDE))
             if os.path.lexists(final):
-                remove(_to_trash(path))
+                remove(move_to_trash(path))
             else:
                 path.rename(final)
                 sync(checkpoints)
@@ -82,8 +84,13 @@ def clear_debris(checkpoints: Path) -> None:
             remove(path)
 
 
-def publish(partial: Path, final: Path) -> Path | None:
+def publish(partial: Path, final: Path, *, is_part: bool = False) -> Path | None:
     """Give a finished folder its name. This rename is the commit.
+
+    Args:
+        partial: Everything is on disk in it.
+        final: Its name from now on; a checkpoint that has it is replaced.
+        is_part: Whether other storages hold files of the same checkpoints.
 
     Returns:
         Where the checkpoint is now that had the name before; still to be removed.
@@ -95,7 +102,7 @@ def publish(partial: Path, final: Path) -> Path | None:
         partial.rename(final)
         return None
     # A run that resumed from an older checkpoint arrives here again: the newer state wins.
-    if not _is_whole(final):
+    if not _is_whole(final, is_part=is_part):
         set_aside(final)
         partial.rename(final)
         return None
@@ -146,7 +153,7 @@ def rotate(checkpoints: Path, keep_last: int, *protected: Path | None) -> None:
     try:
         for old in find_committed(checkpoints)[:-keep_last]:
             if not any(one and one.exists() and old.samefile(one) for one in protected):
-                remove(_to_trash(old))
+                remove(move_to_trash(old))
                 logger.info("rotated out %s", old.name)
     except (OSError, CheckpointError) as error:
         logger.warning("%s: old checkpoints could not be removed: %s", checkpoints, error)
@@ -174,7 +181,7 @@ def make_durably(folder: Path) -> None:
     sync(folder.parent)
 
 
-def _to_trash(path: Path) -> Path:
+def move_to_trash(path: Path) -> Path:
     """Take a checkpoint's name away: a folder with such a name is never half deleted."""
     name = f"{_UNFINISHED}trash-{path.name.lstrip('.')}"
     names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
@@ -183,9 +190,12 @@ def _to_trash(path: Path) -> Path:
     return trash
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_whole(folder: Path, *, is_part: bool) -> bool:
     try:
-        read_manifest(folder)
+        if is_part:
+            find_present(folder, read_own_manifest(folder))
+        else:
+            read_manifest(folder)
     except CheckpointError:
         return False
     return True

@@ -18,6 +18,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bigft.checkpoint.elsewhere import (
+    PartsElsewhereError,
+    explain_lost,
+    find_lost,
+    list_parts,
+)
 from bigft.checkpoint.files import FileRecord, explain_name, hash_file, sync, walk_files
 from bigft.errors import CheckpointError, raise_together
 
@@ -77,9 +83,24 @@ def read_manifest(step_dir: Path) -> dict[str, Any]:
         CheckpointError: There is no manifest, it is damaged or of an older version, or files are
             missing, have another size, lie outside the folder, or are not listed.
     """
+    manifest = read_own_manifest(step_dir)
+    records = list_files(manifest)
+    if len(list_parts(manifest)) > 1:
+        present = [one.path for one in records if os.path.lexists(step_dir / one.path)]
+        if lost := find_lost(manifest, present):
+            raise PartsElsewhereError(explain_lost(step_dir, manifest, lost))
+    check_files(step_dir, records)
+    return manifest
+
+
+def read_own_manifest(step_dir: Path) -> dict[str, Any]:
+    """Read a checkpoint's manifest and check its digest, whichever of its files are here.
+
+    Raises:
+        CheckpointError: As `read_manifest`, but for what concerns files.
+    """
     path = step_dir / MANIFEST_NAME
     manifest = _parse(path)
-    records = list_files(manifest)
     expected = manifest.get("digest")
     rest = {key: value for key, value in manifest.items() if key != "digest"}
     if expected != _digest(rest):
@@ -92,7 +113,6 @@ def read_manifest(step_dir: Path) -> dict[str, Any]:
             f"{path}: is of step {manifest['step']}, in a folder named {step_dir.name};"
             " rename the folder, or use another checkpoint"
         )
-    check_files(step_dir, records)
     return manifest
 
 
@@ -118,6 +138,17 @@ def check_files(step_dir: Path, records: Sequence[FileRecord]) -> None:
         raise_together(CheckpointError, problems)
 
 
+def find_present(step_dir: Path, manifest: dict[str, Any]) -> list[str]:
+    """List the files of a checkpoint that are in this folder.
+
+    Raises:
+        CheckpointError: One of them has another size, or there are others.
+    """
+    records = [one for one in list_files(manifest) if os.path.lexists(step_dir / one.path)]
+    check_files(step_dir, records)
+    return [one.path for one in records]
+
+
 def verify_files(
     step_dir: Path,
     manifest: dict[str, Any],
@@ -137,18 +168,39 @@ def verify_files(
 
     Memory: 4 MiB per thread.
     """
-    wanted = [entry for entry in list_files(manifest) if names is None or entry.path in names]
+    wanted = [entry.path for entry in list_files(manifest)] if names is None else names
+    if found := find_damaged(step_dir, manifest, wanted, threads):
+        raise_together(CheckpointError, list(found.values()))
+
+
+def find_damaged(
+    step_dir: Path, manifest: dict[str, Any], names: Collection[str], threads: int = 4
+) -> dict[str, str]:
+    """Read files of a checkpoint; those whose content is another one, and what is to be said.
+
+    Memory: 4 MiB per thread.
+    """
+    wanted = [entry for entry in list_files(manifest) if entry.path in names]
     with ThreadPoolExecutor(max_workers=threads) as pool:
         problems = list(pool.map(lambda entry: _verify(step_dir, entry), wanted))
-    if found := [problem for problem in problems if problem]:
-        raise_together(CheckpointError, found)
+    return {one.path: text for one, text in zip(wanted, problems, strict=True) if text}
 
 
-def share_files(manifest: dict[str, Any], rank: int, world_size: int) -> list[str]:
-    """Return the files that one of several ranks verifies, so that all have equally many bytes."""
+def share_files(
+    manifest: dict[str, Any], rank: int, world_size: int, names: Collection[str] | None = None
+) -> list[str]:
+    """Return the files that one of several ranks verifies, so that all have equally many bytes.
+
+    Args:
+        manifest: Lists them.
+        rank: Which of them.
+        world_size: How many they are.
+        names: Files to share; all by default.
+    """
     bytes_of = [0] * world_size
     mine = []
-    for entry in sorted(list_files(manifest), key=lambda entry: (-entry.size, entry.path)):
+    wanted = [one for one in list_files(manifest) if names is None or one.path in names]
+    for entry in sorted(wanted, key=lambda entry: (-entry.size, entry.path)):
         taker = bytes_of.index(min(bytes_of))
         bytes_of[taker] += entry.size
         if taker == rank:
@@ -168,6 +220,8 @@ def find_candidates(checkpoints: Path) -> list[Path]:
 
 def find_committed(checkpoints: Path) -> list[Path]:
     """List the committed checkpoints of a run, oldest first; damaged ones are logged and left out.
+
+    So are those of which other hosts have some files.
 
     Returns:
         Folders `step_XXXXXXXX` whose manifest, and the sizes of whose files, were checked.

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bigft.checkpoint.choose import choose_whole
+from bigft.checkpoint.elsewhere import PartsElsewhereError
 from bigft.checkpoint.folder import clean_up
 from bigft.checkpoint.manifest import (
     MANIFEST_NAME,
@@ -14,7 +15,14 @@ from bigft.checkpoint.manifest import (
     share_files,
     verify_files,
 )
-from bigft.distributed.collectives import broadcast_object, gather_errors, raise_first
+from bigft.checkpoint.resume_apart import Finder, Resumed
+from bigft.checkpoint.storages import Storages
+from bigft.distributed.collectives import (
+    broadcast_object,
+    errors_shared,
+    gather_errors,
+    raise_first,
+)
 from bigft.errors import BigftError, CheckpointError, raise_together
 
 # What must be the same for the state to fit and the data order to go on: key in the manifest, the
@@ -38,8 +46,8 @@ _OF_DATA = ("data.", "task.", "model.")
 
 
 def find_resume(
-    resume: str, checkpoints: Path, rank: int, world_size: int
-) -> tuple[Path | None, list[str]]:
+    resume: str, checkpoints: Path, rank: int, storages: Storages
+) -> tuple[Resumed | None, list[str]]:
     """Return the checkpoint to continue from, or None to start anew, and what is to be said.
 
     Every file is read and compared with its digest; the ranks share the work. A damaged checkpoint
@@ -49,14 +57,35 @@ def find_resume(
         resume: `auto`, `never`, or a path to a checkpoint or a run folder.
         checkpoints: The run's own `checkpoints/` folder.
         rank: Of this process.
-        world_size: Number of ranks.
+        storages: Which ranks share the run's folder.
 
     Raises:
         CheckpointError: The path names no committed checkpoint, or a damaged one; or all
-            checkpoints of the run are damaged.
+            checkpoints of the run are damaged; or some of its files are on other hosts.
 
     Collective: every rank.
     """
+    if storages.count > 1:
+        return _find_apart(resume, checkpoints, Finder(rank, storages))
+    found, notes = _find_together(resume, checkpoints, rank, len(storages.of_rank))
+    if found is None:
+        return None, notes
+    with errors_shared():
+        manifest = read_manifest(found)
+    return Resumed(found, manifest), notes
+
+
+def _find_apart(resume: str, checkpoints: Path, finder: Finder) -> tuple[Resumed | None, list[str]]:
+    if resume == "never":
+        return None, _warn_of(finder.list_earlier(checkpoints), checkpoints)
+    if resume == "auto":
+        return finder.find_auto(checkpoints)
+    return finder.find_given(resume), []
+
+
+def _find_together(
+    resume: str, checkpoints: Path, rank: int, world_size: int
+) -> tuple[Path | None, list[str]]:
     candidates: list[Path] = []
     error: BigftError | None = None
     if rank == 0:
@@ -67,7 +96,7 @@ def find_resume(
     raise_first(error)
     candidates = broadcast_object(candidates)
     if resume == "never":
-        return None, _warn_of(candidates)
+        return None, _warn_of([path.name for path in candidates], checkpoints)
     if resume == "auto":
         return choose_whole(
             candidates, lambda one: _verify(one, rank, world_size), is_rank_zero=rank == 0
@@ -96,30 +125,40 @@ def _list_candidates(resume: str, checkpoints: Path) -> list[Path]:
     )
 
 
-def _warn_of(earlier: list[Path]) -> list[str]:
+def _warn_of(earlier: list[str], checkpoints: Path) -> list[str]:
     if not earlier:
         return []
-    names = ", ".join(path.name for path in earlier)
     return [
-        f"warning: --resume never: {names} in {earlier[0].parent}: an earlier run's, and removed as"
-        " this one saves its own; give another --output_dir to keep them"
+        f"warning: --resume never: {', '.join(earlier)} in {checkpoints}: an earlier run's, and"
+        " removed as this one saves its own; give another --output_dir to keep them"
     ]
 
 
 def _verify(folder: Path, rank: int, world_size: int) -> str | None:
     """Say what is wrong with a checkpoint. Collective: every rank."""
-    problem = None
+    problem, elsewhere = None, None
     try:
         manifest = read_manifest(folder)
         verify_files(folder, manifest, share_files(manifest, rank, world_size))
+    except PartsElsewhereError as error:
+        elsewhere = error
     except CheckpointError as error:
         problem = str(error)
+    # It is not damaged: nothing is put away, and nothing older taken instead.
+    raise_first(elsewhere)
     found = [text for text in gather_errors(problem) if text]
     return "; ".join(dict.fromkeys(found)) or None
 
 
-def check_fits(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint's manifest and compare it with this run.
+def check_fits(
+    folder: Path, facts: dict[str, Any], manifest: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Compare a checkpoint's manifest with this run.
+
+    Args:
+        folder: The checkpoint.
+        facts: Of this run.
+        manifest: Of the checkpoint; absent: it is read.
 
     Returns:
         The manifest.
@@ -127,7 +166,7 @@ def check_fits(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: Names everything that differs, with both values.
     """
-    manifest = {**_BEFORE, **read_manifest(folder)}
+    manifest = {**_BEFORE, **(read_manifest(folder) if manifest is None else manifest)}
     problems = [
         f"{words}: {manifest[key]!r} in the checkpoint, {facts[key]!r} now"
         f" ({_explain_data(manifest, facts) if key == 'data' else flags})"

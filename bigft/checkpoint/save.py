@@ -26,6 +26,7 @@ from bigft.checkpoint.state.numbers import collect_numbers
 from bigft.checkpoint.state.partition import open_partition
 from bigft.checkpoint.state.shadow import Shadow
 from bigft.checkpoint.state.write import file_name, write_state
+from bigft.checkpoint.storages import Storages
 from bigft.distributed.board import open_board
 from bigft.distributed.collectives import broadcast_object
 from bigft.errors import CheckpointError
@@ -50,6 +51,7 @@ class Checkpoints:
         keep_last: int,
         timeout_seconds: float,
         protected: Path | None = None,
+        storages: Storages | None = None,
         shadow: Shadow | None = None,
     ) -> None:
         """Take what is saved, and where.
@@ -61,6 +63,7 @@ class Checkpoints:
             keep_last: Committed checkpoints that rotation leaves.
             timeout_seconds: How long ranks wait for each other's files.
             protected: The checkpoint that the run resumed from.
+            storages: Which ranks share the folder's storage; all of them by default.
             shadow: Weights beside those of the engine that are kept, too.
 
         Collective: every rank.
@@ -71,6 +74,7 @@ class Checkpoints:
         self._keep_last = keep_last
         self._timeout_seconds = timeout_seconds
         self._protected = protected
+        self._storages = storages
         self._shadow = shadow
         self._rank = torch.distributed.get_rank()
         self._world_size = torch.distributed.get_world_size()
@@ -223,4 +227,5 @@ class Checkpoints:
             protected=self._protected,
             save_id=f"{self._name}-{self._number}",
             best=best,
+            storages=self._storages,
         )

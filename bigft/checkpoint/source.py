@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bigft.checkpoint.elsewhere import PartsElsewhereError
 from bigft.checkpoint.manifest import (
     MANIFEST_NAME,
     find_candidates,
@@ -31,6 +32,8 @@ class Source:
     """Folder with `config.json` and the tokenizer, where the checkpoint has one."""
     facts: dict[str, Any] = field(default_factory=dict)
     """The manifest; empty for a stock DeepSpeed checkpoint."""
+    name: str = ""
+    """What the files are called where they are kept, if that is not `folder`."""
 
 
 def find_source(source: Path, *, is_digest_checked: bool = True) -> Source:
@@ -52,8 +55,11 @@ def find_source(source: Path, *, is_digest_checked: bool = True) -> Source:
         return _open_step(source, is_digest_checked)
     # Before DeepSpeed's `latest`: a run's checkpoints/ has a file of that name too, as a hint.
     checkpoints = source / "checkpoints" if (source / "checkpoints").is_dir() else source
+    candidates = find_candidates(checkpoints)
+    if candidates and (other := _find_elsewhere(candidates[0])):
+        raise other
     if newest := find_newest(checkpoints):
-        is_newest = newest == find_candidates(checkpoints)[0]
+        is_newest = newest == candidates[0]
         # What was left out has been said, and then what is taken instead is news.
         level = logging.INFO if is_newest else logging.WARNING
         logger.log(level, "taking the newest checkpoint that is whole, %s", newest)
@@ -65,6 +71,17 @@ def find_source(source: Path, *, is_digest_checked: bool = True) -> Source:
         "DeepSpeed checkpoint (*_model_states.pt, or a file `latest`) in it; give a run folder, a "
         "checkpoint of one, or a folder that DeepSpeed wrote"
     )
+
+
+def _find_elsewhere(newest: Path) -> PartsElsewhereError | None:
+    """Say what is on other hosts of a checkpoint: it is not damaged, and none is taken instead."""
+    try:
+        read_manifest(newest)
+    except PartsElsewhereError as error:
+        return error
+    except CheckpointError:
+        pass
+    return None
 
 
 def _open_step(step_dir: Path, is_digest_checked: bool) -> Source:

@@ -32,6 +32,8 @@ _MASTER, _WEIGHT, _BUFFER = "master", "weight", "buffer"
 _SHADOW = "shadow"
 # A master in two: bf16 numbers and what makes them fp32 ones.
 _UPPER, _REST = "upper", "rest"
+WEIGHT_KINDS = (_MASTER, _SHADOW, _WEIGHT, _BUFFER, _UPPER, _REST)
+"""What is looked at."""
 _RESTS = {"I16": "int16", "I8": "int8"}
 _DTYPES = {
     "F64": "float64",

@@ -1,5 +1,6 @@
 """`bigft consolidate`: a checkpoint -> one Hugging Face folder."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -7,6 +8,9 @@ from types import TracebackType
 from typing import Any
 
 from bigft.checkpoint.consolidate import Consolidated, consolidate
+from bigft.checkpoint.source import Source
+from bigft.checkpoint.swap import check_output
+from bigft.commands.parts.gathering import gathered
 from bigft.config.options import ConsolidateOptions, read_options
 from bigft.config.request import Request
 from bigft.errors import ConfigError, raise_together
@@ -29,6 +33,9 @@ def main(request: Request) -> None:
     if options.output_dir == "":
         problems.append("--output_dir: empty; name a folder, or leave the flag out")
     # A folder that is not there is no matter of this flag.
+    is_elsewhere = options.hostfile is not None and source and not source.exists()
+    if is_elsewhere and options.output_dir is None:
+        problems.append(f"--output_dir: required: {source} is not on this host")
     if options.output_dir is None and source and source.exists() and not _is_run(source):
         problems.append(
             f"--output_dir: required: {source} is no run folder, whose model/ would be meant"
@@ -36,10 +43,18 @@ def main(request: Request) -> None:
     if problems:
         raise_together(ConfigError, problems)
     assert source is not None
-    with _Bar() as bar:
+    output = Path(options.output_dir) if options.output_dir else source / "model"
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(_Bar())
+        found: Path | Source = source
+        if options.hostfile:
+            check_output(output.resolve())
+            found = stack.enter_context(
+                gathered(source, Path(options.hostfile), output.resolve(), bar.advance)
+            )
         result = consolidate(
-            source,
-            Path(options.output_dir) if options.output_dir else source / "model",
+            found,
+            output,
             dtype=options.dtype,
             max_shard_bytes=max_shard_bytes,
             assets=assets,

@@ -78,6 +78,7 @@ def run_training(resolved: Resolved) -> Path:
 
 
 def _run_guarded(resolved: Resolved, guards: "Guards") -> Path:
+    from bigft.checkpoint.recognise import find_storages
     from bigft.commands.parts.endings import endings_explained, note_run
     from bigft.distributed.collectives import broadcast_object, errors_shared
     from bigft.distributed.world import close_world, open_world
@@ -97,15 +98,20 @@ def _run_guarded(resolved: Resolved, guards: "Guards") -> Path:
             with errors_shared():
                 if world.is_rank_zero:
                     stack.enter_context(_claimed(folder))
+            storages = find_storages(folder, world.rank, world.size)
+            with errors_shared():
+                if storages.leads(world.rank) and not world.is_rank_zero:
+                    stack.enter_context(_claimed(folder))
             log = folder / "log" / f"rank_{world.rank:02d}.log"
             console = stack.enter_context(output_to_log(log, is_rank_zero=world.is_rank_zero))
             stack.enter_context(guards.speaking_through(console))
             stack.enter_context(endings_explained(guards))
             note_run(resolved, folder)
             # DeepSpeed writes to standard output while it is imported: only now.
-            from bigft.commands.training import export, train
+            from bigft.commands.training import export, source_at_rank_zero, train
 
-            finished = train(resolved, folder, world, console, guards)
+            finished = train(resolved, folder, world, console, guards, storages)
+            source = stack.enter_context(source_at_rank_zero(finished, world, storages))
             # Ranks part here: the export needs no collective and may outlast their time limits.
             guards.part()
             close_world()
@@ -113,7 +119,7 @@ def _run_guarded(resolved: Resolved, guards: "Guards") -> Path:
             if world.is_rank_zero:
                 HERE.note(phase="exporting the model", step=None)
                 guards.signals.check("during the export, with the last step committed")
-                export(resolved, finished, model, console)
+                export(resolved, source, model, console)
                 console.result(str(model))
         return model
     except BigftError as error:

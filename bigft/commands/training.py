@@ -1,13 +1,19 @@
 """The straight line of a training run, from settings to a committed checkpoint."""
 
+import contextlib
 import gc
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bigft.checkpoint.bring import weights_brought
 from bigft.checkpoint.consolidate import consolidate
 from bigft.checkpoint.manifest import find_newest
+from bigft.checkpoint.resume_apart import Finder
+from bigft.checkpoint.source import Source
+from bigft.checkpoint.storages import Storages, one_storage
 from bigft.commands.parts.announce import announce_data
 from bigft.commands.parts.checkpoints import RunCheckpoints, bound_facts, check_space
 from bigft.commands.parts.checks import check_first
@@ -50,9 +56,22 @@ from bigft.units import format_bytes, format_count, format_seconds, parse_bytes
 
 
 def train(
-    resolved: Resolved, folder: Path, world: World, console: Console, guards: Guards | None = None
+    resolved: Resolved,
+    folder: Path,
+    world: World,
+    console: Console,
+    guards: Guards | None = None,
+    storages: Storages | None = None,
 ) -> Path:
     """Train as resolved and leave a committed checkpoint of the last step.
+
+    Args:
+        resolved: What to do.
+        folder: Of the run; it exists.
+        world: The ranks.
+        console: Says how it goes.
+        guards: Against stops and other ranks' ends.
+        storages: Which ranks share the folder's storage; all of them by default.
 
     Returns:
         The checkpoint to export: that one, or the best where the run keeps it.
@@ -60,9 +79,10 @@ def train(
     Collective: every rank.
     """
     run, guards = resolved.run, guards or Guards()
+    storages = storages or one_storage(world.size)
 
     # --- Check what can be checked before anything expensive starts ---
-    resolved, optimizer, resumed, plan = check_first(resolved, folder, world, console)
+    resolved, optimizer, resumed, plan = check_first(resolved, folder, world, storages, console)
 
     # --- Data ---
     HERE.note(phase="preparing the data")
@@ -121,20 +141,29 @@ def train(
 
         # --- Resume ---
         bound = bound_facts(resolved, world, optimizer, model, data)
-        state = restore(engine, resumed, bound, console)
+        state = restore(engine, resumed, bound, world, storages, folder, console)
         if resumed is not None:
             with errors_shared():
-                if world.is_rank_zero:
+                if storages.leads(world.rank):
                     record(resolved, os.environ, folder)
             left = max(0, total_steps - state.step)
-            console.say(f"resumed from {resumed.name}, {left} steps to go")
+            console.say(f"resumed from {resumed.folder.name}, {left} steps to go")
 
         # --- Train ---
         reserve_swap(engine, optimizer)
         with errors_shared():
-            check_space(run, optimizer, model, engine, total_steps, folder, console)
+            check_space(
+                run,
+                optimizer,
+                model,
+                engine,
+                total_steps,
+                folder,
+                storages.share_of(world.rank),
+                console,
+            )
         saver = RunCheckpoints(
-            run, engine, model, tokenizer, folder / "checkpoints", bound, resumed
+            run, engine, model, tokenizer, folder / "checkpoints", bound, resumed, storages
         )
         # Only rank 0 opens them: what it cannot open ends all ranks.
         with errors_shared():
@@ -201,9 +230,26 @@ def _try_packing(
         )
 
 
-def export(resolved: Resolved, checkpoint: Path, model: Path, console: Console) -> None:
+@contextlib.contextmanager
+def source_at_rank_zero(
+    checkpoint: Path, world: World, storages: Storages
+) -> Iterator[Path | Source]:
+    """Have everything at rank 0's host that `export` reads of a checkpoint.
+
+    Collective: every rank, up to the beginning of the block.
+    """
+    if storages.count == 1:
+        yield checkpoint
+        return
+    found = Finder(world.rank, storages).find_finished(checkpoint)
+    with weights_brought(found, storages, world.rank, checkpoint.parent) as source:
+        yield source
+
+
+def export(resolved: Resolved, checkpoint: Path | Source, model: Path, console: Console) -> None:
     """Consolidate a checkpoint into one Hugging Face folder. Rank 0 only."""
     section = resolved.run.checkpoint
+    is_known = isinstance(checkpoint, Source) or checkpoint == find_newest(checkpoint.parent)
     result = consolidate(
         checkpoint,
         model,
@@ -211,7 +257,7 @@ def export(resolved: Resolved, checkpoint: Path, model: Path, console: Console) 
         max_shard_bytes=parse_bytes(section.max_shard_size),
         # This run wrote and hashed it a moment ago, or has verified it to resume from it; the best
         # one may be of the run before.
-        is_source_verified=checkpoint == find_newest(checkpoint.parent),
+        is_source_verified=is_known,
     )
     console.say(
         f"exported and verified {format_count(result.parameters)} parameters,"

@@ -31,6 +31,10 @@ class ConsolidateOptions(Section):
     output_dir: str | None = None
     """Folder for the model; absent: `model/` of the run folder."""
 
+    hostfile: str | None = None
+    """Hosts (lines `NAME slots=N`) that keep files of the checkpoint under the same path on disks
+    of their own; the files are gathered over ssh, and removed again afterwards."""
+
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of the weights; `auto` takes the one the model was trained in."""
 

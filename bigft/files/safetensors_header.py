@@ -52,8 +52,12 @@ class _DamagedError(Exception):
     """Why a header cannot be believed."""
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, *, has_tensors: bool = True) -> Header:
     """Read where the tensors of a safetensors file lie.
+
+    Args:
+        path: Of the file.
+        has_tensors: Whether they follow; a header can be alone.
 
     Raises:
         CheckpointError: The file is cut off, damaged, or no safetensors file.
@@ -71,12 +75,26 @@ def read_header(path: Path) -> Header:
             header = _parse(stream.read(length))
             metadata = _take_metadata(header)
             tensors = _place(header, _LENGTH_BYTES + length)
-            _check_tiling([tensors[name] for name in tensors], _LENGTH_BYTES + length, size)
+            places = list(tensors.values())
+            if not has_tensors:
+                size = places[-1].end if places else size
+            _check_tiling(places, _LENGTH_BYTES + length, size)
         except (_DamagedError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{path}: not a complete safetensors file ({error}); download or copy it again"
             ) from error
     return Header(tensors, metadata)
+
+
+def measure_header(path: Path) -> int:
+    """Return the bytes of a safetensors file before its first tensor.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+    return _LENGTH_BYTES + min(length, MAX_HEADER_BYTES)
 
 
 def _parse(text: bytes) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bigft.checkpoint import commit, files, folder, manifest
+from bigft.checkpoint import commit, commit_apart, files, folder, holdings, manifest
 
 
 def _publish_without_the_others(save: Any, mine: Any) -> list[files.FileRecord]:
@@ -86,6 +86,24 @@ class _CarelessSystem:
             os.fsync(descriptor)
 
 
+def _decide_without_the_others(save: Any, word: str, leaders: Any) -> list[dict[str, Any]]:
+    return [] if word == "prepared" else _collect(save, word, leaders)
+
+
+def _announce_without_the_others(save: Any, word: str, leaders: Any) -> list[Any]:
+    return [] if word == "named" else _hear_surveys(save, word, leaders)
+
+
+def _settle_nothing(surveys: Any) -> list[str]:
+    return []
+
+
+def _rotate_what_is_not_whole(surveys: Any, keep_last: int, protected: Any) -> list[str]:
+    return [one.digest for one in holdings.list_commits(surveys)[:-keep_last]]
+
+
+_collect = commit_apart._collect
+_hear_surveys = commit_apart._hear_surveys
 _sync = files.sync
 _publish = folder.publish
 _seal = commit._seal
@@ -105,7 +123,7 @@ BROKEN: dict[str, list[tuple[Any, str, Callable]]] = {
         (commit, "publish", _publish_nothing),
         (commit, "remove", _remove_nothing),
     ],
-    "deletes under the final name": [(folder, "_to_trash", lambda path: path)],
+    "deletes under the final name": [(folder, "move_to_trash", lambda path: path)],
     "rotates what was resumed from": [(commit, "rotate", _rotate_by_size_of_step)],
     "leaves debris": [
         (commit, "clear_debris", _clear_nothing),
@@ -117,6 +135,17 @@ BROKEN: dict[str, list[tuple[Any, str, Callable]]] = {
     ],
     "resumes from the highest name": [
         (manifest, "_in_order", lambda path: [(1, p) for p in sorted(path.glob("step_*"))]),
+    ],
+    "decides before all are prepared": [(commit_apart, "_collect", _decide_without_the_others)],
+    "announces before all have renamed": [
+        (commit_apart, "_hear_surveys", _announce_without_the_others),
+    ],
+    "settles nothing": [
+        (commit_apart, "settle", _settle_nothing),
+        (holdings, "settle", _settle_nothing),
+    ],
+    "rotates what was resumed from, apart": [
+        (commit, "choose_obsolete", _rotate_what_is_not_whole),
     ],
     "puts no names on disk": [
         (commit, "sync", _sync_files_alone),

@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import checker_apart
 from broken import broken
 from checker import (
     Saved,
@@ -25,7 +26,7 @@ from checker import (
     check_survivors,
     check_tidy,
 )
-from situations import SITUATIONS, WORLD_SIZE, Situation, build, clone
+from situations import EVERY, WORLD_SIZE, Situation, build, clone
 from writers import Trial, command, run_writer
 
 # Far beyond any time limit of a trial: reaching it is a hang.
@@ -41,7 +42,7 @@ class Server:
 
     def run(self, trial: Trial) -> dict[str, Any]:
         """Run one trial and say what it violates."""
-        situation = SITUATIONS[trial.situation]
+        situation = EVERY[trial.situation]
         template = self._base / "templates" / situation.name
         if not template.exists():
             build(situation, template)
@@ -75,7 +76,11 @@ class Server:
             "pids": [writer.pid for writer in writers],
             "checkpoints": str(checkpoints),
         }
-        if trial.has_next:
+        if situation.storages > 1:
+            problems += self._judge_apart(
+                trial, situation, run, saved, outcomes, is_announced=is_announced
+            )
+        elif trial.has_next:
             problems += self._judge_error(trial, situation, run, saved, outcomes)
         else:
             found, whole = check_disk(
@@ -93,6 +98,35 @@ class Server:
                 checkpoints, saved, (max(attempt[0], *saved.tags) + 10, "restart")
             )
         return {**verdict, "violations": problems}
+
+    def _judge_apart(
+        self,
+        trial: Trial,
+        situation: Situation,
+        run: Path,
+        saved: Saved,
+        outcomes: list[list[dict[str, Any]]],
+        *,
+        is_announced: bool,
+    ) -> list[str]:
+        attempt = (situation.step, trial.tag)
+        if not trial.has_next:
+            first = [lines[0] if lines else None for lines in outcomes]
+            problems, whole = checker_apart.check_disks(
+                run, situation, saved, attempt, is_announced=is_announced
+            )
+            problems += checker_apart.check_survivors(first, trial.victim)
+            return problems + checker_apart.check_restart(run, situation, saved, whole, attempt)
+        if any(len(lines) != 2 for lines in outcomes):
+            return [f"a writer died: {outcomes}"]
+        texts = {lines[0].get("error") for lines in outcomes}
+        problems = [f"the ranks disagree: {texts}"] if len(texts) > 1 else []
+        followed = [lines[1].get("error") for lines in outcomes]
+        if any(followed):
+            return [*problems, f"the next save failed: {followed}"]
+        return problems + checker_apart.check_tidy(
+            run, saved, (trial.next_step, f"{trial.tag}-next")
+        )
 
     def _judge_error(
         self,

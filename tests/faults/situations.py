@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bigft.checkpoint.commit import write_checkpoint
 from bigft.checkpoint.files import Files
+from bigft.checkpoint.storages import Storages
 from bigft.distributed.board import LocalBoard
 
 WORLD_SIZE = 4
@@ -33,11 +34,21 @@ class Situation:
     aside: tuple[int, ...] = ()
     """Committed steps that a crash left under their name for the time of a replacement."""
     damaged: tuple[int, ...] = ()
+    storages: int = 1
+    """Two: ranks 0 and 1 share one, ranks 2 and 3 the other."""
+    half_named: tuple[int, ...] = ()
+    """Steps whose commit was decided, and which a crash left without their name on the other one;
+    a step that is there twice was replaced in that way."""
 
     @property
     def tags(self) -> dict[int, str]:
         """What is known to be whole: step and the mark in all its files."""
-        return {step: f"old-{step}" for step in self.committed if step not in self.damaged}
+        again = self.half_named[1:]
+        return {
+            step: f"newer-{step}" if step in again else f"old-{step}"
+            for step in self.committed
+            if step not in self.damaged
+        }
 
 
 SITUATIONS = {
@@ -61,6 +72,50 @@ SITUATIONS = {
         ),
     )
 }
+
+APART = {
+    situation.name: situation
+    for situation in (
+        Situation("apart: first save", (), 10, keep_last=2, storages=2),
+        Situation("apart: normal", (10, 20), 30, keep_last=3, storages=2),
+        Situation("apart: same step again", (10, 20, 30), 30, 3, protected=20, storages=2),
+        Situation(
+            "apart: same step, no exchange", (10, 20, 30), 30, 3, 20, has_exchange=False, storages=2
+        ),
+        Situation("apart: rotation", (10, 20, 30, 40), 50, 2, protected=10, storages=2),
+        Situation("apart: half named", (10, 20), 30, 2, storages=2, half_named=(20,)),
+        Situation(
+            "apart: half replaced",
+            (10, 20),
+            30,
+            2,
+            storages=2,
+            half_named=(20, 20),
+            debris=(".tmp-step_00000030-dead", ".tmp-trash-step_00000005"),
+        ),
+    )
+}
+"""The same where the ranks have disks of their own."""
+
+EVERY = SITUATIONS | APART
+
+
+def find_checkpoints(run: Path, storage: int) -> Path:
+    """Return where a storage keeps a run's checkpoints."""
+    return (run / "other" if storage else run) / "checkpoints"
+
+
+def find_storage(rank: int, situation: Situation) -> int:
+    """Return the storage of a rank."""
+    return rank * situation.storages // WORLD_SIZE
+
+
+def describe_storages(situation: Situation) -> Storages | None:
+    """Return what the ranks know of their storages; nothing where they share one."""
+    if situation.storages == 1:
+        return None
+    numbers = tuple(find_storage(rank, situation) for rank in range(WORLD_SIZE))
+    return Storages(numbers, tuple(f"host{number}" for number in numbers))
 
 
 def shard_name(rank: int) -> str:
@@ -108,15 +163,18 @@ def save_in_threads(
     keep_last: int,
     protected: Path | None = None,
     world_size: int = WORLD_SIZE,
+    situation: Situation | None = None,
 ) -> list[Path | BaseException]:
     """Save with ranks that are threads of this process; results in rank order."""
+    home = checkpoints.parent
     board = LocalBoard()
     results: list[Path | BaseException] = [RuntimeError("no answer")] * world_size
 
     def run(rank: int) -> None:
+        storage = find_storage(rank, situation) if situation else 0
         try:
             results[rank] = write_checkpoint(
-                checkpoints,
+                find_checkpoints(home, storage),
                 step=step,
                 facts={"tag": tag},
                 write=make_writer(tag, rank, step, lambda: None),
@@ -127,6 +185,7 @@ def save_in_threads(
                 keep_last=keep_last,
                 protected=protected,
                 save_id=f"threads-{tag}",
+                storages=describe_storages(situation) if situation else None,
             )
         except Exception as error:  # noqa: BLE001
             results[rank] = error
@@ -144,9 +203,9 @@ def build(situation: Situation, run: Path) -> None:
     run.mkdir(parents=True)
     checkpoints = run / "checkpoints"
     for step in situation.committed:
-        for result in save_in_threads(checkpoints, step, f"old-{step}", keep_last=100):
-            if isinstance(result, BaseException):
-                raise result
+        _save_old(situation, checkpoints, step, f"old-{step}")
+    if situation.half_named:
+        _name_by_half(situation, run)
     for step in situation.aside:
         folder = checkpoints / f"step_{step:08d}"
         folder.rename(checkpoints / f".aside-{folder.name}")
@@ -158,6 +217,29 @@ def build(situation: Situation, run: Path) -> None:
         (checkpoints / name / shard_name(1)).write_bytes(b"")
     if situation.debris:
         (checkpoints / ".tmp-latest").write_text("step_0000")
+
+
+def _save_old(situation: Situation, checkpoints: Path, step: int, tag: str) -> None:
+    for result in save_in_threads(checkpoints, step, tag, keep_last=100, situation=situation):
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _name_by_half(situation: Situation, run: Path) -> None:
+    """Leave what a kill between the renames of the two storages leaves."""
+    (step, *again) = situation.half_named
+    name = f"step_{step:08d}"
+    here, there = (find_checkpoints(run, storage) for storage in (0, 1))
+    if not again:
+        (there / name).rename(there / f".tmp-{name}-dead")
+        return
+    old = [folder / f".kept-{name}" for folder in (here, there)]
+    for folder, place in zip((here, there), old, strict=True):
+        shutil.copytree(folder / name, place)
+    _save_old(situation, here, step, f"newer-{step}")
+    (there / name).rename(there / f".tmp-{name}-dead")
+    old[1].rename(there / name)
+    old[0].rename(here / f".tmp-{name}-dead")
 
 
 def clone(template: Path, run: Path) -> None:

@@ -43,6 +43,10 @@ _CASES = {
     "leaves debris": (_at("debris", 0, "rename"), "N7"),
     "forgets what it renamed aside": (_at("same step, no exchange", 0, "rename"), "N1"),
     "resumes from the highest name": (_at("rotation to 3", 0, "mkdir"), "N1"),
+    "decides before all are prepared": (_at("apart: normal", 2, "write"), "N3"),
+    "announces before all have renamed": (_at("apart: normal", 2, "rename"), "N1"),
+    "settles nothing": (_at("apart: half named", 0, "mkdir"), "N1"),
+    "rotates what was resumed from, apart": (_at("apart: rotation", 0, "rename"), "N7"),
     "ignores errors of fsync": (_errors, "went unnoticed"),
     "ignores errors of sync": (_errors, "went unnoticed"),
 }

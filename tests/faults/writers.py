@@ -10,7 +10,14 @@ from typing import Any
 
 from boards import DirectoryBoard
 from calls import Calls, Fault, QuietBoard
-from situations import SITUATIONS, WORLD_SIZE, make_writer
+from situations import (
+    EVERY,
+    WORLD_SIZE,
+    describe_storages,
+    find_checkpoints,
+    find_storage,
+    make_writer,
+)
 
 from bigft.checkpoint.commit import write_checkpoint
 from bigft.errors import BigftError
@@ -47,7 +54,7 @@ class Trial:
     @property
     def next_step(self) -> int:
         """Step of the second save."""
-        return SITUATIONS[self.situation].step + 10
+        return EVERY[self.situation].step + 10
 
 
 def run_writer(trial: Trial, rank: int, run: Path, report: int) -> None:
@@ -58,25 +65,24 @@ def run_writer(trial: Trial, rank: int, run: Path, report: int) -> None:
     calls = Calls(fault)
     tell = os.write
     board = QuietBoard(DirectoryBoard(run.with_name("board")), calls)
-    if not SITUATIONS[trial.situation].has_exchange:
+    if not EVERY[trial.situation].has_exchange:
         from bigft.checkpoint import folder
 
         folder.exchange = lambda first, second: False
     calls.install()
-    steps = [(SITUATIONS[trial.situation].step, trial.tag)]
+    steps = [(EVERY[trial.situation].step, trial.tag)]
     if trial.has_next:
         steps.append((trial.next_step, f"{trial.tag}-next"))
     for step, tag in steps:
         before = len(calls.log)
-        outcome = _save(trial, rank, run / "checkpoints", board, step, tag)
+        outcome = _save(trial, rank, run, board, step, tag)
         outcome |= {"is_fired": calls.is_fired, "calls": calls.log[before:]}
         tell(report, (json.dumps(outcome) + "\n").encode())
 
 
-def _save(
-    trial: Trial, rank: int, checkpoints: Path, board: Any, step: int, tag: str
-) -> dict[str, Any]:
-    situation = SITUATIONS[trial.situation]
+def _save(trial: Trial, rank: int, run: Path, board: Any, step: int, tag: str) -> dict[str, Any]:
+    situation = EVERY[trial.situation]
+    checkpoints = find_checkpoints(run, find_storage(rank, situation))
     protected = situation.protected
     pause = 0.01 if trial.is_slow and rank != trial.victim else 0.0
     try:
@@ -92,6 +98,7 @@ def _save(
             keep_last=situation.keep_last,
             protected=checkpoints / f"step_{protected:08d}" if protected else None,
             save_id=f"s{step}-{tag}",
+            storages=describe_storages(situation),
         )
     except BigftError as error:
         return {"error": str(error), "kind": type(error).__name__, "is_shared": error.is_shared}

@@ -14,20 +14,27 @@ from bigft.checkpoint.state.write import DTYPES
 from bigft.errors import CheckpointError
 from bigft.files.safetensors_header import read_header
 
+HEADER_SUFFIX = ".header"
+"""Of a file that is only the header of another one, whose tensors are not here."""
+
 _NAMED = {name: dtype for dtype, name in DTYPES.items()}
 
 
 class StateFile:
     """Flat tensors by name; a context manager that keeps the file open."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_header: bool = False) -> None:
         """Read the header.
+
+        Args:
+            path: Of the file.
+            is_header: Whether that is all there is: reading a tensor fails.
 
         Raises:
             CheckpointError: The file is missing or damaged.
         """
         self._path = path
-        header = read_header(path)
+        header = read_header(path, has_tensors=not is_header)
         self.metadata = header.metadata
         self._places = header.tensors
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -62,13 +62,19 @@ def build_index(module: nn.Module, world_size: int, engine_facts: dict[str, Any]
     return Index(world_size, parameters, buffers, shared, dtype, engine_facts)
 
 
-def read_index(checkpoint: Path) -> Index:
+def read_index(checkpoint: Path, beside: Path | None = None) -> Index:
     """Read the index of a checkpoint folder.
+
+    Args:
+        checkpoint: The folder.
+        beside: Folder with files that the checkpoint lacks here.
 
     Raises:
         CheckpointError: It is missing, damaged or of a newer format.
     """
     path = checkpoint / INDEX_NAME
+    if beside is not None and not path.exists():
+        path = beside / INDEX_NAME
     try:
         values = json.loads(path.read_bytes())
         if values["format"] > _FORMAT:

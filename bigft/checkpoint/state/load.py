@@ -18,7 +18,9 @@ from bigft.errors import CheckpointError
 from bigft.optim.host import HostAdamW
 
 
-def load_state(engine: Any, checkpoint: Path, shadow: Shadow | None = None) -> None:
+def load_state(
+    engine: Any, checkpoint: Path, shadow: Shadow | None = None, beside: Path | None = None
+) -> None:
     """Put weights, optimizer states, schedule and counters into an engine that has not trained.
 
     Args:
@@ -26,6 +28,7 @@ def load_state(engine: Any, checkpoint: Path, shadow: Shadow | None = None) -> N
         checkpoint: A committed checkpoint folder.
         shadow: Weights beside those of the engine; those of the engine where the checkpoint has
             none.
+        beside: Folder with files that the checkpoint lacks here.
 
     Raises:
         CheckpointError: The checkpoint lacks something that this engine has.
@@ -33,11 +36,11 @@ def load_state(engine: Any, checkpoint: Path, shadow: Shadow | None = None) -> N
     Collective: every rank.
     Memory: 16 MiB beside the state itself.
     """
-    index = read_index(checkpoint)
+    index = read_index(checkpoint, beside)
     partition = open_partition(engine)
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
     rank = torch.distributed.get_rank()
-    with StateReader(checkpoint, index.world_size) as reader:
+    with StateReader(checkpoint, index.world_size, beside) as reader:
         steps = 0
         for number, flat in enumerate(partition.flats):
             if isinstance(inner, HostAdamW):

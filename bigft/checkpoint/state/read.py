@@ -1,5 +1,6 @@
 """Fragments of parameters, put together again from the files of any number of ranks."""
 
+import functools
 import json
 from bisect import bisect_right
 from collections import defaultdict
@@ -24,7 +25,7 @@ from bigft.checkpoint.state.collect import (
     UPPER,
     WEIGHT,
 )
-from bigft.checkpoint.state.file import StateFile
+from bigft.checkpoint.state.file import HEADER_SUFFIX, StateFile
 from bigft.checkpoint.state.write import FORMAT, file_name
 from bigft.errors import CheckpointError
 from bigft.optim.code8 import BLOCK, signed_code, unsigned_code
@@ -58,18 +59,20 @@ class StateReader:
     Used as a context manager; the files stay open inside.
     """
 
-    def __init__(self, checkpoint: Path, world_size: int) -> None:
+    def __init__(self, checkpoint: Path, world_size: int, beside: Path | None = None) -> None:
         """Read all headers.
 
         Args:
             checkpoint: A committed checkpoint folder.
             world_size: Number of ranks that wrote it.
+            beside: Folder with files that the checkpoint lacks here, or with their headers alone.
 
         Raises:
             CheckpointError: A file is missing or damaged.
         """
         self._stack = ExitStack()
         self._checkpoint = checkpoint
+        self._beside = beside
         self._files: list[StateFile] = []
         self._pieces: dict[str, list[Piece]] = defaultdict(list)
         self.flats: list[list[Any]] = []
@@ -90,8 +93,10 @@ class StateReader:
 
     def _open(self, rank: int) -> None:
         path = self._checkpoint / file_name(rank)
+        if self._beside is not None and not path.exists():
+            path = self._beside / file_name(rank)
         try:
-            file = self._stack.enter_context(StateFile(path))
+            file = self._stack.enter_context(_open_file(path))
             facts = file.metadata
             if facts.get("format") != FORMAT:
                 raise CheckpointError(f"{path}: no state of bigft; use another checkpoint")
@@ -104,6 +109,19 @@ class StateReader:
         for key in file.keys():  # noqa: SIM118 - no mapping
             if "/@" not in key:
                 self._pieces[key].append(Piece(starts[key], starts[key] + file.numel(key), rank))
+
+    def find_ranks(self, name: str, start: int, end: int) -> set[int]:
+        """Return the ranks whose files hold anything of these elements of a parameter."""
+        return {
+            piece.rank
+            for kind in self._element_kinds
+            for piece in self._find(kind, name, start, end)
+        }
+
+    @functools.cached_property
+    def _element_kinds(self) -> set[str]:
+        # Scales count blocks; they lie in the file of their codes.
+        return {key.partition("/")[0] for key in self._pieces} - {*SCALES}
 
     @property
     def kinds(self) -> list[str]:
@@ -272,3 +290,9 @@ class StateReader:
                 " is damaged. Use another checkpoint"
             )
         return found
+
+
+def _open_file(path: Path) -> StateFile:
+    header = path.with_name(f"{path.name}{HEADER_SUFFIX}")
+    is_header = not path.exists() and header.exists()
+    return StateFile(header, is_header=True) if is_header else StateFile(path)

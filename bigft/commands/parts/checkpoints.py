@@ -8,11 +8,14 @@ from typing import Any
 
 from bigft import __version__
 from bigft.checkpoint.folder import final_place
-from bigft.checkpoint.manifest import find_candidates, read_manifest
+from bigft.checkpoint.manifest import find_candidates, read_manifest, read_own_manifest
+from bigft.checkpoint.resume_apart import Resumed
 from bigft.checkpoint.save import Checkpoints
+from bigft.checkpoint.storages import Storages
 from bigft.commands.parts.model import write_assets
 from bigft.config.deepspeed import leaves
 from bigft.data.build import Data
+from bigft.distributed.collectives import errors_shared, gather_objects
 from bigft.distributed.place import HERE
 from bigft.distributed.world import World
 from bigft.engine.engine import Engine
@@ -98,9 +101,11 @@ class RunCheckpoints:
         tokenizer: Any,
         folder: Path,
         bound: dict[str, Any],
-        resumed: Path | None,
+        resumed: Resumed | None,
+        storages: Storages,
     ) -> None:
         """Take what is saved, and where. Collective: every rank."""
+        before = resumed.folder if resumed else None
         self._module: Any = model.module
         self._tokenizer = tokenizer
         self._bound = bound
@@ -110,16 +115,22 @@ class RunCheckpoints:
             self._write_assets,
             keep_last=run.checkpoint.keep_last,
             timeout_seconds=run.checkpoint.timeout_seconds,
-            protected=resumed,
+            protected=before,
+            storages=storages,
             shadow=engine.averaging.shadow if engine.averaging else None,
         )
         in_background = run.checkpoint.write == "background"
         self._in_background = in_background and not engine.is_swapped
-        self.newest = resumed
+        self.newest = before
         found = find_best_metric(run)
         self._folder = folder
         self._metric = strip_prefix(found[0]) if found else None
-        self.kept = read_kept(resumed, self._metric) if resumed and self._metric else None
+        self.kept = None
+        if resumed and self._metric:
+            with errors_shared():
+                kept = read_kept(resumed, self._metric, is_part=storages.count > 1)
+            # Not every storage holds something of it.
+            self.kept = next((one for one in gather_objects(kept) if one is not None), None)
         self._coming: Kept | None = None
 
     def save(self, state: State, is_last: bool) -> Path | None:
@@ -181,19 +192,26 @@ class RunCheckpoints:
         write_assets(self._module, self._tokenizer, folder)
 
 
-def read_kept(checkpoint: Path, metric: str) -> Kept | None:
+def read_kept(resumed: Resumed, metric: str, *, is_part: bool = False) -> Kept | None:
     """Find the best checkpoint that the run of a checkpoint knew.
+
+    Args:
+        resumed: That checkpoint.
+        metric: By which it is the best.
+        is_part: Whether other storages hold files of it.
 
     Returns:
         None when it kept none by this metric, or it is there no more, or another took its name.
     """
-    written = read_manifest(checkpoint).get("best")
+    written = resumed.manifest.get("best")
     if not isinstance(written, dict) or written.get("metric") != metric:
         return None
     try:
         best = Best(**written)
-        folder = final_place(checkpoint.parent, best.step)
-        state = read_manifest(folder)["state"]
+        folder = final_place(resumed.folder.parent, best.step)
+        is_it = folder == resumed.folder
+        read = read_own_manifest if is_part else read_manifest
+        state = (resumed.manifest if is_it else read(folder))["state"]
         # Without a value of its own it was evaluated by the run that resumed from it.
         is_same = state["scored_step"] != best.step or state["scores"][metric] == best.value
     except (CheckpointError, KeyError, TypeError, ValueError):
@@ -208,9 +226,20 @@ def check_space(
     engine: Engine,
     total_steps: int,
     folder: Path,
+    share: float,
     console: Console,
 ) -> None:
     """Say how large a checkpoint will be, and refuse a run that has no room for one.
+
+    Args:
+        run: The settings.
+        optimizer: Which states it has.
+        model: Which parameters.
+        engine: Whether it swaps.
+        total_steps: Of the run.
+        folder: Of the run.
+        share: Of each checkpoint that comes to lie on this host's storage.
+        console: Says it.
 
     Raises:
         PlanError: Less space is free than one checkpoint takes, and it cannot be made of the swap
@@ -221,7 +250,8 @@ def check_space(
     trained = count_parameters(model.module, trained=True)
     frozen = count_parameters(model.module) - trained
     # What is frozen is kept as the forward pass has it, in 4 bytes at most.
-    size = int(trained * (of_weight + optimizer.state_bytes_per_parameter)) + 4 * frozen
+    whole = trained * (of_weight + optimizer.state_bytes_per_parameter) + 4 * frozen
+    size = int(whole * share)
     free = shutil.disk_usage(folder).free
     existing = len(find_candidates(folder / "checkpoints"))
     is_one = not 0 < run.checkpoint.save_steps < total_steps
@@ -229,7 +259,8 @@ def check_space(
     kept = run.checkpoint.keep_last + (find_best_metric(run) is not None)
     needed = size * (1 if is_one else max(1, kept + 1 - existing))
     console.say(
-        f"a checkpoint takes about {format_bytes(size)}, {kept} are kept;"
+        f"a checkpoint takes about {format_bytes(size)}{' here' if share < 1 else ''}, {kept} are"
+        f" kept;"
         f" {format_bytes(free)} free in {folder}"
     )
     advice = "free some space, name an --output_dir on a larger disk"

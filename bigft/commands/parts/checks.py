@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-from bigft.checkpoint.manifest import read_manifest
 from bigft.checkpoint.resume import find_resume
+from bigft.checkpoint.resume_apart import Resumed
+from bigft.checkpoint.storages import Storages, describe_storages
 from bigft.commands.parts.announce import announce
 from bigft.commands.parts.plan import check_plan
 from bigft.distributed.collectives import (
@@ -26,8 +27,8 @@ from bigft.run.resolved import Resolved
 
 
 def check_first(
-    resolved: Resolved, folder: Path, world: World, console: Console
-) -> tuple[Resolved, OptimizerPlan, Path | None, Forecast | None]:
+    resolved: Resolved, folder: Path, world: World, storages: Storages, console: Console
+) -> tuple[Resolved, OptimizerPlan, Resumed | None, Forecast | None]:
     """Check the host and the run folder, say what will run, build DeepSpeed's operators.
 
     Returns:
@@ -36,12 +37,12 @@ def check_first(
     """
     run = resolved.run
     checkpoints = folder / "checkpoints"
-    resumed, notes = find_resume(run.checkpoint.resume, checkpoints, world.rank, world.size)
+    resumed, notes = find_resume(run.checkpoint.resume, checkpoints, world.rank, storages)
     for note in notes:
         console.say(note)
     with errors_shared():
         if resumed is not None:
-            resolved = keep_global_batch(resolved, read_manifest(resumed), world.size)
+            resolved = keep_global_batch(resolved, resumed.manifest, world.size)
         else:
             launched = os.environ.get("BIGFT_GLOBAL_BATCH")
             resolved = keep_launched_batch(resolved, launched, world.size)
@@ -54,9 +55,11 @@ def check_first(
         )
         check_build_tools(operators)
         # A run that goes on may still be refused: until then `resolved/` is the first run's.
-        if world.is_rank_zero and resumed is None:
+        if storages.leads(world.rank) and resumed is None:
             record(resolved, os.environ, folder)
     announce(resolved, optimizer, world, folder, console)
+    if line := describe_storages(storages, checkpoints):
+        console.say(line)
     with errors_shared():
         plan = check_plan(resolved, world, console)
     if plan is not None:

@@ -1,0 +1,223 @@
+"""Files of a checkpoint that lie on several hosts, gathered here over ssh.
+
+Only hosts of the hostfile are asked, whatever a manifest says, and only for names that a manifest
+whose digest is right may list. What arrives is compared with that manifest's digests.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigft.checkpoint.ask import look_for, read_answer
+from bigft.checkpoint.elsewhere import explain_lost, find_lost
+from bigft.checkpoint.files import FileRecord
+from bigft.checkpoint.holdings import Commit, Holding, list_commits
+from bigft.checkpoint.manifest import (
+    MANIFEST_NAME,
+    list_files,
+    read_own_manifest,
+    verify_files,
+)
+from bigft.checkpoint.source import Source
+from bigft.checkpoint.swap import unfinished_folder
+from bigft.errors import CheckpointError, LaunchError, raise_together
+from bigft.launch.hostfile import read_hostfile
+from bigft.launch.remote import ask_there, render_ssh
+from bigft.units import format_bytes
+
+logger = logging.getLogger(__name__)
+
+_ASK_SECONDS = 60
+_STALL_SECONDS = 60
+"""A connection over which nothing comes for so long has failed."""
+_AT_ONCE = 4
+_SPARE = 64 << 20
+
+_HERE = ""
+"""The name of this host among the others."""
+
+Progress = Callable[[str, int, int], object]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The checkpoint that is taken, and who has it."""
+
+    commit: Commit
+    names: tuple[str, ...]
+    """Number in the commit -> host; `_HERE` for this one."""
+    folders: tuple[Path, ...]
+    """Number -> folder in which the checkpoint's lies there."""
+
+    def place(self, number: int) -> Path:
+        """Return the checkpoint's folder on a host."""
+        return self.folders[number] / self.commit.held[number][0].name
+
+    def find_holder(self, name: str) -> int | None:
+        """Return who has a file; this host, if it has it."""
+        return next(
+            (n for n, ones in self.commit.held.items() if name in ones[0].present),
+            None,
+        )
+
+
+@contextlib.contextmanager
+def gathered(source: Path, hostfile: Path, output: Path, progress: Progress) -> Iterator[Source]:
+    """Have the newest checkpoint under a path in one place for the length of the block.
+
+    Args:
+        source: A run folder or a checkpoint: the same path on every host that has some of it.
+        hostfile: The hosts to ask.
+        output: What is gathered lies in `<output>.gathered.partial` meanwhile.
+        progress: Told how many bytes have come.
+
+    Raises:
+        LaunchError: The hostfile is wrong.
+        CheckpointError: Some files are on none of these hosts, arrive damaged, or do not come.
+    """
+    hosts = [one.name for one in read_hostfile(hostfile)]
+    found = _find(source.absolute(), hosts)
+    with unfinished_folder(output.with_name(f"{output.name}.gathered")) as folder:
+        manifest = _fetch_manifest(found, folder)
+        records = list_files(manifest)
+        holders = {one.path: found.find_holder(one.path) for one in records}
+        if lost := find_lost(manifest, [name for name, n in holders.items() if n is not None]):
+            raise CheckpointError(
+                f"{explain_lost(found.place(min(found.commit.held)), manifest, lost)}."
+                f" None of the hosts of {hostfile} has them"
+            )
+        _check_room(folder, records)
+        _fetch_all(found, records, folder, progress)
+        verify_files(folder, manifest)
+        name = str(found.place(min(found.commit.held)) / "state")
+        yield Source(folder / "state", folder / "hf", manifest, name=name)
+
+
+def _find(source: Path, hosts: Sequence[str]) -> _Found:
+    """Ask all hosts what they have, and choose the newest checkpoint."""
+    try:
+        here = look_for(source)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: {error.strerror}") from error
+    with ThreadPoolExecutor(len(hosts)) as pool:
+        answers = [here, *pool.map(lambda host: _ask(host, source), hosts)]
+    problems = [str(one) for one in answers if isinstance(one, LaunchError)]
+    places = [one if isinstance(one, tuple) else (source, []) for one in answers]
+    commits = list_commits([holdings for _, holdings in places])
+    if not commits:
+        said = [one.problem for _, holdings in places for one in holdings]
+        raise_together(
+            CheckpointError,
+            [f"{source}: no committed checkpoint there, here or on {', '.join(hosts)}"]
+            + problems
+            + said,
+        )
+    commit = commits[-1]
+    if not commit.is_whole and problems:
+        raise_together(CheckpointError, [f"{source}: not all hosts have answered", *problems])
+    for problem in problems:
+        logger.warning("%s", problem)
+    return _Found(commit, (_HERE, *hosts), tuple(folder for folder, _ in places))
+
+
+def _ask(host: str, source: Path) -> tuple[Path, list[Holding]] | LaunchError:
+    answer = ask_there(host, ["-m", "bigft.checkpoint.ask"], _ASK_SECONDS, text=f"{source}\n")
+    if answer.code is None:
+        return LaunchError(f"{host}: no answer in {_ASK_SECONDS} s")
+    if answer.code != 0:
+        return LaunchError(f"{host}: {answer.last_words}")
+    try:
+        return read_answer(answer.out.splitlines()[-1])
+    except (ValueError, IndexError):
+        return LaunchError(f"{host}: answers {answer.last_words[:200]!r}")
+
+
+def _fetch_manifest(found: _Found, folder: Path) -> dict[str, Any]:
+    number = min(found.commit.held)
+    _fetch(found, number, MANIFEST_NAME, folder)
+    manifest = read_own_manifest(folder)
+    if manifest["digest"] != found.commit.digest:
+        raise CheckpointError(f"{found.place(number)}: changes while it is read; try again")
+    return manifest
+
+
+def _fetch_all(
+    found: _Found, records: Sequence[FileRecord], folder: Path, progress: Progress
+) -> None:
+    total = sum(one.size for one in records)
+    holders = {one.path: found.find_holder(one.path) or 0 for one in records}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        work = {
+            pool.submit(_fetch, found, holders[one.path], one.path, folder): one for one in records
+        }
+        try:
+            for job, one in work.items():
+                job.result()
+                progress("gathering", one.size, total)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _fetch(found: _Found, number: int, name: str, folder: Path) -> None:
+    """Bring one file; its content is not looked at yet."""
+    host, path, target = found.names[number], found.place(number) / name, folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if host == _HERE:
+        try:
+            os.link(path, target)
+        except OSError:
+            shutil.copyfile(path, target)
+        return
+    with target.open("xb") as file:
+        words = ["cat", "--", str(path)]
+        with subprocess.Popen(
+            render_ssh(host, words, {}, Path("/")),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.PIPE,
+        ) as child:
+            try:
+                problem = _wait(child, target)
+            finally:
+                child.kill()
+    if problem:
+        raise CheckpointError(f"{host}:{path}: did not come ({problem})")
+
+
+def _wait(child: "subprocess.Popen[bytes]", target: Path) -> str:
+    """Wait for the end, as long as something comes; what went wrong, if anything."""
+    size, since = -1, time.monotonic()
+    while True:
+        try:
+            code = child.wait(1)
+        except subprocess.TimeoutExpired:
+            now = target.stat().st_size
+            if now != size:
+                size, since = now, time.monotonic()
+            elif time.monotonic() - since > _STALL_SECONDS:
+                return f"nothing came for {_STALL_SECONDS} s"
+            continue
+        if code == 0:
+            return ""
+        assert child.stderr
+        lines = child.stderr.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit code {code}"
+
+
+def _check_room(folder: Path, records: Sequence[FileRecord]) -> None:
+    needed, free = sum(one.size for one in records), shutil.disk_usage(folder).free
+    if needed + _SPARE > free:
+        raise CheckpointError(
+            f"{folder.parent}: {format_bytes(free)} free, the gathered checkpoint needs"
+            f" {format_bytes(needed)} for a while; free some space, or name an --output_dir on"
+            " another disk"
+        )
