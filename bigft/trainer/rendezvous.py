@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bigft.distributed.exchange import Exchange
+from bigft.distributed.place import HERE
 from bigft.distributed.signals import STOP_SIGNALS, StopSignals
 
 _LAUNCHER_GONE = 1.0
@@ -51,6 +52,7 @@ class Rendezvous:
 
         Collective: every rank, as often on each.
         """
+        HERE.beat()
         self.settle()
         if self.stop is None:
             self.begin([])
