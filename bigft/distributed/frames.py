@@ -4,12 +4,14 @@ import sys
 import threading
 from types import FrameType
 
-_WAITS = ("/torch/distributed/", "/deepspeed/comm/")
+_COLLECTIVES = ("/torch/distributed/", "/deepspeed/comm/")
 """Where Python's part of a collective is."""
 
-_WAITING_NAMES = ("wait", "synchronize", "barrier")
 _OWN_WAIT = "/bigft/distributed/waits.py"
-"""Of this name there is nothing to say: who called it counts."""
+_WRAPPERS = (_OWN_WAIT, "/deepspeed/utils/nvtx.py")
+"""Of these there is nothing to say: who called them counts."""
+
+_WAITING_NAMES = ("wait", "synchronize", "barrier")
 
 
 def find_main_frame() -> tuple[str, bool]:
@@ -18,17 +20,18 @@ def find_main_frame() -> tuple[str, bool]:
     A collective that is waited for in native code shows in the functions around it.
     """
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    if frame is not None and frame.f_code.co_filename.endswith(_OWN_WAIT):
+    waits = frame is not None and frame.f_code.co_filename.endswith(_OWN_WAIT)
+    while frame is not None and frame.f_code.co_filename.endswith(_WRAPPERS):
         frame = frame.f_back
     if frame is None:
         return "", False
-    waiting = _find_waiting(frame)
-    shown = waiting or frame
+    found = _find_collective(frame)
+    shown = found or frame
     file = shown.f_code.co_filename.rpartition("/")[2]
-    return f"{shown.f_code.co_name} ({file}:{shown.f_lineno})", waiting is not None
+    return f"{shown.f_code.co_name} ({file}:{shown.f_lineno})", waits or found is not None
 
 
-def _find_waiting(frame: FrameType) -> FrameType | None:
+def _find_collective(frame: FrameType) -> FrameType | None:
     """Find the innermost frame that belongs to a collective, if this is one."""
     if frame.f_code.co_name in _WAITING_NAMES:
         return frame
@@ -36,7 +39,7 @@ def _find_waiting(frame: FrameType) -> FrameType | None:
     for _ in range(6):
         if at is None:
             return None
-        if any(part in at.f_code.co_filename for part in _WAITS):
+        if any(part in at.f_code.co_filename for part in _COLLECTIVES):
             return at
         at = at.f_back
     return None

@@ -41,6 +41,7 @@ class Stragglers:
         is_rank_zero: bool,
         tell: Tell,
         events: Events,
+        host_step: Callable[[], float] | None = None,
     ) -> None:
         """Take where the numbers come from, and where to speak.
 
@@ -52,12 +53,14 @@ class Stragglers:
             is_rank_zero: Whether this rank judges.
             tell: Shows a line.
             events: Keeps it.
+            host_step: Seconds so far of an optimizer on the host, where `PhaseClock.own` has none.
         """
         self._rendezvous = rendezvous
         self._hosts = hosts
         self._fraction, self._num_steps = fraction, steps
         self._judges = is_rank_zero
         self._tell, self._events = tell, events
+        self._host_step = host_step
         self._before = dict.fromkeys(PHASES, 0.0)
         self._rows: Numbers = np.zeros((steps, len(hosts), len(PARTS)))
         self._slow: npt.NDArray[np.bool_] = np.zeros((steps, len(hosts)), dtype=bool)
@@ -69,9 +72,11 @@ class Stragglers:
 
     def stepped(self, state: State, report: StepReport) -> None:
         """Give this rank's numbers of the step, and judge those of all ranks of the one before."""
-        own = report.clock.own
+        own = dict(report.clock.own)
+        if self._host_step is not None:
+            own["optimizer"] += self._host_step()
         spent = {name: own[name] - self._before[name] for name in PHASES}
-        self._before = dict(own)
+        self._before = own
         self._rendezvous.own = (
             spent["data"],
             spent["forward"] + spent["backward"],

@@ -87,7 +87,7 @@ def build_hooks(
             expects_overflow=bool(engine.deepspeed.fp16_enabled()),
         ),
     ]
-    stragglers = build_stragglers(run.watch, rendezvous, events, world, console)
+    stragglers = build_stragglers(run.watch, engine, rendezvous, events, world, console)
     if stragglers is not None:
         hooks.append(stragglers)
     if engine.host_swap is not None:

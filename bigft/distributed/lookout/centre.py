@@ -228,7 +228,8 @@ class Centre:
         post.has_left = True
         text = str(message.get("text") or "")[:8000]
         logger.warning("rank %s on host %s ends with code %s", rank, post.host.name, code)
-        said = f"host {post.host.name}: {text}" if text else ""
+        name = f"host {post.host.name}"
+        said = text if not text or name in text else f"{name}: {text}"
         self._ears.ended(code, said, at_once=bool(message.get("at_once")), rank=rank)
 
     def _drop(self, post: _Post) -> None:
