@@ -261,6 +261,8 @@ class Watch:
         text = news.text or None
         if news.at_once:
             self._leave(news.code, text)
+        if self._lookout is not None and self._rank == 0:
+            self._lookout.dismiss(news.rank or 0, news.code, at_once=False)
         if self._deadline is None or (text and not self._deadline.text):
             self._deadline = _Deadline(time.monotonic() + _POLITE_SECONDS, news.code, text)
         if news.code == StoppedError.exit_code:

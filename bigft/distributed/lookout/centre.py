@@ -96,6 +96,7 @@ class Centre:
         self._lock = threading.Lock()
         self._began = self._ticked = now
         self._is_missing_said = False
+        self._is_dismissed = False
         self._thread = threading.Thread(target=self._run, name="bigft-lookout", daemon=True)
 
     def start(self) -> None:
@@ -120,6 +121,8 @@ class Centre:
 
     def dismiss(self, rank: int, code: int, *, at_once: bool) -> None:
         """Tell all hosts that a rank has ended with a code, and so the run does."""
+        # Hosts that leave now are not lost; words about why may still come.
+        self._is_dismissed = True
         self._tell_all({"leave": code, "rank": rank, "at_once": at_once})
 
     def tell(self, rank: int, code: int, text: str, *, at_once: bool) -> bool:
@@ -258,6 +261,8 @@ class Centre:
             for post in self._posts.values():
                 if post.line is not None and not post.has_left:
                     self._answer(post.line, beat)
+            if self._is_dismissed:
+                return
             self._name_missing(now)
             text = self._find_lost(now)
             is_hang = text is None and (text := self._judge.judge(now)) is not None
