@@ -33,6 +33,15 @@ def main() -> None:
                 disturb(rule, name, HERE.facts.get("step", 0))
 
     PhaseClock.phase = disturbed
+    note = HERE.note
+
+    def note_disturbed(**facts: Any) -> None:
+        note(**facts)
+        if facts.get("phase") in ("saving", "evaluating"):
+            for rule in RULES:
+                disturb(rule, facts["phase"], HERE.facts.get("step", 0))
+
+    HERE.note = note_disturbed
     from bigft.cli import main as bigft
 
     bigft(["train", *sys.argv[1:]])

@@ -282,7 +282,7 @@ class Centre:
             if post.has_left:
                 continue
             if post.closed is not None and now - post.closed >= _GRACE_SECONDS:
-                return self._describe(post, "has gone without a word: its connection is closed")
+                return self._describe(post, "has gone: its connection closed without a farewell")
             if post.line is None:
                 continue
             silent = now - post.line.heard

@@ -52,7 +52,7 @@ def test_a_host_that_closes_without_a_farewell_is_named(site: Make):
     wait_for(lambda: found.heard[0].ends)
     ((code, text, at_once, _),) = found.heard[0].ends
     assert (code, at_once) == (6, True)
-    assert text.startswith("host w3 (rank 2) has gone without a word: its connection is closed")
+    assert text.startswith("host w3 (rank 2) has gone: its connection closed without a farewell")
     assert "When it was last heard, rank 2 in step " in text
     assert text.endswith("goes on from the newest committed checkpoint")
 
