@@ -12,7 +12,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from torch.distributed.rendezvous import rendezvous
 
+from bigft.distributed.arrival import await_all
 from bigft.distributed.children import find_free_port
 from bigft.distributed.failures import find_failure
 from bigft.distributed.lookout.limits import Limits
@@ -70,9 +72,17 @@ def open_world(environ: Mapping[str, str] | None = None, limits: Limits | None =
     )
     limits = limits or Limits()
     limit = timedelta(seconds=_find_limit(limits))
+    patience = limits.startup or limit.total_seconds()
     try:
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=patience)))
+        await_all(store, rank, size, patience)
         torch.distributed.init_process_group(
-            backend, timeout=limit, device_id=None if device.type == "cpu" else device
+            backend,
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=limit,
+            device_id=None if device.type == "cpu" else device,
         )
     except (RuntimeError, ValueError) as error:
         failure = find_failure(f"{type(error).__name__}: {error}")
