@@ -2,11 +2,16 @@
 
 import os
 import select
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bigft.distributed.exits import read_exit
+
 _STARTERS = ("deepspeed.launcher.launch", "bigft.launch.agent")
 """What the command line of a rank's parent has in it, where that is a launcher."""
+
+_SPEAKER_SECONDS = 3.0
 
 _ABOVE = ("deepspeed", *_STARTERS)
 
@@ -52,6 +57,21 @@ def has_ended(process: Process, seconds: float) -> bool:
     poller = select.poll()
     poller.register(process.pidfd, select.POLLIN)
     return bool(poller.poll(seconds * 1000))
+
+
+def find_speaker(processes: Iterable[Process], rank: int) -> Process | None:
+    """Find the living rank below this one that speaks; None when it is this one."""
+    below = [p for p in processes if p.rank is not None and p.rank < rank]
+    alive = [p for p in below if not has_ended(p, 0)]
+    return min(alive, key=lambda p: p.rank or 0, default=None)
+
+
+def has_spoken(speaker: Process) -> bool:
+    """Whether the speaker lives, or has left in order."""
+    if not has_ended(speaker, _SPEAKER_SECONDS):
+        return True
+    code = read_exit(speaker.pid, speaker.pidfd)
+    return code is None or code >= 0
 
 
 def read_rss_bytes() -> int:

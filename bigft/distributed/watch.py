@@ -17,19 +17,24 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TextIO
 
-import torch
-
-from bigft.distributed.collectives import broadcast_object, gather_objects
-from bigft.distributed.exits import read_exit
+from bigft.distributed.collectives import gather_objects
+from bigft.distributed.company import open_lookout
+from bigft.distributed.exits import find_code, read_exit
+from bigft.distributed.failures import is_about_others
 from bigft.distributed.last_words import GO_ON, describe_end, say, show
-from bigft.distributed.lookout.build import build_lookout, find_meeting_point, open_door
 from bigft.distributed.lookout.limits import Limits
 from bigft.distributed.lookout.neighbour import Neighbour
 from bigft.distributed.lookout.parties import Lookout
 from bigft.distributed.memory import read_host_memory
 from bigft.distributed.peers import Peers, describe_self
 from bigft.distributed.place import HERE
-from bigft.distributed.processes import Process, find_launchers, has_ended, identify_host
+from bigft.distributed.processes import (
+    Process,
+    find_launchers,
+    find_speaker,
+    has_spoken,
+    identify_host,
+)
 from bigft.distributed.sample import SAMPLE_SECONDS, Sampler
 from bigft.distributed.signals import REPEAT_SECONDS, STOP_SIGNALS, StopSignals
 from bigft.distributed.world import World
@@ -47,7 +52,6 @@ _IMPATIENT_SECONDS = 2.0
 """The same after the second of two equal signals."""
 
 _OF_ONE_RANK = ("phase", "step", "rss_bytes", "where", "waits")
-_SPEAKER_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,12 @@ class Watch:
         try:
             yield
         except BaseException as error:
-            if self._lookout is not None and not self._has_parted:
+            if self._lookout is not None:
                 # The ranks of this host see the end itself.
-                self._lookout.dismiss(self._rank, _find_code(error), at_once=False)
+                self._lookout.dismiss(self._rank, find_code(error), at_once=False)
             raise
         finally:
+            self.part()
             if on_main:
                 signal.set_wakeup_fd(previous)
             os.write(self._waker, b"\0")
@@ -131,39 +136,23 @@ class Watch:
             if peer.kernel == mine.kernel and peer.rank != world.rank
         ]
         self._watch([*found, *((pid, None) for pid in find_launchers())])
-        self._look_out(world, self._peers)
-
-    def _look_out(self, world: World, peers: Peers) -> None:
-        hosts = peers.hosts
-        opened = None
-        if world.is_rank_zero and len(hosts) > 1:
-            opened = open_door(find_meeting_point(), peers.own_addresses, self._limits.port)
-            if opened is None:
-                self.warned("warning: other hosts are not watched: none of them can reach this one")
-        listener, door = opened or (None, None)
-        if len(hosts) > 1:
-            door = broadcast_object(door)
-        self._lookout = build_lookout(
-            world.rank, hosts, self._limits, peers.survey, self, (listener, door)
-        )
-        own = next(host for host in hosts if world.rank in host.ranks)
-        if world.rank != own.leader:
-            now = time.monotonic()
-            self._neighbour = Neighbour(self._limits, own, world.rank, peers.read, now)
+        self._lookout, self._neighbour = open_lookout(world, self._peers, self._limits, self)
         self._lookout.start()
 
     def part(self) -> None:
         """Let ranks end as they like from now on."""
         self._has_parted = True
-        if self._lookout is not None:
-            self._lookout.part()
+        lookout, self._lookout = self._lookout, None
+        if lookout is not None:
+            lookout.part()
 
     def tell(self, error: BigftError) -> bool:
         """Let rank 0 say an error of this rank; return whether it has heard it."""
-        if self._lookout is None or self._has_parted:
-            return False
         text = f"rank {self._rank}: {error}"
-        return self._lookout.tell(self._rank, error.exit_code, text, at_once=False)
+        lookout = self._lookout
+        if lookout is None:
+            return False
+        return lookout.tell(self._rank, error.exit_code, text, at_once=False)
 
     def speak_through(self, stream: TextIO | None) -> None:
         """Choose where this rank's last words go; None: standard error."""
@@ -261,8 +250,9 @@ class Watch:
         text = news.text or None
         if news.at_once:
             self._leave(news.code, text)
-        if self._lookout is not None and self._rank == 0:
-            self._lookout.dismiss(news.rank or 0, news.code, at_once=False)
+        lookout = self._lookout
+        if lookout is not None and self._rank == 0:
+            lookout.dismiss(news.rank or 0, news.code, at_once=False)
         if self._deadline is None or (text and not self._deadline.text):
             self._deadline = _Deadline(time.monotonic() + _POLITE_SECONDS, news.code, text)
         if news.code == StoppedError.exit_code:
@@ -319,8 +309,9 @@ class Watch:
         elif code > 0:
             # It has said why. Where its error was everybody's, this process is leaving, too.
             self._deadline = _Deadline(now + _POLITE_SECONDS, code)
-            if self._lookout is not None:
-                self._lookout.dismiss(process.rank, code, at_once=False)
+            lookout = self._lookout
+            if lookout is not None:
+                lookout.dismiss(process.rank, code, at_once=False)
             if code == StoppedError.exit_code:
                 self._stop_main(f"a signal to rank {process.rank}")
 
@@ -343,9 +334,9 @@ class Watch:
         return f"{text}. The other ranks have stopped. {GO_ON}"
 
     def _mourn(self, text: str) -> None:
-        speaker = self._find_speaker()
+        speaker = find_speaker(self._watched.values(), self._rank)
         # The speaker may be on its way out, too: then somebody else has to say it.
-        is_said = speaker is not None and self._has_spoken(speaker)
+        is_said = speaker is not None and has_spoken(speaker)
         self._leave_with_words(None if is_said else text)
 
     def _leave_with_words(self, text: str | None) -> None:
@@ -357,24 +348,12 @@ class Watch:
             text = None
         self._leave(code, text)
 
-    def _find_speaker(self) -> Process | None:
-        """Find the living rank below this one that speaks; None when it is this one."""
-        below = [p for p in self._watched.values() if p.rank is not None and p.rank < self._rank]
-        alive = [p for p in below if not has_ended(p, 0)]
-        return min(alive, key=lambda p: p.rank or 0, default=None)
-
-    def _has_spoken(self, speaker: Process) -> bool:
-        """Whether the speaker lives, or has left in order."""
-        if not has_ended(speaker, _SPEAKER_SECONDS):
-            return True
-        code = read_exit(speaker.pid, speaker.pidfd)
-        return code is None or code >= 0
-
     def _leave(self, code: int, text: str | None) -> None:
         self._is_leaving.set()
         HERE.note(leaving=code)
-        if self._lookout is not None:
-            self._lookout.dismiss(self._rank, code, at_once=code == LaunchError.exit_code)
+        lookout = self._lookout
+        if lookout is not None:
+            lookout.dismiss(self._rank, code, at_once=code == LaunchError.exit_code)
         if text:
             logger.error("%s", text)
             say(text, HERE.facts.get("folder"), self._stream)
@@ -399,22 +378,3 @@ class Watch:
         """Let the thread look at everything again: a number that is no signal of ours."""
         with contextlib.suppress(OSError):
             os.write(self._waker, b"\xff")
-
-
-def _find_code(error: BaseException) -> int:
-    """Foresee the exit code of a process that ends by an error."""
-    if isinstance(error, BigftError):
-        return error.exit_code
-    if isinstance(error, SystemExit) and isinstance(error.code, int):
-        return error.code or 1
-    return 1
-
-
-def is_about_others(error: Exception) -> bool:
-    """Whether an error is how a collective tells that another rank has gone."""
-    if isinstance(error, torch.distributed.DistError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        word in text for word in ("gloo", "nccl", "connection", "peer")
-    )
