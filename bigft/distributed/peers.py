@@ -19,6 +19,7 @@ from bigft.distributed.failures import find_addresses
 from bigft.distributed.lookout.parties import Host
 from bigft.distributed.lookout.standing import Standing, read_state, survey
 from bigft.distributed.place import HERE, Facts, describe_place, read_place
+from bigft.distributed.processes import name_host
 from bigft.errors import LaunchError
 from bigft.units import format_seconds
 
@@ -42,7 +43,7 @@ class Peer:
 
 def describe_self(rank: int, kernel: str) -> Peer:
     """Say what the others have to know of this rank."""
-    return Peer(rank, kernel, socket.gethostname(), _find_addresses(), os.getpid(), HERE.fd)
+    return Peer(rank, kernel, name_host(), _find_addresses(), os.getpid(), HERE.fd)
 
 
 def _find_addresses() -> tuple[str, ...]:
@@ -51,7 +52,9 @@ def _find_addresses() -> tuple[str, ...]:
 
     with contextlib.suppress(OSError):
         rows = [row.address for rows in psutil.net_if_addrs().values() for row in rows]
-        return tuple(row.partition("%")[0] for row in rows if not row.startswith(("127.", "::1")))
+        found = [row.partition("%")[0] for row in rows if not row.startswith(("127.", "::1"))]
+        # NCCL names a host by its own name, whatever it is called in the hostfile.
+        return (*found, socket.gethostname())
     return ()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import select
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,11 @@ def identify_host() -> str:
     """Name this kernel and this view of process numbers; containers of one host differ."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{boot.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115
+
+
+def name_host() -> str:
+    """Name this host as the hostfile does, or as it names itself."""
+    return os.environ.get("BIGFT_HOST") or socket.gethostname()
 
 
 def find_launchers() -> list[int]:

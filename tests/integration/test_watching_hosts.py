@@ -9,17 +9,15 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from across_hosts import Across, across
+from across_hosts import Across, across, plant, words_for
 from launched import launched
 from simulated_hosts import SimulatedHosts, can_simulate
 
 ROOT = Path(__file__).resolve().parents[2]
-DISTURBED = "tests/support/disturbed_run.py"
 
 pytestmark = [
     pytest.mark.distributed,
@@ -27,37 +25,9 @@ pytestmark = [
 ]
 
 
-def words_for(shared: Path, **changes: Any) -> list[Any]:
-    """A run of a tiny model that would go on for hours, with limits for the impatient."""
-    settings = {
-        "config": ROOT / "ds_configs/zero3.json",
-        "model": shared / "model",
-        "data": shared / "chat.jsonl",
-        "data.loading.cache_dir": shared / "cache",
-        "data.eval_fraction": 0.1,
-        "evaluation.eval_on_start": "false",
-        "max_length": 64,
-        "max_steps": 100_000,
-        "watch.steady_seconds": 8,
-        "watch.lost_seconds": 6,
-        **changes,
-    }
-    return [word for name, value in settings.items() for word in (f"--{name}", value)]
-
-
-def plant(*rules: dict[str, Any]) -> dict[str, str]:
-    return {"program": DISTURBED, "DISTURB": json.dumps(rules)}
-
-
 @pytest.fixture(scope="module")
 def two_hosts(tmp_path_factory) -> Iterator[SimulatedHosts]:
     with SimulatedHosts(tmp_path_factory.mktemp("hosts"), 2) as hosts:
-        yield hosts
-
-
-@pytest.fixture(scope="module")
-def three_hosts(tmp_path_factory) -> Iterator[SimulatedHosts]:
-    with SimulatedHosts(tmp_path_factory.mktemp("three"), 3) as hosts:
         yield hosts
 
 
@@ -104,100 +74,6 @@ def test_a_rank_that_dies_on_another_host_is_named_there_and_all_leave_at_once(
     assert "was ended by SIGKILL from outside" in witness
     assert "host w2 (rank 1) has gone: its connection closed without a farewell" in said
     assert "When it was last heard, rank 1 in step " in said
-
-
-# --- Three hosts with two ranks each: everything that may happen to them ---
-
-
-def _kill(rank: int) -> Callable[[Across], None]:
-    return lambda run: run.send(rank, signal.SIGKILL)
-
-
-def _stop(rank: int) -> Callable[[Across], None]:
-    return lambda run: run.send(rank, signal.SIGSTOP)
-
-
-def _cut(number: int) -> Callable[[Across], None]:
-    return lambda run: run.hosts.cut(number)
-
-
-def _host(number: int) -> Callable[[Across], None]:
-    return lambda run: run.hosts.kill(number)
-
-
-# What happens, seconds until the living ones have left, ranks that cannot leave, what is said where
-FAULTS: dict[str, tuple[Callable[[Across], None], float, tuple[int, ...], dict[int, str]]] = {
-    "rank 3 killed": (_kill(3), 5, (), {1: "host w2: rank 3 (pid "}),
-    "rank 2, which speaks, killed": (_kill(2), 5, (), {1: "host w2: rank 2 (pid "}),
-    "rank 1 killed": (_kill(1), 5, (), {1: "rank 1 (pid "}),
-    "rank 0 killed": (_kill(0), 15, (), {1: "rank 0 (pid ", 2: "rank 0 on host w1 has gone"}),
-    "host 3 killed": (_host(3), 15, (4, 5), {1: "host w3 (ranks 4-5) has gone"}),
-    "host 1 killed": (_host(1), 20, (0, 1), {2: "rank 0 on host w1 has gone"}),
-    "host 2 cut off": (
-        _cut(2), 20, (),
-        {1: "host w2 (ranks 2-3) does not answer for", 2: "rank 0 on host w1 does not answer"},
-    ),
-    "rank 5 stopped": (_stop(5), 20, (5,), {1: "rank 5 on host w3 (pid "}),
-    "rank 4, which speaks, stopped": (_stop(4), 20, (4,), {1: "rank 4 on host w3 (pid "}),
-    "rank 0 stopped": (_stop(0), 25, (0,), {1: "rank 0 on host w1 (pid "}),
-}  # fmt: skip
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("what", FAULTS)
-def test_faults_on_three_hosts_are_named_and_everybody_leaves(
-    three_hosts, shared_folder, tmp_path, what
-):
-    act, limit, stuck, said = FAULTS[what]
-    words = words_for(shared_folder)
-    with across(three_hosts, tmp_path / "run", *words, ranks=2) as run:
-        run.wait_for_step(4)
-        # Until everybody has been heard once.
-        time.sleep(3)
-        act(run)
-        try:
-            seconds = run.wait_for_ranks_to_leave(limit + 30, stuck)
-            found = {number: run.own_words(number) for number in said}
-        finally:
-            for number in (1, 2, 3):
-                three_hosts.mend(number)
-            for rank in stuck:
-                if three_hosts.processes(run.host_of(rank)):
-                    run.send(rank, signal.SIGKILL)
-    for number in (1, 3):
-        if f"host {number} killed" == what:
-            three_hosts.boot(number)
-    print(f"{what}: {seconds:.1f} s")
-    for number, expected in said.items():
-        assert len(found[number]) == 1, found
-        assert expected in found[number][0], found
-    if "stopped" in what:
-        assert "SIGSTOP" in found[1][0]
-    assert seconds < limit
-
-
-@pytest.mark.nightly
-def test_an_error_of_one_rank_ends_all_hosts_with_its_code(three_hosts, shared_folder, tmp_path):
-    disturbed = plant({"rank": 2, "from": 4, "to": 4, "phase": "data", "raises": True})
-    with across(three_hosts, tmp_path / "run", *words_for(shared_folder), **disturbed) as run:
-        run.wait_for_step(3)
-        run.wait_for_ranks_to_leave(30)
-        codes = run.codes()
-        said = run.own_words()
-    assert codes == {1: 3, 2: 3, 3: 3}, run.said()
-    assert len(said) == 1
-    assert "rank 2: planted: row 7 is broken" in said[0]
-
-
-@pytest.mark.nightly
-def test_a_signal_to_one_rank_stops_all_hosts_with_75(three_hosts, shared_folder, tmp_path):
-    with across(three_hosts, tmp_path / "run", *words_for(shared_folder)) as run:
-        run.wait_for_step(3)
-        run.send(2, signal.SIGUSR1)
-        codes = run.codes()
-        (said,) = run.own_words()
-    assert codes == {1: 75, 2: 75, 3: 75}
-    assert "stopped by SIGUSR1 at step" in said
 
 
 @pytest.mark.nightly

@@ -155,3 +155,26 @@ def across(hosts: SimulatedHosts, folder: Path, *words: Any, **options: Any) -> 
 
 def _is_launcher(pid: int) -> bool:
     return b"deepspeed.launcher.launch" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def words_for(shared: Path, **changes: Any) -> list[Any]:
+    """A run of a tiny model that would go on for hours, with limits for the impatient."""
+    settings = {
+        "config": ROOT / "ds_configs/zero3.json",
+        "model": shared / "model",
+        "data": shared / "chat.jsonl",
+        "data.loading.cache_dir": shared / "cache",
+        "data.eval_fraction": 0.1,
+        "evaluation.eval_on_start": "false",
+        "max_length": 64,
+        "max_steps": 100_000,
+        "watch.steady_seconds": 8,
+        "watch.lost_seconds": 6,
+        **changes,
+    }
+    return [word for name, value in settings.items() for word in (f"--{name}", value)]
+
+
+def plant(*rules: dict[str, Any]) -> dict[str, str]:
+    """Options of a run in which something is wrong; see `disturbed_run.py`."""
+    return {"program": "tests/support/disturbed_run.py", "DISTURB": json.dumps(rules)}

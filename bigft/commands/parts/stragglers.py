@@ -1,12 +1,12 @@
 """Who is slow: the hook that finds out, and what it measures by."""
 
-import socket
 import time
 from typing import Any
 
 import torch
 
 from bigft.distributed.collectives import gather_objects
+from bigft.distributed.processes import name_host
 from bigft.distributed.waits import measure_waits
 from bigft.distributed.world import World
 from bigft.engine.engine import Engine
@@ -62,7 +62,7 @@ def build_stragglers(
         host_step = HostStep(engine.inner_optimizer)
     return Stragglers(
         rendezvous,
-        gather_objects(socket.gethostname()),
+        gather_objects(name_host()),
         fraction=section.straggler_fraction,
         steps=section.straggler_steps,
         is_rank_zero=world.is_rank_zero,
