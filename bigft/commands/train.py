@@ -23,6 +23,7 @@ from bigft.run.resolved import Resolved
 
 if TYPE_CHECKING:
     from bigft.commands.parts.guards import Guards
+    from bigft.distributed.lookout.limits import Limits
 
 
 def main(request: Request) -> None:
@@ -59,15 +60,16 @@ def run_training(resolved: Resolved) -> Path:
     # The witness first: it has to see also what goes wrong while torch is imported.
     with signals.installed(), witnessed():
         # Heavy imports wait until the settings are known to be right.
-        from bigft.commands.parts.guards import Guards
+        from bigft.commands.parts.guards import Guards, read_limits
         from bigft.distributed.watch import Watch
 
-        watch = Watch(signals)
+        limits = read_limits(resolved.run.watch)
+        watch = Watch(signals, limits)
         guards = Guards(signals, watch)
         with watch.running():
             try:
                 signals.check(BEFORE_TRAINING)
-                return _run_guarded(resolved, guards)
+                return _run_guarded(resolved, guards, limits)
             except StoppedError:
                 raise
             except Exception as error:
@@ -77,14 +79,14 @@ def run_training(resolved: Resolved) -> Path:
                 raise
 
 
-def _run_guarded(resolved: Resolved, guards: "Guards") -> Path:
+def _run_guarded(resolved: Resolved, guards: "Guards", limits: "Limits") -> Path:
     from bigft.checkpoint.recognise import find_storages
     from bigft.commands.parts.endings import endings_explained, note_run
     from bigft.distributed.collectives import broadcast_object, errors_shared
     from bigft.distributed.world import close_world, open_world
     from bigft.log import output_to_log
 
-    world = open_world()
+    world = open_world(limits=limits)
     try:
         with endings_explained(guards):
             guards.meet(world)
@@ -123,7 +125,9 @@ def _run_guarded(resolved: Resolved, guards: "Guards") -> Path:
                 console.result(str(model))
         return model
     except BigftError as error:
-        error.is_local = not (error.is_shared or world.is_rank_zero)
+        is_own = not (error.is_shared or world.is_rank_zero)
+        is_stop = isinstance(error, StoppedError)
+        error.is_local = is_own and (is_stop or not guards.tell(error))
         raise
     finally:
         close_world()

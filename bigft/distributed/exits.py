@@ -12,6 +12,7 @@ from typing import Any
 from bigft.distributed.failures import LESS_HOST_MEMORY, find_failure
 from bigft.distributed.memory import HostMemory
 from bigft.distributed.place import Facts, describe_place
+from bigft.errors import BigftError
 from bigft.units import format_bytes
 
 # PIDFD_GET_INFO with PIDFD_INFO_EXIT (Linux 6.15), which answers also after the parent has waited:
@@ -46,6 +47,15 @@ def read_exit(pid: int, pidfd: int) -> int | None:
             return code
     status = _ask_pidfd(pidfd)
     return None if status is None else _to_code(status)
+
+
+def find_code(error: BaseException) -> int:
+    """Foresee the exit code of this process when an error ends it."""
+    if isinstance(error, BigftError):
+        return error.exit_code
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code or 1
+    return 1
 
 
 def parse_status(text: str) -> int | None:

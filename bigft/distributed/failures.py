@@ -299,3 +299,14 @@ def _read_size(pattern: str, text: str) -> int | None:
         return parse_bytes(found[1].replace("bytes", "B")) if found else None
     except ValueError:
         return None
+
+
+def is_about_others(error: Exception) -> bool:
+    """Whether an error is how a collective tells that another rank has gone."""
+    # Of torch, which is not imported here.
+    if any(kind.__name__ == "DistError" for kind in type(error).__mro__):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        word in text for word in ("gloo", "nccl", "connection", "peer")
+    )

@@ -16,16 +16,21 @@ from bigft.redact import redact_text
 _ORDERED = {-number for number in (*STOP_SIGNALS, 1)}
 """A launcher or a terminal (SIGHUP) ends whoever is left."""
 
-_GO_ON = "The same command goes on from the newest committed checkpoint"
+GO_ON = "The same command goes on from the newest committed checkpoint"
+
+
+def show(text: str, stream: TextIO | None = None) -> None:
+    """Write a line for people; what cannot be written is left out."""
+    with contextlib.suppress(Exception):
+        stream = stream or sys.stderr
+        stream.write(redact_text(f"{text}\n"))
+        stream.flush()
 
 
 def say(text: str, folder: str | None, stream: TextIO | None = None) -> None:
     """Write the last words of a run; what cannot be written is left out."""
     line = redact_text(f"bigft: {text}\n")
-    with contextlib.suppress(Exception):
-        stream = stream or sys.stderr
-        stream.write(line)
-        stream.flush()
+    show(f"bigft: {text}", stream)
     if folder is not None:
         with contextlib.suppress(OSError):
             (Path(folder) / "log" / "last_words.txt").write_text(line)
@@ -51,7 +56,7 @@ def speak_for(ends: Sequence[tuple[int, int, int, str]], place: int) -> None:
     for (rank, pid, _, _), code in zip(ends, codes, strict=True):
         if code is not None and code < 0 and code not in _ORDERED:
             text = describe_end(rank, pid, code, facts)
-            say(f"{text}. {_GO_ON}", facts.get("folder"))
+            say(f"{text}. {GO_ON}", facts.get("folder"))
             return
 
 

@@ -16,7 +16,10 @@ from typing import Any
 
 from bigft.distributed.board import open_board
 from bigft.distributed.failures import find_addresses
+from bigft.distributed.lookout.parties import Host
+from bigft.distributed.lookout.standing import Standing, read_state, survey
 from bigft.distributed.place import HERE, Facts, describe_place, read_place
+from bigft.distributed.processes import name_host
 from bigft.errors import LaunchError
 from bigft.units import format_seconds
 
@@ -40,7 +43,7 @@ class Peer:
 
 def describe_self(rank: int, kernel: str) -> Peer:
     """Say what the others have to know of this rank."""
-    return Peer(rank, kernel, socket.gethostname(), _find_addresses(), os.getpid(), HERE.fd)
+    return Peer(rank, kernel, name_host(), _find_addresses(), os.getpid(), HERE.fd)
 
 
 def _find_addresses() -> tuple[str, ...]:
@@ -49,7 +52,9 @@ def _find_addresses() -> tuple[str, ...]:
 
     with contextlib.suppress(OSError):
         rows = [row.address for rows in psutil.net_if_addrs().values() for row in rows]
-        return tuple(row.partition("%")[0] for row in rows if not row.startswith(("127.", "::1")))
+        found = [row.partition("%")[0] for row in rows if not row.startswith(("127.", "::1"))]
+        # NCCL names a host by its own name, whatever it is called in the hostfile.
+        return (*found, socket.gethostname())
     return ()
 
 
@@ -81,11 +86,43 @@ class Peers:
             with contextlib.suppress(LaunchError):
                 self._board.post(str(self._mine.rank), json.dumps(HERE.facts))
 
-    def dump_stacks(self) -> None:
-        """Have every rank of this host write its Python stack into its log."""
+    @property
+    def has_others(self) -> bool:
+        """Whether this rank is not the only one."""
+        return len(self._everybody) > 1
+
+    @property
+    def own_addresses(self) -> tuple[str, ...]:
+        """By which this host may be reached."""
+        return self._mine.addresses
+
+    @property
+    def hosts(self) -> list[Host]:
+        """All hosts, that of rank 0 first."""
+        found: dict[str, Host] = {}
+        for rank, peer in sorted(self._everybody.items()):
+            host = found.get(peer.kernel)
+            ranks = {**(host.ranks if host else {}), rank: peer.pid}
+            found[peer.kernel] = Host(host.name if host else peer.host, ranks)
+        return list(found.values())
+
+    def survey(self) -> list[Standing]:
+        """Look where the ranks of this host stand."""
+        ranks = {
+            rank: peer.pid
+            for rank, peer in self._everybody.items()
+            if peer.kernel == self._mine.kernel
+        }
+        return survey(ranks, self.read)
+
+    def dump_stacks(self, line: str = "") -> None:
+        """Have every rank of this host write its Python stack into its log, after a line."""
         for rank in self._places:
             # Whoever has a run folder has a log, and a handler that writes there.
-            if "folder" in self.read(rank):
+            folder = self.read(rank).get("folder")
+            if folder is not None:
+                if line:
+                    _append(Path(folder) / "log" / f"rank_{rank:02d}.log", line)
                 with contextlib.suppress(OSError):
                     os.kill(self._everybody[rank].pid, signal.SIGUSR2)
 
@@ -136,7 +173,7 @@ class Peers:
         who = f"rank {peer.rank} on host {peer.host}"
         if peer.kernel != self._mine.kernel:
             return f"{who} does not answer"
-        state = _read_state(peer.pid)
+        state = read_state(peer.pid)
         if state is None:
             return f"{who} (pid {peer.pid}) has gone"
         facts = self.read(peer.rank)
@@ -145,10 +182,6 @@ class Peers:
         return f"{who} (pid {peer.pid}) stands {describe_place(facts)} for {since}{stopped}"
 
 
-def _read_state(pid: int) -> str | None:
-    """Return the letter of a process's state; None when it has ended."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return None
-    return None if state in "ZX" else state
+def _append(log: Path, line: str) -> None:
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")

@@ -63,6 +63,10 @@ class Place:
             self._memory[start:end] = _LENGTH.pack(len(text)) + text
             self._memory[0] = slot
 
+    def beat(self) -> None:
+        """Note that something goes on, inside a phase that may take long."""
+        self.note(moves=self.facts.get("moves", 0) + 1)
+
 
 HERE = Place()
 """Of this process: it is in one place at a time, whoever asks."""

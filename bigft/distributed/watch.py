@@ -1,7 +1,8 @@
-"""When one rank of this host dies, the others leave within seconds and one of them says why.
+"""When a rank dies or stands still, the others leave within seconds and one of them says why.
 
 Without this they wait in a collective for a process that no longer exists: for minutes under
-gloo, for the whole time limit under NCCL. Ranks of other hosts are not watched.
+gloo, for the whole time limit under NCCL. Ranks of one host see each other's ends here; what
+happens to other hosts is the business of `lookout/`.
 """
 
 import contextlib
@@ -13,20 +14,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from queue import SimpleQueue
 from typing import TextIO
 
-import torch
-
 from bigft.distributed.collectives import gather_objects
-from bigft.distributed.exits import read_exit
-from bigft.distributed.last_words import describe_end, say
+from bigft.distributed.company import open_lookout
+from bigft.distributed.exits import find_code, read_exit
+from bigft.distributed.failures import is_about_others
+from bigft.distributed.last_words import GO_ON, describe_end, say, show
+from bigft.distributed.lookout.limits import Limits
+from bigft.distributed.lookout.neighbour import Neighbour
+from bigft.distributed.lookout.parties import Lookout
 from bigft.distributed.memory import read_host_memory
 from bigft.distributed.peers import Peers, describe_self
 from bigft.distributed.place import HERE
+from bigft.distributed.processes import (
+    Process,
+    find_launchers,
+    find_speaker,
+    has_spoken,
+    identify_host,
+)
+from bigft.distributed.sample import SAMPLE_SECONDS, Sampler
 from bigft.distributed.signals import REPEAT_SECONDS, STOP_SIGNALS, StopSignals
 from bigft.distributed.world import World
-from bigft.errors import LaunchError, StoppedError
+from bigft.errors import BigftError, LaunchError, StoppedError
 
 logger = logging.getLogger(__name__)
 
@@ -39,19 +51,7 @@ _STUBBORN_SECONDS = 5.0
 _IMPATIENT_SECONDS = 2.0
 """The same after the second of two equal signals."""
 
-_OF_ONE_RANK = ("phase", "step", "rss_bytes")
-_SPEAKER_SECONDS = 3.0
-_SAMPLE_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class _Process:
-    """A rank of this host, or what started the ranks."""
-
-    pid: int
-    pidfd: int
-    rank: int | None
-    """None: a launcher."""
+_OF_ONE_RANK = ("phase", "step", "rss_bytes", "where", "waits")
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,34 @@ class _Deadline:
     """Drop it when the training loop is there to look at the request."""
 
 
+@dataclass(frozen=True)
+class _News:
+    """What the lookout has heard or found out."""
+
+    code: int
+    text: str
+    at_once: bool
+    rank: int | None
+
+
 class Watch:
     """A thread that looks after the other ranks of this host, and after a stuck main thread."""
 
-    def __init__(self, signals: StopSignals) -> None:
+    def __init__(self, signals: StopSignals, limits: Limits | None = None) -> None:
         """Watch nobody yet."""
         self._signals = signals
+        self._limits = limits or Limits()
         self._rank = int(os.environ.get("RANK", "0"))
         self._stream: TextIO | None = None
         self._has_parted = False
         self._clean_ups: list[Callable[[], None]] = []
-        self._watched: dict[int, _Process] = {}
+        self._watched: dict[int, Process] = {}
         self._peers: Peers | None = None
         self._kills_before = read_host_memory().kills
-        self._sample()
+        self._sampler = Sampler(min(10.0, self._limits.steady / 4 or 10.0))
+        self._lookout: Lookout | None = None
+        self._neighbour: Neighbour | None = None
+        self._news: SimpleQueue[_News] = SimpleQueue()
         self._heard: dict[int, float] = {}
         self._deadline: _Deadline | None = None
         self._main_failed = False
@@ -97,7 +111,13 @@ class Watch:
         self._thread.start()
         try:
             yield
+        except BaseException as error:
+            if self._lookout is not None:
+                # The ranks of this host see the end itself.
+                self._lookout.dismiss(self._rank, find_code(error), at_once=False)
+            raise
         finally:
+            self.part()
             if on_main:
                 signal.set_wakeup_fd(previous)
             os.write(self._waker, b"\0")
@@ -106,8 +126,8 @@ class Watch:
                 os.close(fd)
 
     def meet(self, world: World) -> None:
-        """Learn which ranks are on this host. Collective: every rank."""
-        mine = describe_self(world.rank, _identify_host())
+        """Learn which ranks are where, and begin to watch. Collective: every rank."""
+        mine = describe_self(world.rank, identify_host())
         everybody = gather_objects(mine)
         self._peers = Peers(mine, everybody)
         found = [
@@ -115,11 +135,24 @@ class Watch:
             for peer in everybody
             if peer.kernel == mine.kernel and peer.rank != world.rank
         ]
-        self._watch([*found, *((pid, None) for pid in _find_launchers())])
+        self._watch([*found, *((pid, None) for pid in find_launchers())])
+        self._lookout, self._neighbour = open_lookout(world, self._peers, self._limits, self)
+        self._lookout.start()
 
     def part(self) -> None:
         """Let ranks end as they like from now on."""
         self._has_parted = True
+        lookout, self._lookout = self._lookout, None
+        if lookout is not None:
+            lookout.part()
+
+    def tell(self, error: BigftError) -> bool:
+        """Let rank 0 say an error of this rank; return whether it has heard it."""
+        text = f"rank {self._rank}: {error}"
+        lookout = self._lookout
+        if lookout is None:
+            return False
+        return lookout.tell(self._rank, error.exit_code, text, at_once=False)
 
     def speak_through(self, stream: TextIO | None) -> None:
         """Choose where this rank's last words go; None: standard error."""
@@ -135,7 +168,8 @@ class Watch:
         If a rank of this host has died, or has left with an error of its own, this process leaves
         now and the call does not return: its own error is only a consequence.
         """
-        if not (self._watched and is_about_others(error)):
+        has_others = self._watched or (self._peers is not None and self._peers.has_others)
+        if not (has_others and is_about_others(error)):
             return
         logger.warning("collective failed, as it does when another rank ends: %s", error)
         if self._peers is not None:
@@ -150,6 +184,24 @@ class Watch:
         if self._peers is None or not is_about_others(error):
             return ""
         return self._peers.explain(str(error))
+
+    # What the lookout says, from its own thread.
+
+    def ended(self, code: int, text: str, *, at_once: bool, rank: int | None = None) -> None:
+        """Leave soon, with a code of another rank or of all."""
+        self._news.put(_News(code, text, at_once, rank))
+        self._wake()
+
+    def warned(self, text: str) -> None:
+        """Say something that people should know, and go on."""
+        logger.warning("%s", text)
+        show(text, self._stream)
+
+    def dump(self, line: str) -> None:
+        """Have the ranks of this host write their stacks."""
+        logger.warning("%s", line)
+        if self._peers is not None:
+            self._peers.dump_stacks(line)
 
     # The thread.
 
@@ -176,8 +228,11 @@ class Watch:
 
     def _look_at_clock(self) -> None:
         now = time.monotonic()
-        if now - self._sampled >= _SAMPLE_SECONDS:
-            self._sample()
+        if now - self._sampler.taken >= SAMPLE_SECONDS:
+            self._sampler.take()
+            self._look_at_neighbour(now)
+        while not self._news.empty():
+            self._hear_news(self._news.get())
         signals = self._signals
         if signals.name and self._deadline is None and not (signals.is_awaited or signals.is_over):
             # Also a request that came before this thread, or was lost in a library.
@@ -188,17 +243,28 @@ class Watch:
             if not (due.unless_awaited and signals.is_awaited):
                 self._leave(due.code, due.text)
 
-    def _sample(self) -> None:
-        """Keep what is asked when a process has ended, and nobody can measure it any more."""
-        self._sampled = time.monotonic()
-        memory = read_host_memory()
-        HERE.note(
-            used_bytes=memory.used_bytes,
-            limit_bytes=memory.limit_bytes,
-            is_grouped=memory.is_grouped,
-            rss_bytes=_read_rss_bytes(),
-            shared_free_bytes=_read_free_bytes("/dev/shm"),
-        )
+    def _hear_news(self, news: _News) -> None:
+        if self._has_parted:
+            return
+        logger.info("news of the run: %s", news)
+        text = news.text or None
+        if news.at_once:
+            self._leave(news.code, text)
+        lookout = self._lookout
+        if lookout is not None and self._rank == 0:
+            lookout.dismiss(news.rank or 0, news.code, at_once=False)
+        if self._deadline is None or (text and not self._deadline.text):
+            self._deadline = _Deadline(time.monotonic() + _POLITE_SECONDS, news.code, text)
+        if news.code == StoppedError.exit_code:
+            self._stop_main(f"a signal to rank {news.rank}")
+
+    def _look_at_neighbour(self, now: float) -> None:
+        """See whether the rank that speaks for this host still can."""
+        if self._neighbour is None or self._has_parted:
+            return
+        text = self._neighbour.judge(now)
+        if text is not None:
+            self._leave_with_words(f"{text}. {GO_ON}" if self._neighbour.speaks else None)
 
     def _hear(self, number: int) -> None:
         """Take note of a signal also when the main thread is not able to."""
@@ -216,7 +282,7 @@ class Watch:
             now + _STUBBORN_SECONDS, StoppedError.exit_code, text, unless_awaited=True
         )
 
-    def _see_end(self, process: _Process) -> None:
+    def _see_end(self, process: Process) -> None:
         if process.rank is None:
             self._stop_main("the end of its launcher")
             return
@@ -224,6 +290,10 @@ class Watch:
             return
         code = read_exit(process.pid, process.pidfd)
         logger.info("rank %s (pid %s) ended: %s", process.rank, process.pid, code)
+        decided = self._peers.read(process.rank).get("leaving") if self._peers else None
+        if code is not None and code == decided:
+            # It has left because of others, for all of this host.
+            self._leave(code, None)
         now = time.monotonic()
         if code is None:
             text = (
@@ -239,6 +309,9 @@ class Watch:
         elif code > 0:
             # It has said why. Where its error was everybody's, this process is leaving, too.
             self._deadline = _Deadline(now + _POLITE_SECONDS, code)
+            lookout = self._lookout
+            if lookout is not None:
+                lookout.dismiss(process.rank, code, at_once=False)
             if code == StoppedError.exit_code:
                 self._stop_main(f"a signal to rank {process.rank}")
 
@@ -250,7 +323,7 @@ class Watch:
             # next, and a second one would mean haste.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
-    def _describe(self, process: _Process, code: int) -> str:
+    def _describe(self, process: Process, code: int) -> str:
         # What this rank has noted stands for one whose notes cannot be read.
         rank = process.rank or 0
         facts = (self._peers.read(rank) if self._peers is not None else None) or {
@@ -258,32 +331,29 @@ class Watch:
         }
         facts["started_kills"] = HERE.facts.get("started_kills", self._kills_before)
         text = describe_end(rank, process.pid, code, facts)
-        return (
-            f"{text}. The other ranks of this host have stopped; the same command goes on from the"
-            " newest committed checkpoint"
-        )
+        return f"{text}. The other ranks have stopped. {GO_ON}"
 
     def _mourn(self, text: str) -> None:
-        speaker = self._find_speaker()
+        speaker = find_speaker(self._watched.values(), self._rank)
         # The speaker may be on its way out, too: then somebody else has to say it.
-        is_said = speaker is not None and self._has_spoken(speaker)
-        self._leave(LaunchError.exit_code, None if is_said else text)
+        is_said = speaker is not None and has_spoken(speaker)
+        self._leave_with_words(None if is_said else text)
 
-    def _find_speaker(self) -> _Process | None:
-        """Find the living rank below this one that speaks; None when it is this one."""
-        below = [p for p in self._watched.values() if p.rank is not None and p.rank < self._rank]
-        alive = [p for p in below if not _has_ended(p, 0)]
-        return min(alive, key=lambda p: p.rank or 0, default=None)
-
-    def _has_spoken(self, speaker: _Process) -> bool:
-        """Whether the speaker lives, or has left in order."""
-        if not _has_ended(speaker, _SPEAKER_SECONDS):
-            return True
-        code = read_exit(speaker.pid, speaker.pidfd)
-        return code is None or code >= 0
+    def _leave_with_words(self, text: str | None) -> None:
+        """Leave because of another rank; rank 0 says why, if it can hear it."""
+        code = LaunchError.exit_code
+        lookout = self._lookout
+        if text and lookout and lookout.tell(self._rank, code, text, at_once=True):
+            logger.error("rank 0 has been told: %s", text)
+            text = None
+        self._leave(code, text)
 
     def _leave(self, code: int, text: str | None) -> None:
         self._is_leaving.set()
+        HERE.note(leaving=code)
+        lookout = self._lookout
+        if lookout is not None:
+            lookout.dismiss(self._rank, code, at_once=code == LaunchError.exit_code)
         if text:
             logger.error("%s", text)
             say(text, HERE.facts.get("folder"), self._stream)
@@ -301,61 +371,10 @@ class Watch:
             except OSError as error:
                 logger.warning("pid %s cannot be watched: %s", pid, error)
                 continue
-            self._watched = {**self._watched, pidfd: _Process(pid, pidfd, rank)}
-        # A number that is no signal of ours: the thread looks at the list again.
-        os.write(self._waker, b"\xff")
+            self._watched = {**self._watched, pidfd: Process(pid, pidfd, rank)}
+        self._wake()
 
-
-def _identify_host() -> str:
-    """Name this kernel and this view of process numbers; containers of one host differ."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{boot.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115
-
-
-def _find_launchers() -> list[int]:
-    """Find the DeepSpeed launcher that started this rank, and the `deepspeed` command above it.
-
-    A killed `deepspeed` leaves the ranks running, with nobody to report to.
-    """
-    found = []
-    pid = os.getppid()
-    for word in ("deepspeed.launcher.launch", "deepspeed"):
-        try:
-            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, UnicodeDecodeError):
-            break
-        if word not in line:
-            break
-        found.append(pid)
-        pid = parent
-    return found
-
-
-def _has_ended(process: _Process, seconds: float) -> bool:
-    poller = select.poll()
-    poller.register(process.pidfd, select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
-
-
-def is_about_others(error: Exception) -> bool:
-    """Whether an error is how a collective tells that another rank has gone."""
-    if isinstance(error, torch.distributed.DistError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        word in text for word in ("gloo", "nccl", "connection", "peer")
-    )
-
-
-def _read_rss_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _read_free_bytes(folder: str) -> int | None:
-    try:
-        found = os.statvfs(folder)
-    except OSError:
-        return None
-    return found.f_bavail * found.f_frsize
+    def _wake(self) -> None:
+        """Let the thread look at everything again: a number that is no signal of ours."""
+        with contextlib.suppress(OSError):
+            os.write(self._waker, b"\xff")

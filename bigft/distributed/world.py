@@ -3,6 +3,7 @@
 This is the only place that reads the launcher's environment variables.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -11,16 +12,25 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from torch.distributed.rendezvous import rendezvous
 
+from bigft.distributed.arrival import await_all
 from bigft.distributed.children import find_free_port
 from bigft.distributed.failures import find_failure
+from bigft.distributed.lookout.limits import Limits
 from bigft.errors import LaunchError
+
+logger = logging.getLogger(__name__)
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 # Loading a large model, tokenising and saving happen between collectives; the stock 10 minutes
 # of NCCL kill runs that only wait for a disk. DeepSpeed's own variable, in minutes, changes it.
-_COLLECTIVE_MINUTES = "120"
+_COLLECTIVE_SECONDS = 120 * 60
+
+# The limits of the lookout speak with names and places, a collective only of itself: they come
+# first.
+_LATER = 1.5
 
 
 @dataclass(frozen=True)
@@ -39,8 +49,12 @@ class World:
         return self.rank == 0
 
 
-def open_world(environ: Mapping[str, str] | None = None) -> World:
+def open_world(environ: Mapping[str, str] | None = None, limits: Limits | None = None) -> World:
     """Join the process group that the launcher describes, or open one of a single process.
+
+    Args:
+        environ: Instead of the variables of this process.
+        limits: How long the ranks wait for each other here, and what collectives outlast.
 
     Raises:
         LaunchError: The launcher's variables are incomplete, or the ranks do not meet.
@@ -56,13 +70,19 @@ def open_world(environ: Mapping[str, str] | None = None) -> World:
         if device.type == "cuda"
         else torch.distributed.get_default_backend_for_device(device)
     )
-    minutes = os.environ.get("DEEPSPEED_TIMEOUT", _COLLECTIVE_MINUTES)
-    if not minutes.isdigit() or minutes == "0":
-        raise LaunchError(f"DEEPSPEED_TIMEOUT={minutes}: must be whole minutes; unset it for 120")
-    limit = timedelta(minutes=int(minutes))
+    limits = limits or Limits()
+    limit = timedelta(seconds=_find_limit(limits))
+    patience = limits.startup or limit.total_seconds()
     try:
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=patience)))
+        await_all(store, rank, size, patience)
         torch.distributed.init_process_group(
-            backend, timeout=limit, device_id=None if device.type == "cpu" else device
+            backend,
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=limit,
+            device_id=None if device.type == "cpu" else device,
         )
     except (RuntimeError, ValueError) as error:
         failure = find_failure(f"{type(error).__name__}: {error}")
@@ -79,6 +99,27 @@ def open_world(environ: Mapping[str, str] | None = None) -> World:
         local_size=int(os.environ["LOCAL_SIZE"]),
         device=device,
     )
+
+
+def _find_limit(limits: Limits) -> float:
+    """Return the time limit of collectives, in seconds.
+
+    Raises:
+        LaunchError: DEEPSPEED_TIMEOUT is no number.
+    """
+    minutes = os.environ.get("DEEPSPEED_TIMEOUT")
+    if minutes is None:
+        return max(_COLLECTIVE_SECONDS, _LATER * limits.longest)
+    if not minutes.isdigit() or minutes == "0":
+        raise LaunchError(f"DEEPSPEED_TIMEOUT={minutes}: must be whole minutes; unset it for 120")
+    if 60 * int(minutes) <= limits.longest:
+        logger.warning(
+            "DEEPSPEED_TIMEOUT=%s minutes end a collective before the longest limit of --watch (%s"
+            " s) can say which rank did not come",
+            minutes,
+            limits.longest,
+        )
+    return 60.0 * int(minutes)
 
 
 def close_world() -> None:

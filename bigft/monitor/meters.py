@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from bigft.distributed.devices import find_device
+from bigft.distributed.waits import WAITS
 
 PHASES = ("data", "forward", "backward", "optimizer")
 
@@ -24,15 +25,20 @@ class PhaseClock:
         self._on_cpu = device.type == "cpu"
         self._device = device
         self._seconds = dict.fromkeys(PHASES, 0.0)
+        self.own = dict.fromkeys(PHASES, 0.0)
+        """Seconds that this rank has worked by itself since the start, without waiting for others
+        (`measure_waits`). On an accelerator only of `data`, which the host does."""
         self._events: list[tuple[str, torch.Event, torch.Event]] = []
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the block under this phase."""
         if self._on_cpu or name == "data":
-            started = time.perf_counter()
+            started, waited = time.perf_counter(), WAITS.seconds
             yield
-            self._seconds[name] += time.perf_counter() - started
+            spent = time.perf_counter() - started
+            self._seconds[name] += spent
+            self.own[name] += max(0.0, spent - (WAITS.seconds - waited))
             return
         begin, end = (torch.Event(self._device, enable_timing=True) for _ in range(2))
         begin.record()

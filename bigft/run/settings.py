@@ -7,7 +7,7 @@ from bigft.config.section import Section
 from bigft.data.section import DataSection
 from bigft.evaluation.section import EvaluationSection
 from bigft.models.section import ModelSection
-from bigft.monitor.section import MonitorSection
+from bigft.monitor.section import MonitorSection, WatchSection
 from bigft.optim.section import OptimSection
 from bigft.planner.section import PlanSection
 from bigft.tasks.section import TaskSection
@@ -74,4 +74,5 @@ class Run(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection = EvaluationSection()
     monitor: MonitorSection = MonitorSection()
+    watch: WatchSection = WatchSection()
     plan: PlanSection = PlanSection()

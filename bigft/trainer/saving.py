@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from bigft.distributed.place import HERE
 from bigft.errors import CheckpointError
 from bigft.monitor.events import Events
 from bigft.trainer.hooks import StepReport, is_due
@@ -65,6 +66,7 @@ class Saver:
         is_last = self._is_last = is_end or self._rendezvous.stop is not None
         if not is_last and not is_due(state.step, self._save_steps, self._total_steps):
             return
+        HERE.note(phase="saving")
         self._collect(is_last)
         self._begun = state.step
         try:

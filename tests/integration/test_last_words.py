@@ -171,6 +171,8 @@ def test_a_stopped_rank_is_named_at_the_time_limit(shared_folder, tmp_path):
     words = words_for(shared_folder, folder)
     place = words.index("--output_dir")
     del words[place : place + 2]
+    # Without the limits of --watch, which would be first.
+    words += ["--watch.steady_seconds", "0", "--watch.lost_seconds", "0"]
     with launched(2, folder, *words, DEEPSPEED_TIMEOUT="1") as run:
         ranks = run.ranks()
         run.wait_for_step(2)

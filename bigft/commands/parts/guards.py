@@ -3,10 +3,24 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
+from bigft.distributed.lookout.limits import Limits
 from bigft.distributed.signals import StopSignals
 from bigft.distributed.watch import Watch
 from bigft.distributed.world import World
+from bigft.errors import BigftError
 from bigft.log import Console
+from bigft.monitor.section import WatchSection
+
+
+def read_limits(section: WatchSection) -> Limits:
+    """Take the time limits out of the settings."""
+    return Limits(
+        startup=section.startup_seconds,
+        steady=section.steady_seconds,
+        slow=section.slow_seconds,
+        lost=section.lost_seconds,
+        port=section.port,
+    )
 
 
 class Guards:
@@ -18,7 +32,7 @@ class Guards:
         self._watch = watch
 
     def meet(self, world: World) -> None:
-        """Begin to watch the other ranks of this host. Collective: every rank."""
+        """Begin to watch the other ranks and hosts. Collective: every rank."""
         if self._watch is not None:
             self._watch.meet(world)
 
@@ -32,6 +46,10 @@ class Guards:
             return ""
         self._watch.explain(error)
         return self._watch.name_others(error)
+
+    def tell(self, error: BigftError) -> bool:
+        """Let rank 0 say an error of this rank alone; return whether it has heard it."""
+        return self._watch is not None and self._watch.tell(error)
 
     def part(self) -> None:
         """Let the other ranks end as they like: what is left is done without them."""

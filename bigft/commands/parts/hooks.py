@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from bigft.commands.parts.checkpoints import RunCheckpoints
+from bigft.commands.parts.stragglers import build_stragglers
 from bigft.data.build import Data
 from bigft.distributed.collectives import gather_rows
 from bigft.distributed.world import World
@@ -86,6 +87,9 @@ def build_hooks(
             expects_overflow=bool(engine.deepspeed.fp16_enabled()),
         ),
     ]
+    stragglers = build_stragglers(run.watch, engine, rendezvous, events, world, console)
+    if stragglers is not None:
+        hooks.append(stragglers)
     if engine.host_swap is not None:
         parameters = count_parameters(model.module)
         hooks.append(DiskWear(engine.host_swap, parameters, world.device, console))

@@ -28,6 +28,7 @@ from bigft.data.store.chunks import (
 from bigft.data.store.rejected import Rejected
 from bigft.data.store.store import StoreInfo, StoreWriter, TokenStore, compute_store_digest
 from bigft.data.tokens.tokenize import find_chat_template
+from bigft.distributed.place import HERE
 from bigft.errors import DataError
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def _write_store(
         for chunk in tokenizing:
             problems.see(chunk.rejected)
             writer.append(chunk)
+            HERE.beat()
             progress.show(writer.info.records)
             if problems.are_enough:
                 break

@@ -1,0 +1,355 @@
+"""Rank 0's part: hear every host once a second, and tell all of them when it is over."""
+
+import contextlib
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bigft.distributed.last_words import GO_ON
+from bigft.distributed.lookout.judge import Judge
+from bigft.distributed.lookout.limits import TICK_SECONDS, Limits
+from bigft.distributed.lookout.lines import (
+    MAX_HELLO_BYTES,
+    MAX_LINE_BYTES,
+    Line,
+    LineClosedError,
+    Message,
+    is_same_token,
+)
+from bigft.distributed.lookout.parties import Ears, Host
+from bigft.distributed.lookout.silence import judge_silence
+from bigft.distributed.lookout.standing import Standing
+from bigft.errors import LaunchError
+from bigft.units import format_seconds
+
+logger = logging.getLogger(__name__)
+
+_HELLO_SECONDS = 5.0
+_GRACE_SECONDS = 5.0
+"""After a connection has closed: to come back, or for another rank of that host to say why."""
+
+_ARRIVAL_SECONDS = 30.0
+_SLEPT_SECONDS = 5.0
+"""A longer pause between two rounds means that this process itself was stopped."""
+
+_STRANGERS = 64
+_STACKS_SECONDS = 2.0
+
+
+@dataclass
+class _Post:
+    """What is known of another host's connection."""
+
+    host: Host
+    line: Line | None = None
+    closed: float | None = None
+    is_warned: bool = False
+    has_left: bool = False
+
+
+@dataclass
+class _Stranger:
+    line: Line
+    since: float = field(default_factory=time.monotonic)
+
+
+class Centre:
+    """A thread of rank 0. It judges its own host also when there is no other."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        own: Host,
+        others: Sequence[Host],
+        look: Callable[[], list[Standing]],
+        ears: Ears,
+        *,
+        listener: socket.socket | None = None,
+        token: str = "",
+    ) -> None:
+        """Take who there is.
+
+        Args:
+            limits: How long everybody may be silent or stand still.
+            own: This host.
+            others: The other hosts.
+            look: Surveys this host's ranks.
+            ears: Who acts.
+            listener: Where the others call; None: they are not watched.
+            token: What they have to show.
+        """
+        now = time.monotonic()
+        self._limits, self._look, self._ears = limits, look, ears
+        self._listener, self._token = listener, token
+        self._own = own
+        self._posts = {host.leader: _Post(host) for host in others if listener is not None}
+        hosts = {rank: host.name for host in (own, *others) for rank in host.ranks}
+        self._judge = Judge(limits, hosts, now)
+        self._strangers: dict[int, _Stranger] = {}
+        self._selector = selectors.DefaultSelector()
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._began = self._ticked = now
+        self._is_missing_said = False
+        self._is_dismissed = False
+        self._thread = threading.Thread(target=self._run, name="bigft-lookout", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen and to judge."""
+        if self._listener is not None:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        self._thread.start()
+
+    def part(self) -> None:
+        """Let everybody end as they like from now on."""
+        self._tell_all({"bye": 0})
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join(TICK_SECONDS + 1)
+        for post in self._posts.values():
+            self._drop(post)
+        for fd in list(self._strangers):
+            self._turn_away(fd)
+        if self._listener is not None:
+            self._listener.close()
+        self._selector.close()
+
+    def dismiss(self, rank: int, code: int, *, at_once: bool) -> None:
+        """Tell all hosts that a rank has ended with a code, and so the run does."""
+        # Hosts that leave now are not lost; words about why may still come.
+        self._is_dismissed = True
+        self._tell_all({"leave": code, "rank": rank, "at_once": at_once})
+
+    def tell(self, rank: int, code: int, text: str, *, at_once: bool) -> bool:
+        """Say that nobody else has to: this is where words are said."""
+        return False
+
+    # The thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._over.is_set():
+                self._listen_for(max(0.0, self._ticked + TICK_SECONDS - time.monotonic()))
+                if time.monotonic() - self._ticked >= TICK_SECONDS:
+                    self._tick()
+        except Exception:
+            # Whatever goes wrong here must not end a run that is well.
+            logger.exception("the lookout has ended; other hosts are not watched any more")
+
+    def _listen_for(self, seconds: float) -> None:
+        for key, _ in self._selector.select(seconds):
+            with self._lock:
+                if self._over.is_set():
+                    return
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif key.data is None:
+                    self._greet(key.fd)
+                else:
+                    self._hear(key.data)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with contextlib.suppress(OSError):
+            connection, _ = self._listener.accept()
+            if len(self._strangers) >= _STRANGERS + len(self._posts):
+                self._turn_away(min(self._strangers, key=lambda fd: self._strangers[fd].since))
+            line = Line(connection, MAX_HELLO_BYTES)
+            self._strangers[line.fileno()] = _Stranger(line)
+            self._selector.register(line, selectors.EVENT_READ)
+
+    def _turn_away(self, fd: int) -> None:
+        stranger = self._strangers.pop(fd)
+        self._selector.unregister(stranger.line)
+        stranger.line.close()
+
+    def _greet(self, fd: int) -> None:
+        """Hear the first words of somebody: the token, and which host it is."""
+        stranger = self._strangers.get(fd)
+        if stranger is None:
+            return
+        try:
+            messages = stranger.line.receive()
+        except LineClosedError:
+            self._turn_away(fd)
+            return
+        if not messages:
+            return
+        hello, *rest = messages
+        post = self._posts.get(_number(hello.get("leader")))
+        if post is None or not is_same_token(hello.get("token"), self._token):
+            logger.warning("a connection without the token of this run was closed")
+            self._turn_away(fd)
+            return
+        line = stranger.line
+        line.max_bytes = MAX_LINE_BYTES
+        if "end" in hello:
+            self._answer(line, {"heard": 1})
+            self._turn_away(fd)
+            self._hear_end(hello, post)
+            return
+        del self._strangers[fd]
+        self._drop(post)
+        post.line, post.closed, post.is_warned = line, None, False
+        self._selector.modify(line, selectors.EVENT_READ, post)
+        self._answer(line, self._make_beat())
+        for message in rest:
+            self._obey(post, message)
+
+    def _hear(self, post: _Post) -> None:
+        if post.line is None:
+            return
+        try:
+            for message in post.line.receive():
+                self._obey(post, message)
+        except LineClosedError as error:
+            logger.info("%s: connection lost: %s", post.host, error)
+            self._drop(post)
+            post.closed = time.monotonic()
+
+    def _obey(self, post: _Post, message: Message) -> None:
+        if "bye" in message:
+            post.has_left = True
+            self._judge.forget(post.host.ranks)
+        elif "end" in message:
+            self._hear_end(message, post)
+        elif isinstance(rows := message.get("ranks"), list):
+            with contextlib.suppress(ValueError):
+                found = [Standing.from_row(row) for row in rows]
+                mine = [one for one in found if one.rank in post.host.ranks]
+                self._judge.hear(mine, time.monotonic())
+
+    def _hear_end(self, message: Message, post: _Post) -> None:
+        rank, code = _number(message.get("rank")), _number(message.get("end"))
+        if code <= 0 or rank not in post.host.ranks:
+            return
+        post.has_left = True
+        text = str(message.get("text") or "")[:8000]
+        logger.warning("rank %s on host %s ends with code %s", rank, post.host.name, code)
+        name = f"host {post.host.name}"
+        said = text if not text or name in text else f"{name}: {text}"
+        self._ears.ended(code, said, at_once=bool(message.get("at_once")), rank=rank)
+
+    def _drop(self, post: _Post) -> None:
+        if post.line is not None:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(post.line)
+            post.line.close()
+            post.line = None
+
+    # Once per second.
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        slept, self._ticked = now - self._ticked, now
+        if slept > _SLEPT_SECONDS:
+            logger.warning("this process did not run for %.0f s", slept)
+            self._forgive(slept)
+        standings = self._look()
+        with self._lock:
+            if self._over.is_set():
+                return
+            self._judge.hear(standings, now)
+            for fd in [f for f, s in self._strangers.items() if now - s.since > _HELLO_SECONDS]:
+                self._turn_away(fd)
+            beat = self._make_beat()
+            for post in self._posts.values():
+                if post.line is not None and not post.has_left:
+                    self._answer(post.line, beat)
+            if self._is_dismissed:
+                return
+            self._name_missing(now)
+            text = self._find_lost(now)
+            is_hang = text is None and (text := self._judge.judge(now)) is not None
+        if text is not None:
+            self._end(text, with_stacks=is_hang)
+
+    def _forgive(self, seconds: float) -> None:
+        self._judge.forgive(seconds)
+        for post in self._posts.values():
+            if post.line is not None:
+                post.line.heard += seconds
+            if post.closed is not None:
+                post.closed += seconds
+
+    def _find_lost(self, now: float) -> str | None:
+        for post in self._posts.values():
+            if post.has_left:
+                continue
+            if post.closed is not None and now - post.closed >= _GRACE_SECONDS:
+                return self._describe(post, "has gone: its connection closed without a farewell")
+            if post.line is None:
+                continue
+            silent = now - post.line.heard
+            patience = self._limits.silent(self._judge.step_seconds)
+            why = judge_silence(self._limits, silent, post.line, patience)
+            if why is not None:
+                return self._describe(post, why)
+            if self._limits.lost and silent >= self._limits.warned and not post.is_warned:
+                post.is_warned = True
+                logger.warning("%s is silent for %s", post.host, format_seconds(silent))
+        return None
+
+    def _describe(self, post: _Post, what: str) -> str:
+        stood = self._judge.describe(post.host.ranks)
+        last = f". When it was last heard, {stood}" if stood else ""
+        return f"{post.host} {what}{last}"
+
+    def _name_missing(self, now: float) -> None:
+        """Say once which hosts have not called."""
+        if self._is_missing_said or now - self._began < _ARRIVAL_SECONDS:
+            return
+        self._is_missing_said = True
+        missing = [
+            str(post.host)
+            for post in self._posts.values()
+            if post.line is None and post.closed is None and not post.has_left
+        ]
+        if missing and self._listener is not None:
+            address, port = self._listener.getsockname()[:2]
+            self._ears.warned(
+                f"warning: {', '.join(missing)} cannot reach {address} port {port}, so nobody"
+                " notices when something happens there. Open a port of this host to the others and"
+                " name it: --watch.port 29600"
+            )
+
+    def _end(self, text: str, *, with_stacks: bool) -> None:
+        if with_stacks:
+            line = f"the run stands still; Python stacks follow: {text}"
+            self._tell_all({"dump": line})
+            self._ears.dump(line)
+            text += ". Python stacks of all ranks that answer are in log/rank_NN.log"
+            time.sleep(_STACKS_SECONDS)
+        self._ears.ended(LaunchError.exit_code, f"{text}. {GO_ON}", at_once=True)
+        # The thread that acts says the rest to all hosts; nothing is judged any more.
+        self._over.set()
+
+    # What others are told.
+
+    def _make_beat(self) -> Message:
+        return {"beat": self._limits.silent(self._judge.step_seconds)}
+
+    def _answer(self, line: Line, message: Message) -> None:
+        # Who does not read is found by its silence.
+        with contextlib.suppress(LineClosedError):
+            line.send(message)
+
+    def _tell_all(self, message: Message) -> None:
+        # Also when the thread of the lookout is in the middle of something long.
+        held = self._lock.acquire(timeout=1.0)
+        try:
+            for post in self._posts.values():
+                if post.line is not None:
+                    self._answer(post.line, message)
+        finally:
+            if held:
+                self._lock.release()
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else -1
