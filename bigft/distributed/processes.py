@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigft.distributed.exits import read_exit
+from bigft.errors import LaunchError
 
 _STARTERS = ("deepspeed.launcher.launch", "bigft.launch.agent")
 """What the command line of a rank's parent has in it, where that is a launcher."""
@@ -66,10 +67,15 @@ def has_ended(process: Process, seconds: float) -> bool:
 
 
 def find_speaker(processes: Iterable[Process], rank: int) -> Process | None:
-    """Find the living rank below this one that speaks; None when it is this one."""
+    """Find the rank below this one that speaks; None when it is this one."""
     below = [p for p in processes if p.rank is not None and p.rank < rank]
-    alive = [p for p in below if not has_ended(p, 0)]
-    return min(alive, key=lambda p: p.rank or 0, default=None)
+    # One may have spoken, and left, before this process has had its turn.
+    able = [
+        p
+        for p in below
+        if not has_ended(p, 0) or read_exit(p.pid, p.pidfd) == LaunchError.exit_code
+    ]
+    return min(able, key=lambda p: p.rank or 0, default=None)
 
 
 def has_spoken(speaker: Process) -> bool:

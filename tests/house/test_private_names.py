@@ -44,7 +44,7 @@ USED = {
     "_trial_id": ("optuna.trial._frozen", ["search/study.py"]),
     "_wrapped_by_lr_sched": (SCHEDULER, ["engine/nonfinite.py"]),
 }
-OF_THE_STANDARD_LIBRARY = {"_exit", "_replace"}
+OF_THE_STANDARD_LIBRARY = {"_current_frames", "_exit", "_replace"}
 
 
 def find_used() -> dict[str, list[str]]:
