@@ -27,9 +27,11 @@ from bigft.errors import BigftError, ConfigError, raise_together
 from bigft.redact import flag_values, redact_text, remember_secrets
 from bigft.run.preview import PreviewSettings
 from bigft.run.settings import Run
+from bigft.units import escape_controls
 
 _HELP = ("-h", "--help")
 _TRUTH = ("true", "false")
+_LINE = "\n"
 _SETTINGS: Mapping[str, type[Section]] = {"data": PreviewSettings}
 """What a command takes instead of the settings of a whole run."""
 
@@ -83,7 +85,8 @@ def report_errors() -> Iterator[None]:
     except BigftError as error:
         if is_rank_zero or error.is_local:
             speaker = "bigft" if is_rank_zero else f"bigft, rank {os.environ['RANK']}"
-            sys.stderr.write(redact_text(f"{speaker}: {error}\n"))
+            # It may name what somebody else has written: a host, a file.
+            sys.stderr.write(redact_text(f"{speaker}: {escape_controls(str(error), keep=_LINE)}\n"))
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         if is_rank_zero:

@@ -6,10 +6,13 @@ a name held them (`remember_secrets`), which are then removed wherever they turn
 """
 
 import io
+import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TextIO
+from urllib.parse import quote
 
 HIDDEN = "***"
 
@@ -30,15 +33,25 @@ _AFTER_TEXT_TOKEN = frozenset(
     " classifier ratio rate pooling positions position merging url uri endpoint".split()
 )
 # A secret by its look. Tokens of the hub, of GitHub, GitLab, OpenAI and its like, Slack, AWS,
-# Google; headers.
+# Google; web tokens (their first part is JSON in base64, which begins with `{"`); headers.
+# The look ahead has an end: a host may print megabytes of `sk-`.
 _VALUES = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}"
     r"|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}"
-    r"|sk-(?=[A-Za-z0-9_-]*[0-9])[A-Za-z0-9_-]{16,}|xox[abprs]-[A-Za-z0-9-]{10,}"
-    r"|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,})"
+    r"|sk-(?=[A-Za-z0-9_-]{0,100}[0-9])[A-Za-z0-9_-]{16,}|xox[abprs]-[A-Za-z0-9-]{10,}"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,}"
+    r"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*)"
 )
 _BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=-]{16,}")
 # `git@` is a name that everybody has.
+# Whoever knows such a URL may write there.
+_WEBHOOK = re.compile(
+    r"(://hooks\.slack(?:-gov)?\.com/[a-z]+/|://(?:[a-z]+\.)?discord(?:app)?\.com/api/webhooks/"
+    r"|://[A-Za-z0-9.-]{1,253}\.office\.com/webhook[a-z0-9]*/)[^\s\"'<>)]+"
+)
+_PRIVATE_KEY = re.compile(
+    r"(-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----)(?:(?!-----).){1,20000}?(-----END|$)", re.DOTALL
+)
 # One slash where a URL was taken for a path.
 _USER_INFO = re.compile(
     r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]*://|https?:/)(?!git@)[^/\s\"'?#]+@"
@@ -54,6 +67,7 @@ _VALUE = re.compile(
 _FLAG = re.compile(r"(?<!\S)(--?[A-Za-z][A-Za-z0-9_.-]*)(\s+)(?!-)(\S+)")
 _PLAIN = frozenset(("", "none", "null", "true", "false", "auto", HIDDEN))
 _MIN_KNOWN = 6
+_MIN_LINE = 12
 
 _known: frozenset[str] = frozenset()
 
@@ -87,9 +101,11 @@ def remember_secrets(settings: Mapping[str, object]) -> None:
     """
     global _known  # noqa: PLW0603 - what is secret is secret for the whole process
     found = {
-        value
+        form
         for name, value in settings.items()
-        if isinstance(value, str) and is_secret_name(name) and _is_memorable(value)
+        if isinstance(value, str) and is_secret_name(name)
+        for form in _find_forms(value)
+        if _is_memorable(form)
     }
     _known = _known | found
 
@@ -101,7 +117,10 @@ def redact_text(text: str) -> str:
         if value in text:
             text = text.replace(value, HIDDEN)
     text = _VALUES.sub(HIDDEN, text)
+    if "PRIVATE KEY-----" in text:
+        text = _PRIVATE_KEY.sub(rf"\1{HIDDEN}\2", text)
     if ":/" in text:
+        text = _WEBHOOK.sub(rf"\1{HIDDEN}", text)
         text = _USER_INFO.sub(rf"\1{HIDDEN}@", text)
         text = _QUERY.sub(_hide_query, text)
     text = _BEARER.sub(rf"\1\2{HIDDEN}", text)
@@ -183,6 +202,22 @@ class RedactedStream(io.TextIOBase):
     def encoding(self) -> str:  # type: ignore[override]
         """Encoding of the stream below."""
         return self._stream.encoding
+
+
+def _find_forms(value: str) -> Iterator[str]:
+    """Yield a secret as it may be written: line by line, in JSON, Python, a shell, a URL."""
+    yield value
+    yield json.dumps(value)[1:-1]
+    yield json.dumps(value, ensure_ascii=False)[1:-1]
+    yield repr(value)[1:-1]
+    yield shlex.quote(value).strip("'")
+    yield quote(value, safe="", errors="replace")
+    # Output is read in lines. The frame of a key is none of its secrets.
+    lines = value.splitlines()
+    if len(lines) > 1:
+        yield from (
+            line.strip() for line in lines if len(line) >= _MIN_LINE and "-----" not in line
+        )
 
 
 def _is_memorable(value: str) -> bool:

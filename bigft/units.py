@@ -1,10 +1,16 @@
-"""Bytes, counts and durations as text, and back."""
+"""Bytes, counts and durations as text, and back; text as a terminal may have it."""
 
 import re
 
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SCALE = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SCALE |= {f"{prefix}i": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")}
+
+
+# What moves the cursor, rings, or turns the direction of text around; a tab does no harm.
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def format_bytes(count: float) -> str:
@@ -58,3 +64,19 @@ def format_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}m{rest:02d}s"
     return f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def escape_controls(text: str, keep: str = "") -> str:
+    r"""Show control characters as text: a terminal obeys them, whoever has written them.
+
+    A color sequence becomes `\x1b[31m`, a line break `\n`.
+
+    Args:
+        text: From anywhere.
+        keep: Characters that stay, such as the line break.
+    """
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()

@@ -1,6 +1,5 @@
 """`bigft launch`: start a run on several hosts, watch it, and start it again after a crash."""
 
-import json
 import os
 import signal
 import sys
@@ -24,12 +23,13 @@ from bigft.doctor.hosts import examine_hosts, probe_hosts
 from bigft.doctor.meeting import free_port
 from bigft.doctor.report import render_findings
 from bigft.doctor.wanted import count_gpus
-from bigft.errors import ConfigError, LaunchError, StoppedError
+from bigft.errors import ConfigError, LaunchError, StoppedError, raise_together
 from bigft.launch.agent import clear
 from bigft.launch.conduct import Conductor, Ending
 from bigft.launch.environment import choose_environment, describe_environment
 from bigft.launch.filter import choose_hosts
-from bigft.launch.hostfile import Host, read_hostfile
+from bigft.launch.hostfile import Host, explain_bad_name, read_hostfile
+from bigft.launch.job import find_too_long
 from bigft.launch.progress import Progress, find_progress
 from bigft.launch.remote import ask_there
 from bigft.launch.supervise import Facts, Hands, Launch, Supervisor
@@ -58,6 +58,8 @@ def main(request: Request) -> None:
     run = Path(folder).expanduser().absolute()
     # All starts have to find the same folder: it is chosen here.
     words = [*inner.argv, *([] if resolved.run.output_dir else [f"--output_dir={run}"])]
+    if too_long := find_too_long(words, environ):
+        raise_together(ConfigError, too_long)
     if options.sync:
         _sync(hosts, inner)
     launch = Launch(
@@ -94,6 +96,9 @@ def _read_inner(request: Request) -> Request:
 
 
 def _choose_hosts(options: LaunchOptions) -> list[Host]:
+    address = options.master_addr
+    if address is not None and (why := explain_bad_name(address)):
+        raise ConfigError(f"--master_addr {address[:80]!r}: {why}")
     if options.hostfile is None:
         given = {"--include": options.include, "--exclude": options.exclude}
         if wrong := [flag for flag, value in given.items() if value]:
@@ -165,8 +170,8 @@ def _find_progress(run: Path, hosts: Sequence[Host]) -> Progress:
     found = [Progress()]
     for answer in _on_all(hosts, lambda host: ask_there(host.name, words, _LOOK_SECONDS)):
         try:
-            found.append(Progress(**json.loads(answer.out.strip().rpartition("\n")[2])))
-        except (ValueError, TypeError):
+            found.append(Progress.from_line(answer.last_line))
+        except ValueError:
             continue
     return max(found, key=lambda progress: progress.commits)
 

@@ -1,14 +1,16 @@
 """Every host of a hostfile: reached, examined, compared, and the network between them measured."""
 
 import json
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from bigft.doctor.answers import read_answer
+from bigft.doctor.answers import read_facts, read_report
 from bigft.doctor.finding import Finding, failed, passed, skipped
 from bigft.doctor.network import measure_between
 from bigft.doctor.probe import RENDEZVOUS_PORT
@@ -93,16 +95,23 @@ def _probe(host: Host, names: Sequence[str]) -> Probed | Finding:
     except OSError as error:
         return failed("ssh", str(error), _WHY_SSH, "apt-get install openssh-client")
     after = time.time()
-    facts = read_answer(answer)
-    if facts is None:
-        return explain_unreachable(host.name, answer)
+    try:
+        facts = read_facts(answer.last_line, names)
+    except ValueError as error:
+        return explain_unreachable(host.name, answer, str(error))
     # It looked at its clock at some moment in between.
     ahead, behind = facts["time"] - after, facts["time"] - before
     return Probed(facts, ahead if ahead > 0 else min(behind, 0.0))
 
 
-def explain_unreachable(host: str, answer: Answer) -> Finding:
-    """Say why a host did not answer as it should."""
+def explain_unreachable(host: str, answer: Answer, wrong: str = "") -> Finding:
+    """Say why a host did not answer as it should.
+
+    Args:
+        host: Which one.
+        answer: What it said.
+        wrong: Why that cannot be read.
+    """
     said = answer.last_words
     repair = f"ssh -o BatchMode=yes -- {host} true   has to work without a question"
     if answer.code is None:
@@ -117,9 +126,18 @@ def explain_unreachable(host: str, answer: Answer) -> Finding:
             "have the code and the environment under the same paths there (a shared folder, or"
             " rsync -a)",
         )
+    if answer.code == 0 and answer.last_line.startswith("{"):
+        folder = shlex.quote(str(Path.cwd()))
+        return failed(
+            "code", f"its answer has {wrong}", _WHY_CODE, _COPY_CODE.format(folder=folder)
+        )
     return failed("ssh", f"exit code {answer.code}: {said}", _WHY_SSH, repair)
 
 
+_WHY_CODE = "ranks with other code do other things at the same step, and wait for each other"
+_COPY_CODE = (
+    "rsync -a --delete {folder}/ HOST:{folder}/   or: git checkout of the same commit there"
+)
 _WHY_SSH = "the launcher starts the ranks of every host over ssh, and asks nobody anything"
 
 
@@ -127,8 +145,9 @@ def _examine(host: Host, words: list[str], world_size: int) -> tuple[list[Findin
     """Let the doctor run there; returns its findings and the digest of the settings."""
     environ = {"WORLD_SIZE": str(world_size)}
     answer = ask_there(host.name, ["-c", _READ_WORDS], _EXAMINE_SECONDS, environ, json.dumps(words))
-    report = read_answer(answer)
-    if report is None:
+    try:
+        return read_report(answer.last_line)
+    except ValueError:
         end = "did not end in time" if answer.code is None else answer.last_words
         found = failed(
             "settings",
@@ -138,7 +157,6 @@ def _examine(host: Host, words: list[str], world_size: int) -> tuple[list[Findin
             "settings",
         )
         return [found], None
-    return [Finding(**finding) for finding in report["findings"]], report["settings_digest"]
 
 
 # What has to be the same.
@@ -152,8 +170,8 @@ def compare(probed: Mapping[str, Probed], digests: Mapping[str, str]) -> Iterato
     yield from _compare_values(
         "code",
         {name: fact["code"] for name, fact in facts.items()},
-        "ranks with other code do other things at the same step, and wait for each other",
-        "rsync -a --delete {folder}/ HOST:{folder}/   or: git checkout of the same commit there",
+        _WHY_CODE,
+        _COPY_CODE,
         facts,
     )
     yield from _compare_values(
@@ -202,7 +220,9 @@ def _compare_values(
             yield replace(passed(name, usual), host=host)
         else:
             mine, other = _differing(value, usual)
-            finding = failed(name, f"{mine}, elsewhere {other}", why, repair.format(**facts[host]))
+            # A command to be copied, with words that another host has said.
+            words = {key: shlex.quote(str(word)) for key, word in facts[host].items()}
+            finding = failed(name, f"{mine}, elsewhere {other}", why, repair.format(**words))
             yield replace(finding, host=host)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
-from bigft.doctor.answers import read_answer
+from bigft.doctor.answers import read_sums
 from bigft.doctor.finding import Finding, failed, passed
 from bigft.doctor.meeting import place_environment
 from bigft.launch.child import Answer
@@ -72,15 +72,21 @@ def _measure(hosts: Sequence[Host], facts: Facts, backend: str, name: str) -> It
     for host, answer in bad.items():
         end = "did not end in time" if answer.code is None else answer.last_words
         yield replace(failed(name, end, _WHY_MEET, _REPAIR_MEET), host=host)
-    if not bad:
-        said = read_answer(answers[0])
+    if bad:
+        return
+    try:
+        rate, seconds = read_sums(answers[0].last_line)
+    except ValueError as error:
+        why = f"its answer has {error}"
+        yield replace(failed(name, why, _WHY_MEET, _REPAIR_MEET), host=first)
+    else:
         found = Network(
             hosts=tuple(host.name for host in hosts),
             ranks_per_host=local,
             backend=backend,
             interface=facts[first]["routes"][second].get("interface", ""),
-            bytes_per_second=said["bytes_per_second"],
-            small_sum_seconds=said["small_sum_seconds"],
+            bytes_per_second=rate,
+            small_sum_seconds=seconds,
             when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         yield replace(_judge(found, name), host=first)

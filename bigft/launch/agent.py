@@ -13,13 +13,15 @@ import json
 import os
 import select
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 
 from bigft.distributed.exits import read_exit
-from bigft.launch.job import STOP_SECONDS, HostJob, encode_world
+from bigft.launch.job import STOP_SECONDS, WORDS_VARIABLE, HostJob, encode_world
 from bigft.launch.processes import (
     adopt_orphans,
     end_all,
@@ -30,28 +32,17 @@ from bigft.launch.processes import (
     reap,
     send,
 )
-
-MARK = "\x1e"
-"""Begins the line of the report (RFC 7464's record separator): nobody else writes it."""
+from bigft.launch.report import Report, begin_word
 
 LAUNCH_VARIABLE = "BIGFT_LAUNCH"
 """In the environment of everything that a launch starts."""
-
-WORDS_VARIABLE = "BIGFT_WORDS"
 
 BEAT_SECONDS = 5.0
 """Between two words of an agent, and of the launcher, that say nothing but that they are there."""
 
 _JOB_SECONDS = 60.0
 _JOB_BYTES = 8 << 20
-_SILENT_SECONDS = 20.0
-"""Without a word from the launcher: the network is cut, or its host has gone."""
-_LEFTOVER_SECONDS = 15.0
-"""For what outlives the ranks on purpose: a witness speaks for them, and leaves."""
-_OTHERS_SECONDS = 20.0
-"""For the other ranks of this host, once one has failed."""
-_KILL_SECONDS = 10.0
-_HASTE_SECONDS = 5.0
+_REPORT_SECONDS = 10.0
 
 # The settings are not on the command line of the ranks, either: every user of a host sees those.
 _RANK = (
@@ -61,42 +52,35 @@ _RANK = (
 
 
 @dataclass(frozen=True)
-class Report:
-    """How the ranks of a host ended."""
+class Limits:
+    """How long an agent is patient, in seconds."""
 
-    host: str
-    code: int
-    """Exit code of the first rank that failed, negative for a signal; 0: all are done."""
+    stop: float = STOP_SECONDS
+    """With ranks that were asked to stop."""
 
-    rank: int | None = None
-    """That rank, where it is known."""
+    silent: float = 20.0
+    """Without a word from the launcher: the network is cut, or its host has gone."""
 
-    stopped: str = ""
-    """Who asked the ranks to stop; empty: nobody."""
+    others: float = 20.0
+    """With the other ranks of this host, once one has failed."""
 
-    left: int = 0
-    """Processes that could not be ended."""
+    haste: float = 5.0
+    """Between the polite end and the other one."""
 
-    def to_line(self) -> str:
-        """Return it as one line, mark first."""
-        return MARK + json.dumps(self.__dict__) + "\n"
+    leftover: float = 15.0
+    """With what outlives the ranks on purpose: a witness speaks for them, and leaves."""
 
-    @classmethod
-    def from_line(cls, line: str) -> "Report":
-        """Read what `to_line` wrote.
-
-        Raises:
-            ValueError, TypeError: It is something else.
-        """
-        return cls(**json.loads(line.removeprefix(MARK)))
+    kill: float = 10.0
+    """Until a killed process has to be gone."""
 
 
 class Agent:
     """The ranks of this host, from their start to their end."""
 
-    def __init__(self, job: HostJob) -> None:
+    def __init__(self, job: HostJob, limits: Limits | None = None) -> None:
         """Start nothing yet."""
         self._job = job
+        self._limits = limits or Limits()
         self._input = b""
         self._heard = self._beaten = time.monotonic()
         self._stopped = ""
@@ -111,13 +95,7 @@ class Agent:
     def run(self) -> Report:
         """Start the ranks, and stay until nothing of them is left."""
         adopt_orphans()
-        launcher = subprocess.Popen(
-            self._command(),
-            env=self._environment(),
-            cwd=self._job.folder,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        launcher = self._start()
         done = os.pidfd_open(launcher.pid)
         for fd in (0, done):
             self._poller.register(fd, select.POLLIN | select.POLLHUP)
@@ -141,15 +119,27 @@ class Agent:
         now = time.monotonic()
         if now - self._beaten >= BEAT_SECONDS:
             self._beaten = now
-            say(f"{MARK}\n")
+            say(f"{begin_word(self._job.token)}\n")
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        try:
+            return subprocess.Popen(
+                self._command(),
+                env=self._environment(),
+                cwd=self._job.folder,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise SystemExit(f"bigft.launch.agent: no rank can be started: {error}") from error
 
     def _find_ranks(self, launcher: int) -> None:
         if len(self._ranks) == len(self._job.world[self._job.host]) or self._failed:
             return
         known = {pid for pid, _ in self._ranks.values()}
         for pid in find_children(launcher):
-            rank = None if pid in known else read_variable(pid, "RANK")
-            if rank is not None:
+            rank = read_variable(pid, "RANK") or ""
+            if pid not in known and rank.isdecimal():
                 with contextlib.suppress(OSError):
                     fd = os.pidfd_open(pid)
                     self._ranks[fd] = (pid, int(rank))
@@ -162,7 +152,7 @@ class Agent:
         if code and self._failed is None:
             self._failed = (rank, code)
             # The others have seen it, and leave. Whoever stands still does not.
-            self._hurry(_OTHERS_SECONDS)
+            self._hurry(self._limits.others)
 
     def _hurry(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -209,7 +199,7 @@ class Agent:
 
     def _look_at_clock(self, launcher: int) -> None:
         now = time.monotonic()
-        if now - self._heard > _SILENT_SECONDS:
+        if now - self._heard > self._limits.silent:
             self._stop(launcher, "the silence of what started it")
         if self._deadline is not None and now > self._deadline:
             self._end(launcher)
@@ -219,7 +209,7 @@ class Agent:
         if self._stopped:
             return
         self._stopped = who or "a request"
-        self._hurry(STOP_SECONDS)
+        self._hurry(self._limits.stop)
         # Not SIGTERM: DeepSpeed's launcher sends that to whoever is left when the first one has
         # left, and a second SIGTERM would mean haste. Without ranks it ends itself.
         send(find_children(launcher) or [launcher], signal.SIGUSR1)
@@ -230,18 +220,18 @@ class Agent:
         if not self._is_killed:
             self._is_killed = True
             self._stopped = self._stopped or "the end of other hosts"
-            self._deadline = time.monotonic() + _HASTE_SECONDS
+            self._deadline = time.monotonic() + self._limits.haste
             send(ranks, signal.SIGTERM)
             return
         send([launcher, *ranks], signal.SIGKILL)
 
     def _clear_up(self) -> int:
         """Wait for what the ranks have left, and end what does not go; how many are left."""
-        deadline = time.monotonic() + _LEFTOVER_SECONDS
+        deadline = time.monotonic() + self._limits.leftover
         while self._find_left() and time.monotonic() < deadline:
             reap()
             time.sleep(0.1)
-        end_all(self._find_left, _KILL_SECONDS)
+        end_all(self._find_left, self._limits.kill)
         return len(self._find_left())
 
     def _find_left(self) -> list[int]:
@@ -249,10 +239,40 @@ class Agent:
         return find_below(os.getpid())
 
 
-def say(line: str) -> None:
-    """Write to the launcher in one piece; what it does not take is lost."""
-    with contextlib.suppress(OSError):
-        os.write(2, line.encode())
+def say(line: str, seconds: float = 0.0) -> None:
+    """Write to the launcher in one piece, or not at all.
+
+    Whoever waits here while nobody reads, because the network is cut or the launcher stands still,
+    would end no rank any more.
+
+    Args:
+        line: The words.
+        seconds: How long to try it.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            _write_now(line.encode())
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
+        except OSError:
+            pass
+        return
+
+
+def _write_now(data: bytes) -> None:
+    # Not by O_NONBLOCK on the descriptor itself: the ranks share it, and would lose what they say.
+    if stat.S_ISSOCK(os.fstat(2).st_mode):
+        with socket.socket(fileno=os.dup(2)) as pipe:
+            pipe.send(data, socket.MSG_DONTWAIT)
+        return
+    out = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+    try:
+        os.write(out, data)
+    finally:
+        os.close(out)
 
 
 def clear(launch_id: str) -> int:
@@ -261,7 +281,7 @@ def clear(launch_id: str) -> int:
     Returns:
         How many processes could not be ended.
     """
-    end_all(lambda: find_marked(LAUNCH_VARIABLE, launch_id), _KILL_SECONDS)
+    end_all(lambda: find_marked(LAUNCH_VARIABLE, launch_id), Limits.kill)
     return len(find_marked(LAUNCH_VARIABLE, launch_id))
 
 
@@ -285,8 +305,8 @@ def _read_job() -> HostJob:
         data += more
     try:
         return HostJob.from_line(data.decode())
-    except (ValueError, TypeError) as error:
-        raise SystemExit(f"bigft.launch.agent: {type(error).__name__}: no job of mine") from error
+    except ValueError as error:
+        raise SystemExit(f"bigft.launch.agent: no job of mine ({error})") from error
 
 
 def main() -> None:
@@ -297,8 +317,9 @@ def main() -> None:
     # No SIG_IGN, which the ranks would inherit.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, lambda *_: None)
-    report = Agent(_read_job()).run()
-    say(report.to_line())
+    job = _read_job()
+    report = Agent(job).run()
+    say(report.to_line(job.token), _REPORT_SECONDS)
     raise SystemExit(min(report.code, 125) if report.code >= 0 else 1)
 
 

@@ -7,15 +7,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from bigft.launch.agent import BEAT_SECONDS, MARK, Report
+from bigft.launch.agent import BEAT_SECONDS
 from bigft.launch.job import STOP_SECONDS, HostJob
+from bigft.launch.output import HostOutput
 from bigft.launch.remote import render_ssh
-from bigft.redact import redact_text
 
 _LOOK_SECONDS = 2.0
 _SILENT_SECONDS = 60.0
@@ -104,7 +104,7 @@ class Conductor:
         """
         start = time.monotonic()
         self._parts = [
-            _Part(job, self._writers(place, job.host), self._events.put, is_local=is_local)
+            _Part(job, self._outputs(place, job), self._events.put, is_local=is_local)
             for place, job in enumerate(jobs)
         ]
         ends = self._wait()
@@ -142,10 +142,13 @@ class Conductor:
         for part in self._parts:
             part.tell(word)
 
-    def _writers(self, place: int, host: str) -> "tuple[_Writer, _Writer]":
+    def _outputs(self, place: int, job: HostJob) -> tuple[HostOutput, HostOutput]:
         """Where output and errors of a host go: the first one speaks for the run."""
-        out, name = (self._out, "") if place == 0 else (self._err, f"[{host}] ")
-        return _Writer(out, name, self._lock), _Writer(self._err, name, self._lock)
+        out, name = (self._out, "") if place == 0 else (self._err, f"[{job.host}] ")
+        return (
+            HostOutput(out, name, self._lock, job.token),
+            HostOutput(self._err, name, self._lock, job.token),
+        )
 
 
 def judge(ends: Sequence[HostEnd], stopped: str | None) -> Ending:
@@ -208,16 +211,15 @@ class _Part:
     def __init__(
         self,
         job: HostJob,
-        writers: "tuple[_Writer, _Writer]",
+        outputs: tuple[HostOutput, HostOutput],
         tell_end: Callable[[HostEnd], None],
         *,
         is_local: bool,
     ) -> None:
         self._job = job
         self._tell_end = tell_end
-        self._report: Report | None = None
-        self._last_words = ""
-        self._heard = time.monotonic()
+        self._outputs = outputs
+        self._dropped = ""
         words = [sys.executable, "-m", "bigft.launch.agent"]
         path = {n: t for n, t in job.environ.items() if n == "PYTHONPATH"}
         command = words if is_local else render_ssh(job.host, words, path, Path(job.folder))
@@ -231,15 +233,15 @@ class _Part:
             # A terminal's Ctrl-C is for this process, which passes it on.
             start_new_session=True,
         )
-        self._begin(writers)
+        self._begin()
 
-    def _begin(self, writers: "tuple[_Writer, _Writer]") -> None:
+    def _begin(self) -> None:
         out, err = self._process.stdout, self._process.stderr
         assert out is not None
         assert err is not None
         readers = [
-            threading.Thread(target=self._read, args=(pipe, writer), daemon=True)
-            for pipe, writer in zip((out, err), writers, strict=True)
+            threading.Thread(target=_read, args=(pipe, output), daemon=True)
+            for pipe, output in zip((out, err), self._outputs, strict=True)
         ]
         for reader in readers:
             reader.start()
@@ -264,8 +266,9 @@ class _Part:
 
     def drop_if_silent(self, now: float) -> None:
         """Give up an agent that stands still, as one that is stopped by a signal does."""
-        if now - self._heard > _SILENT_SECONDS and self._process.poll() is None:
-            self._last_words = f"no word from its agent for {_SILENT_SECONDS:.0f} s"
+        heard = self._outputs[1].heard
+        if now - heard > _SILENT_SECONDS and self._process.poll() is None:
+            self._dropped = f"no word from its agent for {_SILENT_SECONDS:.0f} s"
             self.drop()
 
     def close(self) -> None:
@@ -274,59 +277,24 @@ class _Part:
             with contextlib.suppress(OSError, ValueError):
                 self._process.stdin.close()
 
-    def _read(self, pipe: BinaryIO, writer: "_Writer") -> None:
-        while data := os.read(pipe.fileno(), 1 << 16):
-            for line in writer.write(data):
-                self._take(line)
-        self._take(writer.finish())
-
-    def _take(self, line: str) -> None:
-        if line.startswith(MARK):
-            self._heard = time.monotonic()
-            with contextlib.suppress(ValueError, TypeError):
-                self._report = Report.from_line(line)
-        elif line.strip():
-            self._last_words = line.strip()[-300:]
-
     def _wait(self, readers: Sequence[threading.Thread]) -> None:
         code = self._process.wait()
         for reader in readers:
             # Whoever holds the pipe open beyond the end of ssh is not waited for.
             reader.join(5)
-        host, report = self._job.host, self._report
+        out, err = self._outputs
+        host, report = self._job.host, err.report
         if report is not None:
             self._tell_end(HostEnd(host, report.code, report.rank, left=report.left))
         else:
-            said = redact_text(self._last_words)
-            self._tell_end(HostEnd(host, code, is_lost=True, words=said))
+            words = self._dropped or err.last_words or out.last_words
+            self._tell_end(HostEnd(host, code, is_lost=True, words=words))
 
 
-class _Writer:
-    """Passes on what a host says, line by line, without secrets and without reports."""
-
-    def __init__(self, stream: TextIO, prefix: str, lock: threading.Lock) -> None:
-        self._stream, self._prefix, self._lock = stream, prefix, lock
-        self._rest = b""
-
-    def write(self, data: bytes) -> list[str]:
-        """Take a piece; returns the lines that it completes."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        texts = [line.decode("utf-8", "replace") for line in lines]
-        self._pass_on(text for text in texts if not text.startswith(MARK))
-        return texts
-
-    def finish(self) -> str:
-        """Pass on a last line without an end; returns it."""
-        text, self._rest = self._rest.decode("utf-8", "replace"), b""
-        if text and not text.startswith(MARK):
-            self._pass_on([text])
-        return text
-
-    def _pass_on(self, texts: Iterable[str]) -> None:
-        with self._lock, contextlib.suppress(OSError, ValueError):
-            for text in texts:
-                self._stream.write(f"{self._prefix}{redact_text(text)}\n")
-            self._stream.flush()
+def _read(pipe: BinaryIO, output: HostOutput) -> None:
+    while data := os.read(pipe.fileno(), 1 << 16):
+        output.write(data)
+    output.finish()
 
 
 def _name_signal(number: int) -> str:

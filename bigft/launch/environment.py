@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bigft.errors import LaunchError, raise_together
+from bigft.redact import redact_value
 
 # By name or by a narrow family: what nobody has named stays here, secrets above all.
 _PASSED_ON = re.compile(
@@ -16,8 +17,11 @@ _PASSED_ON = re.compile(
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _OF_RANKS = frozenset(
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"}
-    | {"MASTER_PORT", "CROSS_RANK", "CROSS_SIZE"}
+    | {"MASTER_PORT", "CROSS_RANK", "CROSS_SIZE", "BIGFT_HOST", "BIGFT_LAUNCH", "BIGFT_WORDS"}
+    | {"BIGFT_GLOBAL_BATCH"}
 )
+_MOST_BYTES = 1 << 20
+_BLANKS = " \t\r"
 
 
 def choose_environment(
@@ -44,8 +48,11 @@ def choose_environment(
     for place in dict.fromkeys([home / named, folder / named]):
         chosen |= _read_file(place, problems)
     for name in names:
-        if wrong := _explain_name(name):
-            problems.append(f"--env {name!r}: {wrong}")
+        if "=" in name:
+            # Not what follows: it may be a secret.
+            problems.append(f"--env {name.partition('=')[0][:40]!r}=...: name it, and export it")
+        elif wrong := _explain_name(name):
+            problems.append(f"--env {name[:40]!r}: {wrong}")
         elif name not in environ:
             problems.append(f"--env {name}: not set here; export it, or drop the name")
         else:
@@ -62,11 +69,17 @@ def describe_environment(chosen: Mapping[str, str]) -> str:
 
 def _read_file(path: Path, problems: list[str]) -> dict[str, str]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        # As bytes: text mode would make line breaks of carriage returns.
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        text = data.decode("utf-8-sig")
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: cannot be read ({error.__class__.__name__})")
+        return {}
+    if len(data) > _MOST_BYTES:
+        problems.append(f"{path}: longer than {_MOST_BYTES:,} bytes; no process gets that many")
         return {}
     found: dict[str, str] = {}
     for number, name, value, wrong in _read_lines(text):
@@ -78,24 +91,26 @@ def _read_file(path: Path, problems: list[str]) -> dict[str, str]:
 
 
 def _read_lines(text: str) -> Iterator[tuple[int, str, str, str | None]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        words = line.strip().removeprefix("export ").strip()
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.strip(_BLANKS).removeprefix("export ").strip(_BLANKS)
         if not words or words.startswith("#"):
             continue
         name, equals, value = words.partition("=")
-        value = value.strip()
+        value = value.strip(_BLANKS)
         if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
         if not equals:
             # Not the line itself: it may be a secret with its name forgotten.
             yield number, "", "", "write NAME=VALUE"
         else:
-            yield number, name.strip(), value, _explain_name(name.strip(), value)
+            name = name.strip(_BLANKS)
+            yield number, name, value, _explain_name(name, value)
 
 
 def _explain_name(name: str, value: str = "") -> str | None:
     if not _NAME.fullmatch(name):
-        return f"{name[:40]!r} is no name of a variable (letters, digits and _)"
+        # Not the name itself: in a file it may be a piece of a secret.
+        return "no name of a variable (letters, digits and _)"
     if name in _OF_RANKS:
         return f"{name} is set for every rank by the launcher; drop it"
     if "\0" in value:
@@ -104,5 +119,13 @@ def _explain_name(name: str, value: str = "") -> str | None:
 
 
 def read_here() -> dict[str, str]:
-    """Return the harmless family of this process alone, for programs that only look."""
-    return {name: text for name, text in os.environ.items() if _PASSED_ON.fullmatch(name)}
+    """Return the harmless family of this process alone, for programs that only look.
+
+    They get it on their command line, which everybody on their host can see: what looks like a
+    secret, such as a password in a URL, is left out.
+    """
+    return {
+        name: text
+        for name, text in os.environ.items()
+        if _PASSED_ON.fullmatch(name) and redact_value(text, name) == text
+    }

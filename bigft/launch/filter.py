@@ -5,11 +5,16 @@ Written as for DeepSpeed:
 worker-0@worker-1:0,2     all of worker-0, and slots 0 and 2 of worker-1
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from bigft.errors import LaunchError, raise_together
 from bigft.launch.hostfile import Host
+
+_SLOT = re.compile(r"[0-9]{1,6}", re.ASCII)
+_SHOWN = 80
+_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ def choose_hosts(hosts: Sequence[Host], include: str, exclude: str) -> list[Host
     parts = _read(flag, text, {host.name: host for host in hosts})
     chosen = _keep(hosts, parts) if include else _drop(hosts, parts)
     if not chosen:
-        raise LaunchError(f"{flag} {text}: leaves no host")
+        raise LaunchError(f"{flag} {_show(text)}: leaves no host")
     return chosen
 
 
@@ -47,10 +52,10 @@ def _read(flag: str, text: str, known: dict[str, Host]) -> dict[str, _Part]:
         name, colon, numbers = word.strip().rpartition(":")
         # An IPv6 address has colons of its own; slots cannot follow it without a name.
         if not colon or word.strip() in known:
-            name, numbers = word.strip(), ""
-        where = f"{flag} {text}: {word.strip()!r}"
+            name, colon, numbers = word.strip(), "", ""
+        where = f"{flag} {_show(text)}: {_show(word.strip())}"
         if name not in known:
-            problems.append(f"{where}: no such host in the hostfile ({', '.join(known)})")
+            problems.append(f"{where}: no such host in the hostfile ({_list(known)})")
         elif name in parts:
             problems.append(f"{where}: {name} is named twice")
         else:
@@ -62,18 +67,25 @@ def _read(flag: str, text: str, known: dict[str, Host]) -> dict[str, _Part]:
 
 
 def _read_slots(text: str, host: Host, where: str, problems: list[str]) -> tuple[int, ...]:
-    if not text:
-        return ()
     words = [word.strip() for word in text.split(",")]
-    wrong = [w for w in words if not (w.isascii() and w.isdigit() and int(w) < host.slots)]
+    wrong = [w for w in words if not (_SLOT.fullmatch(w) and int(w) < host.slots)]
     if wrong:
         problems.append(
-            f"{where}: {', '.join(map(repr, wrong))}: slots are 0 to {host.slots - 1} there"
+            f"{where}: {_show(', '.join(wrong))}: slots are 0 to {host.slots - 1} there"
         )
         return ()
     if len(set(map(int, words))) < len(words):
         problems.append(f"{where}: a slot is named twice")
     return tuple(sorted({int(word) for word in words}))
+
+
+def _show(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+
+
+def _list(names: Collection[str]) -> str:
+    more = ", ..." if len(names) > _LISTED else ""
+    return ", ".join([*names][:_LISTED]) + more
 
 
 def _keep(hosts: Sequence[Host], parts: dict[str, _Part]) -> list[Host]:

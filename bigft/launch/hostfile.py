@@ -15,6 +15,8 @@ from bigft.errors import LaunchError, raise_together
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 _ZONE = re.compile(r"[A-Za-z0-9._-]{1,32}")
+_MOST_BYTES = 4 << 20
+_SHOWN = 80
 _SLOTS = re.compile(r"slots=([0-9]{1,4})", re.ASCII)
 _FOREIGN = {
     "@": "no user here; put `User` for this host into ~/.ssh/config",
@@ -44,13 +46,17 @@ def read_hostfile(path: Path) -> list[Host]:
         LaunchError: The file is missing, empty, or has wrong lines; all of them are listed.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise LaunchError(
             f"hostfile {path}: {error.strerror}; write a line `NAME slots=N` per host"
         ) from error
     except UnicodeDecodeError as error:
         raise LaunchError(f"hostfile {path}: not a text file ({error.reason})") from error
+    if len(data) > _MOST_BYTES:
+        raise LaunchError(f"hostfile {path}: longer than {_MOST_BYTES:,} bytes: no list of hosts")
     hosts: list[Host] = []
     problems: list[str] = []
     first_lines: dict[str, int] = {}
@@ -103,16 +109,20 @@ def _find_wrong(words: list[str], where: str) -> Iterator[str]:
     name, *rest = words
     why = explain_bad_name(name)
     if why is not None:
-        yield f"{where}: {name!r}: {why}"
+        yield f"{where}: {_show(name)}: {why}"
     slots = [word for word in rest if word.startswith("slots=")]
     others = [word for word in rest if not word.startswith("slots=")]
     if others:
-        yield f"{where}: {' '.join(others)!r}: only `slots=N` may follow the name"
+        yield f"{where}: {_show(' '.join(others))}: only `slots=N` may follow the name"
     if len(slots) != 1:
-        given = " and ".join(slots) or "no slots"
+        given = _show(" and ".join(slots)) if slots else "no slots"
         yield f"{where}: {given}; write `slots=N` once, N being the ranks on this host"
     elif not _SLOTS.fullmatch(slots[0]) or int(slots[0].removeprefix("slots=")) == 0:
-        yield f"{where}: {slots[0]}: must be a whole number from 1 to 9999"
+        yield f"{where}: {_show(slots[0])}: must be a whole number from 1 to 9999"
+
+
+def _show(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
 def _find_key(name: str) -> str:

@@ -4,12 +4,17 @@ Only for the decision whether a start has brought anything. What a run goes on f
 the run itself.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from bigft.launch.foreign import read_object, take_whole
+
+_MOST = 10**12
 
 
 @dataclass(frozen=True)
@@ -23,23 +28,34 @@ class Progress:
     global_batch: int | None = None
     """Sequences per step."""
 
+    @classmethod
+    def from_line(cls, line: str) -> "Progress":
+        """Read what this module prints on another host.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        return _read(read_object(line), "commits", "global_batch")
+
 
 def find_progress(run: Path) -> Progress:
     """Look into a run folder; nothing is verified, and nothing that cannot be read is an error."""
-    newest = max(_read_all(run), key=lambda facts: int(facts["sequence"]), default=None)
-    if newest is None:
-        return Progress()
-    return Progress(int(newest["sequence"]), int(newest["step"]), newest.get("global_batch_size"))
+    return max(_read_all(run), key=lambda found: found.commits, default=Progress())
 
 
-def _read_all(run: Path) -> Iterator[Mapping[str, Any]]:
+def _read_all(run: Path) -> Iterator[Progress]:
     for path in run.glob("checkpoints/step_*/manifest.json"):
-        try:
-            facts = json.loads(path.read_text())
-            if {"sequence", "step"} <= facts.keys():
-                yield facts
-        except (OSError, ValueError, AttributeError):
-            continue
+        with contextlib.suppress(OSError, ValueError):
+            yield _read(read_object(path.read_text()), "sequence", "global_batch_size")
+
+
+def _read(facts: Mapping[str, Any], commits: str, batch: str) -> Progress:
+    is_known = facts.get(batch) is not None
+    return Progress(
+        take_whole(facts, commits, 0, _MOST),
+        take_whole(facts, "step", 0, _MOST),
+        take_whole(facts, batch, 1, _MOST) if is_known else None,
+    )
 
 
 if __name__ == "__main__":

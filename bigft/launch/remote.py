@@ -1,10 +1,11 @@
 """Programs on other hosts, by ssh: no passwords, no terminal, and a time limit."""
 
-import shlex
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bigft.errors import LaunchError
 from bigft.launch.child import Answer, ask
 from bigft.launch.environment import read_here
 
@@ -24,11 +25,41 @@ def render_ssh(
         words: The other command; nothing in it is read by a shell.
         environ: What it gets beside its own environment; no secrets, they would be seen there.
         folder: Where it runs.
+
+    Raises:
+        LaunchError: A word has a line break in it.
     """
     pairs = [f"{name}={value}" for name, value in environ.items()]
-    inner = f"cd {shlex.quote(str(folder))} && exec {shlex.join(['env', *pairs, *words])}"
+    command = " ".join(map(quote, ["env", *pairs, *words]))
+    inner = f"cd {quote(str(folder))} && exec {command}"
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_SECONDS}"]
     return ["ssh", *options, *_ALIVE, "-T", "--", host, inner]
+
+
+def quote(word: str) -> str:
+    r"""Return a word so that every login shell reads just that.
+
+    That is sh, bash, zsh, ksh, csh, tcsh and fish. Some of them read what `shlex.quote` returns
+    otherwise: in fish a backslash between single quotes hides the quote behind it, and the rest of
+    the word is run; csh and tcsh look for `!x` in their history also there; and zsh puts a path
+    where an unquoted word begins with `=`.
+
+    Raises:
+        LaunchError: It has a line break or a NUL in it, which some of them cannot take.
+    """
+    if wrong := re.search(r"[\n\r\0]", word):
+        raise LaunchError(
+            f"{word[:80]!r}: {wrong[0]!r} cannot be in a path or variable that goes to other hosts;"
+            " rename it"
+        )
+    if _PLAIN.fullmatch(word):
+        return word
+    parts = [_QUOTED.get(part, f"'{part}'") for part in re.split(r"(['\\!])", word) if part]
+    return "".join(parts) or "''"
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./:@,+-][A-Za-z0-9_./:@,+=-]*", re.ASCII)
+_QUOTED = {"'": '"\'"', "\\": "\\\\", "!": "\\!"}
 
 
 def ask_there(

@@ -1,5 +1,6 @@
 """Copies code and configuration to other hosts, where they do not share a folder (rsync)."""
 
+import re
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -69,13 +70,16 @@ def sync(hosts: Sequence[Host], folder: Path, extra: Sequence[Path] = ()) -> lis
         extra: Files outside of it that the command line names.
 
     Raises:
-        LaunchError: rsync is missing, or fails on some hosts; all of them are listed.
+        LaunchError: rsync is missing, or fails on some hosts; or a path cannot be copied to the
+            same place. All are listed.
     """
     if shutil.which("rsync") is None:
         raise LaunchError("--sync needs rsync, here and on every host; apt-get install rsync")
-    shared = find_sharing(hosts, folder)
     outside = [path for path in extra if not path.is_relative_to(folder)]
-    problems: list[str] = []
+    problems = [wrong for path in (folder, *outside) if (wrong := _explain_path(str(path)))]
+    if problems:
+        raise_together(LaunchError, problems)
+    shared = find_sharing(hosts, folder)
 
     def copy(host: Host) -> Synced:
         if not shared[host.name]:
@@ -88,6 +92,13 @@ def sync(hosts: Sequence[Host], folder: Path, extra: Sequence[Path] = ()) -> lis
     if problems:
         raise_together(LaunchError, sorted(problems))
     return done
+
+
+def _explain_path(path: str) -> str | None:
+    # With `-s` no shell reads the path over there. rsync itself does: it looks for files that
+    # match, and `runs/[b]` would be written into `runs/b`.
+    sign = re.search(r"[*?\[\x00-\x1f\x7f]", path)
+    return f"--sync: {path!r}: rsync takes {sign[0]!r} for a pattern; rename it" if sign else None
 
 
 def _copy(host: str, folder: Path, outside: Sequence[Path]) -> str | None:

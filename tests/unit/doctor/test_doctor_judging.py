@@ -14,7 +14,7 @@ from bigft.config.options import DoctorOptions
 from bigft.doctor import examine as examining
 from bigft.doctor.examine import AREAS, examine
 from bigft.doctor.finding import ERRORS, describe_finding, failed, find_worst, passed, skipped
-from bigft.doctor.hosts import _Probed, compare, explain_unreachable
+from bigft.doctor.hosts import Probed, compare, explain_unreachable
 from bigft.doctor.need import Need
 from bigft.doctor.probe import describe_host
 from bigft.doctor.report import render_findings
@@ -172,12 +172,12 @@ def test_what_cannot_be_looked_at_is_no_fault_but_a_bug_is_seen(monkeypatch):
 # --- Hosts ---
 
 
-def _probed(skew: float = 0.0, **changes: object) -> _Probed:
+def _probed(skew: float = 0.0, **changes: object) -> Probed:
     facts = {**describe_host([]), "is_port_free": True, **changes}
-    return _Probed(facts, skew)
+    return Probed(facts, skew)
 
 
-def _faults(probed: dict[str, _Probed], digests: dict[str, str] | None = None) -> list[tuple]:
+def _faults(probed: dict[str, Probed], digests: dict[str, str] | None = None) -> list[tuple]:
     found = compare(probed, digests or dict.fromkeys(probed, "same"))
     return [(f.name, f.host, f.found) for f in found if not f.ok]
 
