@@ -55,6 +55,8 @@ def main(request: Request) -> None:
     environ = choose_environment(os.environ, options.env, Path.cwd(), Path.home())
     remember_secrets(environ)
     folder = resolved.run.output_dir or default_output_dir(resolved.run, datetime.now())
+    if "\0" in folder:
+        raise ConfigError(f"--output_dir {folder[:80]!r}: a path has no NUL in it")
     run = Path(folder).expanduser().absolute()
     # All starts have to find the same folder: it is chosen here.
     words = [*inner.argv, *([] if resolved.run.output_dir else [f"--output_dir={run}"])]

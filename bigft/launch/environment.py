@@ -14,7 +14,7 @@ _PASSED_ON = re.compile(
     r"|XDG_CACHE_HOME|HF_HOME|HF_HUB_OFFLINE|CXX|OMP_NUM_THREADS|TOKENIZERS_PARALLELISM"
     r"|PYTORCH_CUDA_ALLOC_CONF|PYTORCH_ALLOC_CONF|(NCCL|GLOO)_[A-Z0-9_]+"
 )
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
 _OF_RANKS = frozenset(
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"}
     | {"MASTER_PORT", "CROSS_RANK", "CROSS_SIZE", "BIGFT_HOST", "BIGFT_LAUNCH", "BIGFT_WORDS"}
@@ -110,7 +110,7 @@ def _read_lines(text: str) -> Iterator[tuple[int, str, str, str | None]]:
 def _explain_name(name: str, value: str = "") -> str | None:
     if not _NAME.fullmatch(name):
         # Not the name itself: in a file it may be a piece of a secret.
-        return "no name of a variable (letters, digits and _)"
+        return "no name of a variable (up to 255 letters, digits and _)"
     if name in _OF_RANKS:
         return f"{name} is set for every rank by the launcher; drop it"
     if "\0" in value:

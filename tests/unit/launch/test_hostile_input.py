@@ -1,0 +1,252 @@
+"""40 strings in 6 places of a launch: none is executed; each arrives as it is, or is refused."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hostile_words import NAMES, TELL, make_job, make_strings, read_told
+
+from bigft import cli
+from bigft.commands import launch as command
+from bigft.errors import BigftError, ConfigError, LaunchError
+from bigft.launch.conduct import Conductor, Ending
+from bigft.launch.filter import choose_hosts
+from bigft.launch.hostfile import Host, read_hostfile
+from bigft.launch.job import HostJob
+from bigft.launch.remote import render_ssh
+from bigft.launch.supervise import Launch, plan_jobs
+from bigft.launch.sync import sync
+
+SHELLS = ["sh", "dash", "bash", "zsh", "ksh", "tcsh", "fish"]
+MAY_BE_MISSING = {"zsh", "ksh", "tcsh", "fish"}
+_SHOW = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(map(os.fsencode, [{}])))"
+
+
+@pytest.fixture
+def canary(tmp_path: Path):
+    path = tmp_path / "canary"
+    yield path
+    assert not path.exists(), "executed"
+
+
+@pytest.fixture
+def strings(canary: Path) -> dict[str, str]:
+    return make_strings(canary)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Run `bigft launch` up to the moment at which it would start something."""
+    launches: list[Launch] = []
+
+    class Recorder:
+        def __init__(self, launch: Launch, *_: object) -> None:
+            launches.append(launch)
+
+        def run(self, facts: object) -> Ending:
+            return Ending(0)
+
+    monkeypatch.setattr(command, "Supervisor", Recorder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "ds.json"
+    shutil.copy(Path(__file__).parents[3] / "ds_configs/zero2.json", config)
+
+    def run(options: list[str], words: list[str]) -> Launch | BigftError:
+        line = ["launch", "--num_gpus=1", *options, "--", "train", f"--config={config}", *words]
+        try:
+            command.main(cli.parse(line))
+        except BigftError as error:
+            assert not launches
+            return error
+        return launches.pop()
+
+    return run
+
+
+def _arrive(launch: Launch) -> HostJob:
+    """What the agent of the only host reads."""
+    line = plan_jobs(launch, launch.hosts, {})[0].to_line()
+    assert line.count("\n") == 1
+    return HostJob.from_line(line)
+
+
+def test_there_are_forty(strings: dict[str, str]) -> None:
+    assert len(set(strings.values())) == 40
+
+
+# 1. A host's name.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_a_host_name(tmp_path, strings, launched, name):
+    text = strings[name]
+    file = tmp_path / "hosts"
+    file.write_bytes(f"{text} slots=1\n".encode("utf-8", "surrogateescape"))
+    with pytest.raises(LaunchError) as caught:
+        read_hostfile(file)
+    assert str(file) in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(LaunchError, match="--include"):
+        choose_hosts([Host("a", 2)], text, "")
+    error = launched([f"--master_addr={text}"], [])
+    assert isinstance(error, ConfigError)
+    assert "--master_addr" in str(error)
+    assert len(str(error)) < 1000
+
+
+# 2. What the user tells the run.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_a_setting(strings, launched, name):
+    text = strings[name]
+    launch = launched([], [f"--model.tokenizer={text}"])
+    if isinstance(launch, BigftError):
+        # An empty tokenizer, or a path that no system has.
+        assert launch.exit_code in (2, 5), launch
+        assert "tokenizer" in str(launch)
+    else:
+        assert f"--model.tokenizer={text}" in _arrive(launch).words
+
+
+# 3. A variable's value.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_the_value_of_a_variable(tmp_path, monkeypatch, strings, launched, name):
+    text = strings[name]
+    if "\0" not in text:
+        monkeypatch.setenv("HOSTILE_VALUE", text)
+        launch = launched(["--env=HOSTILE_VALUE"], [])
+        assert _arrive(launch).environ["HOSTILE_VALUE"] == text
+        monkeypatch.delenv("HOSTILE_VALUE")
+    file = tmp_path / ".deepspeed_env"
+    file.write_bytes(f'HOSTILE_FILE="{text}"\n'.encode("utf-8", "surrogateescape"))
+    launch = launched([], [])
+    if name in ("newline", "windows_line", "nul", "no_text"):
+        assert isinstance(launch, LaunchError)
+        assert str(file) in str(launch)
+    else:
+        assert _arrive(launch).environ["HOSTILE_FILE"] == text
+
+
+# 4. A variable's name.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_the_name_of_a_variable(tmp_path, strings, launched, name):
+    text = strings[name]
+    error = launched([f"--env={text}"], [])
+    assert isinstance(error, LaunchError)
+    assert "--env" in str(error)
+    file = tmp_path / ".deepspeed_env"
+    file.write_bytes(f"{text}=1\n".encode("utf-8", "surrogateescape"))
+    launch = launched([], [])
+    if name == "hash":
+        assert "touch" not in str(_arrive(launch).environ)
+    else:
+        assert isinstance(launch, LaunchError)
+        assert str(file) in str(launch)
+
+
+# 5. The folder.
+
+
+def _make_folder(base: Path, text: str) -> Path | None:
+    """None where no system has such a folder."""
+    try:
+        folder = base / text
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError):
+        return None
+    return folder
+
+
+def test_folders_that_cannot_be(tmp_path, strings):
+    base = tmp_path / "base"
+    assert [n for n in NAMES if _make_folder(base, strings[n]) is None] == ["four_kilobytes", "nul"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_in_the_folder_and_in_words_through_a_login_shell(tmp_path, canary, strings, shell):
+    if shutil.which(shell) is None:
+        assert shell in MAY_BE_MISSING
+        pytest.skip(f"no {shell} here")
+    refused = []
+    for name in NAMES:
+        text = strings[name]
+        folder = _make_folder(tmp_path / "base", text)
+        show = _SHOW.format("os.getcwd(), sys.argv[1], os.environ['HOSTILE']")
+        try:
+            words = [sys.executable, "-I", "-S", "-c", show, text]
+            *ssh, line = render_ssh("a", words, {"HOSTILE": text}, folder or tmp_path)
+        except LaunchError as error:
+            assert len(str(error)) < 500
+            refused.append(name)
+            continue
+        assert ssh[-2:] == ["--", "a"]
+        done = subprocess.run([shell, "-c", line], capture_output=True, stdin=subprocess.DEVNULL)
+        wanted = [str(folder or tmp_path), text, text]
+        assert done.stdout.split(b"\0") == [os.fsencode(word) for word in wanted], (
+            name,
+            done.stderr,
+        )
+        assert not canary.exists(), name
+    assert refused == ["carriage_return", "newline", "nul", "windows_line"]
+
+
+# 6. The folder of the run, and what is copied.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_the_run_folder(strings, launched, name):
+    text = strings[name]
+    launch = launched([], [f"--output_dir={text}"])
+    if name == "nul":
+        assert isinstance(launch, ConfigError)
+        assert "output_dir" in str(launch)
+    else:
+        assert f"--output_dir={text}" in _arrive(launch).words
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_a_folder_that_is_copied(tmp_path, monkeypatch, strings, name):
+    folder = _make_folder(tmp_path / "base", strings[name]) or tmp_path / "no such folder"
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    # What would be a shell on another host, with a home of its own.
+    ssh = '#!/bin/sh\nwhile [ "$1" != -T ]; do shift; done\nshift; [ "$1" = -- ] && shift\nshift\n'
+    (tools / "ssh").write_text(f'{ssh}cd / && exec sh -c "$*"\n')
+    (tools / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    if folder.exists():
+        (folder / "code.py").write_text("pass\n")
+    try:
+        done = sync([Host("a", 1)], folder)
+    except LaunchError as error:
+        assert "--sync" in str(error) or name in ("carriage_return", "newline", "windows_line")
+    else:
+        assert done[0].is_shared
+
+
+# All of them at a rank, through the real agent.
+
+
+def test_they_arrive_at_a_rank(tmp_path, canary, strings):
+    words = [f"--a.b={text}" for text in strings.values()] + list(strings.values())
+    environ = {f"HOSTILE_{n}": t for n, t in strings.items() if "\0" not in t}
+    told = tmp_path / "told.json"
+    folder = _make_folder(tmp_path, "a b;'\"\\$(x)\n")
+    job = make_job("a", TELL, folder, words=words, environ={**environ, "STAND_IN_OUT": str(told)})
+    with open(os.devnull, "w") as nowhere:
+        ending = Conductor(nowhere, sys.stderr).run([job], is_local=True)
+    assert ending.code == 0, ending
+    arrived = read_told(told)
+    assert arrived["words"] == words
+    assert arrived["environ"] == environ
+    assert arrived["folder"] == str(folder)
