@@ -24,6 +24,7 @@ from bigft.distributed.exits import read_exit
 from bigft.launch.job import STOP_SECONDS, WORDS_VARIABLE, HostJob, encode_world
 from bigft.launch.processes import (
     adopt_orphans,
+    die_with_parent,
     end_all,
     find_below,
     find_children,
@@ -129,6 +130,8 @@ class Agent:
                 cwd=self._job.folder,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                # If this process is killed nobody else ends the ranks: it passes SIGTERM on.
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - there is one thread
             )
         except OSError as error:
             raise SystemExit(f"bigft.launch.agent: no rank can be started: {error}") from error
@@ -309,7 +312,7 @@ def _read_job() -> HostJob:
         raise SystemExit(f"bigft.launch.agent: no job of mine ({error})") from error
 
 
-def main() -> None:
+def main(limits: Limits | None = None) -> None:
     """Do the job, or with `--clear ID` end what another one has left."""
     if sys.argv[1:2] == ["--clear"]:
         raise SystemExit(1 if clear(sys.argv[2]) else 0)
@@ -318,7 +321,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, lambda *_: None)
     job = _read_job()
-    report = Agent(job).run()
+    report = Agent(job, limits).run()
     say(report.to_line(job.token), _REPORT_SECONDS)
     raise SystemExit(min(report.code, 125) if report.code >= 0 else 1)
 

@@ -1,5 +1,6 @@
 """40 strings in 6 places of a launch: none is executed; each arrives as it is, or is refused."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -185,8 +186,7 @@ def test_in_the_folder_and_in_words_through_a_login_shell(tmp_path, canary, stri
         try:
             words = [sys.executable, "-I", "-S", "-c", show, text]
             *ssh, line = render_ssh("a", words, {"HOSTILE": text}, folder or tmp_path)
-        except LaunchError as error:
-            assert len(str(error)) < 500
+        except LaunchError:
             refused.append(name)
             continue
         assert ssh[-2:] == ["--", "a"]
@@ -229,9 +229,11 @@ def test_in_a_folder_that_is_copied(tmp_path, monkeypatch, strings, name):
     try:
         done = sync([Host("a", 1)], folder)
     except LaunchError as error:
-        assert "--sync" in str(error) or name in ("carriage_return", "newline", "windows_line")
+        refusal = str(error)
     else:
+        refusal = ""
         assert done[0].is_shared
+    assert not refusal or "rename it" in refusal or not folder.exists()
 
 
 # All of them at a rank, through the real agent.
@@ -243,8 +245,7 @@ def test_they_arrive_at_a_rank(tmp_path, canary, strings):
     told = tmp_path / "told.json"
     folder = _make_folder(tmp_path, "a b;'\"\\$(x)\n")
     job = make_job("a", TELL, folder, words=words, environ={**environ, "STAND_IN_OUT": str(told)})
-    with open(os.devnull, "w") as nowhere:
-        ending = Conductor(nowhere, sys.stderr).run([job], is_local=True)
+    ending = Conductor(io.StringIO(), io.StringIO()).run([job], is_local=True)
     assert ending.code == 0, ending
     arrived = read_told(told)
     assert arrived["words"] == words

@@ -7,12 +7,26 @@ import argparse
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 
 
 def main() -> None:
+    ranks = start()
+    signal.signal(signal.SIGTERM, lambda *_: end(ranks, 1))
+    while ranks:
+        for rank in list(ranks):
+            code = rank.poll()
+            if code is not None:
+                ranks.remove(rank)
+            if code:
+                end(ranks, code)
+        time.sleep(0.02)
+
+
+def start() -> list[subprocess.Popen[bytes]]:
     parser = argparse.ArgumentParser()
     for name in ("--world_info", "--node_rank", "--master_addr", "--master_port"):
         parser.add_argument(name, required=True)
@@ -20,33 +34,31 @@ def main() -> None:
     world = json.loads(base64.urlsafe_b64decode(found.world_info))
     counts = [len(devices) for devices in world.values()]
     node = int(found.node_rank)
-    ranks = [
+    place = {
+        "WORLD_SIZE": str(sum(counts)),
+        "MASTER_ADDR": found.master_addr,
+        "MASTER_PORT": found.master_port,
+    }
+    return [
         subprocess.Popen(
             [sys.executable, "-u", "-c", os.environ["STAND_IN"]],
             env={
                 **os.environ,
-                "RANK": str(sum(counts[:node]) + place),
-                "LOCAL_RANK": str(place),
-                "WORLD_SIZE": str(sum(counts)),
-                "MASTER_ADDR": found.master_addr,
-                "MASTER_PORT": found.master_port,
+                **place,
+                "RANK": str(sum(counts[:node]) + local),
+                "LOCAL_RANK": str(local),
             },
         )
-        for place in range(counts[node])
+        for local in range(counts[node])
     ]
-    left = list(ranks)
-    while left:
-        for rank in list(left):
-            code = rank.poll()
-            if code is not None:
-                left.remove(rank)
-            if code:
-                for other in left:
-                    other.terminate()
-                for other in left:
-                    other.wait()
-                sys.exit(code)
-        time.sleep(0.02)
+
+
+def end(ranks: list[subprocess.Popen[bytes]], code: int) -> None:
+    for rank in ranks:
+        rank.terminate()
+    for rank in ranks:
+        rank.wait()
+    sys.exit(code)
 
 
 if __name__ == "__main__":
