@@ -54,7 +54,7 @@ def main(request: Request) -> None:
     resolved = _resolve(inner, hosts)
     environ = choose_environment(os.environ, options.env, Path.cwd(), Path.home())
     remember_secrets(environ)
-    folder = resolved.run.output_dir or default_output_dir(resolved.run, datetime.now())
+    folder = str(resolved.run.output_dir or default_output_dir(resolved.run, datetime.now()))
     if "\0" in folder:
         raise ConfigError(f"--output_dir {folder[:80]!r}: a path has no NUL in it")
     run = Path(folder).expanduser().absolute()
