@@ -82,9 +82,13 @@ class CommandLines:
     def rate(self) -> float:
         return self.looks / self.seconds
 
-    def find_hits(self, leave_out: Iterable[int] = ()) -> dict[int, list[str]]:
-        left_out = set(leave_out)
-        found = {pid: find_hits(*lines) for pid, lines in self.seen.items() if pid not in left_out}
+    def find_hits(self, typed_at: Iterable[int] = ()) -> dict[int, list[str]]:
+        """Process -> secrets, apart from command lines that a user has typed.
+
+        A child has that of its parent until it becomes another program.
+        """
+        typed = {line for pid in typed_at for line in self.seen.get(pid, ())}
+        found = {pid: find_hits(*lines - typed) for pid, lines in self.seen.items()}
         return {pid: hits for pid, hits in found.items() if hits}
 
     def look(self) -> None:
