@@ -162,6 +162,18 @@ def test_ranks_are_ended_at_once_when_that_is_said(start, tmp_path) -> None:
     assert seconds < 8
 
 
+def test_ranks_are_ended_though_nobody_reads_what_they_say(start, tmp_path) -> None:
+    say = "import sys\nopen('ready', 'w').close()\nwhile True: print('x' * 999, file=sys.stderr)"
+    run = start(f"{DEAF}{say}")
+    run.beat((tmp_path / "ready").exists)
+    time.sleep(1)
+    run.process.stdin.close()
+    start_time = time.monotonic()
+    while find_marked(LAUNCH_VARIABLE, run.id):
+        assert time.monotonic() - start_time < 12
+        time.sleep(0.1)
+
+
 # What they leave behind.
 
 DAEMON = """

@@ -25,7 +25,7 @@ from bigft.launch.hostfile import Host, explain_bad_name, read_hostfile
 from bigft.launch.job import HostJob, encode_world, find_too_long
 from bigft.launch.output import HostOutput
 from bigft.launch.progress import Progress, find_progress
-from bigft.launch.report import MARK, Report
+from bigft.launch.report import MARK, Report, begin_word
 
 HOSTS = [Host("a", 4), Host("b.c", 2), Host("fe80::1", 1)]
 TOKEN = "0" * 32
@@ -167,7 +167,7 @@ def test_any_json(read: Any, data: st.DataObject) -> None:
     good = [
         json.loads(_job().to_line()),
         {"commits": 1, "step": 2, "global_batch": 3},
-        json.loads(Report("a", 0).to_line("").partition(" ")[2]),
+        json.loads(Report("a", 0).to_line(TOKEN).partition(" ")[2]),
         describe_facts(),
         {"findings": [finding()], "settings_digest": "x", "bytes_per_second": 1},
     ]
@@ -330,7 +330,7 @@ REPORT = Report("a", -9, 3, "me", 1)
 
 
 def test_a_report_is_kept_back_however_it_comes() -> None:
-    data = f"one\n\n{REPORT.to_line(TOKEN)}".encode()
+    data = f"one\n{REPORT.to_line(TOKEN)}".encode()
     for cut in range(len(data)):
         lines, output = _shown(data[:cut], data[cut:])
         assert lines == ["[a] one"]
@@ -338,20 +338,27 @@ def test_a_report_is_kept_back_however_it_comes() -> None:
 
 
 def test_a_rank_that_ends_in_the_middle_of_a_line_hides_no_report() -> None:
-    lines, output = _shown(b"half a line", f"\n{REPORT.to_line(TOKEN)}".encode())
+    beat = f"{begin_word(TOKEN)}\n".encode()
+    lines, output = _shown(b"half a", beat, b" line", beat, REPORT.to_line(TOKEN).encode())
     assert lines == ["[a] half a line"]
     assert output.report == REPORT
+
+
+def test_only_the_agent_is_a_sign_of_life() -> None:
+    _, output = _shown()
+    output.heard = 0.0
+    output.write(f"{MARK}\n{MARK}{'1' * 32}\nrank says\n".encode())
+    assert output.heard == 0.0
+    output.write(f"{begin_word(TOKEN)}\n".encode())
+    assert output.heard > 0
 
 
 @pytest.mark.parametrize(
     "line",
     [
         REPORT.to_line("1" * 32),
-        REPORT.to_line(""),
         MARK + '{"host": "a", "code": 0, "rank": null, "stopped": "", "left": 0}\n',
-        f"x{REPORT.to_line(TOKEN)}",
-        f"{MARK}{TOKEN} {{}}\n",
-        f'{MARK}{TOKEN} {{"host": "a", "code": "0", "stopped": "", "left": 0}}\n',
+        f"{MARK}{TOKEN[:-1]} {{}}\n",
     ],
 )
 def test_a_forged_report_is_a_line_like_others(line: str) -> None:
@@ -362,8 +369,9 @@ def test_a_forged_report_is_a_line_like_others(line: str) -> None:
 
 
 def test_without_a_token_there_is_no_report() -> None:
-    with pytest.raises(ValueError, match="no report"):
-        Report.from_line(REPORT.to_line(""), "")
+    for call in (REPORT.to_line, lambda token: Report.from_line("x", token)):
+        with pytest.raises(ValueError, match="no token"):
+            call("")
 
 
 def test_a_line_without_an_end_takes_no_memory_and_hides_no_report() -> None:
@@ -406,6 +414,11 @@ def test_a_terminal_obeys_no_host() -> None:
     lines, output = _shown("\x1b[2J\x1b]0;title\x07\x9b31m\rfake\u202e\x08é\t!\r\n".encode())
     assert lines == ["[a] \\x1b[2J\\x1b]0;title\\x07\\x9b31m\\rfake\\u202e\\x08é\t!"]
     assert output.last_words == lines[0][4:]
+
+
+def test_a_report_that_is_none_ends_nothing() -> None:
+    lines, output = _shown(f'a\n{MARK}{TOKEN} {{"code": "0"}}\nb\n'.encode())
+    assert (lines, output.report) == (["[a] a", "[a] b"], None)
 
 
 def test_empty_lines_stay() -> None:

@@ -42,6 +42,9 @@ def test_every_combination_of_ends(count: int, stopped: str | None) -> None:
         ending = judge(_ends(codes), stopped)
         failed = [code for code in codes if code != 0]
         said = [code for code in codes if code in CONTRACT and code != 6]
+        if LOST in codes and not stopped:
+            # Where an agent has gone ranks are asked to stop: not by anybody who meant the run.
+            said = [code for code in said if code != 75]
         assert ending.stopped == stopped
         assert len(ending.lost) == codes.count(LOST)
         assert (ending.first is None) == (not failed)
@@ -80,7 +83,9 @@ def test_an_end_in_words(end: HostEnd, words: str) -> None:
 
 @pytest.mark.parametrize("code", [0, *CONTRACT])
 def test_only_crashes_are_tried_again(code: int) -> None:
-    assert (Restarts(3).refuse(Ending(code), 0) is None) == (code in (1, 6))
+    assert (Restarts(3).refuse(Ending(code), 0) is None) == (code in (1, 6, 75))
+    # A start that could save at first has met a full disk.
+    assert (Restarts(3).refuse(Ending(code), 1) is None) == (code in (1, 5, 6, 75))
 
 
 def test_not_after_somebody_has_asked_to_stop() -> None:
