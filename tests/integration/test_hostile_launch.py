@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not can_simulate(), reason="needs root, iproute2 and openssh-server"),
 ]
 
-QUICK = ["hidden_quote", "newline", "no_text"]
+QUICK = ["hidden_quote", "newline"]
 NO_FOLDER = {"nul", "four_kilobytes"}
 """What no system takes for a name."""
 NOT_BY_SSH = {"newline", "windows_line", "carriage_return"}
