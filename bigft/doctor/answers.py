@@ -57,17 +57,17 @@ def read_report(line: str) -> tuple[list[Finding], str | None]:
     return found, _take_plain(data, "settings_digest") if is_known else None
 
 
-def read_rates(line: str) -> tuple[float, float]:
-    """Read what ranks have measured on another host.
-
-    Returns:
-        Bytes per second, and the seconds of a small sum.
+def read_sums(line: str) -> tuple[float, float]:
+    """Read the bytes per second and the seconds of a small sum that ranks have measured there.
 
     Raises:
         ValueError: It is something else.
     """
     data = read_object(line)
-    return take_number(data, "bytes_per_second"), take_number(data, "small_sum_seconds")
+    rate, seconds = take_number(data, "bytes_per_second"), take_number(data, "small_sum_seconds")
+    if rate <= 0 or seconds < 0:
+        raise ValueError("no proper rate")
+    return rate, seconds
 
 
 def _read_route(data: Mapping[str, Any]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
-from bigft.doctor.answers import read_rates
+from bigft.doctor.answers import read_sums
 from bigft.doctor.finding import Finding, failed, passed
 from bigft.doctor.meeting import place_environment
 from bigft.launch.child import Answer
@@ -75,21 +75,21 @@ def _measure(hosts: Sequence[Host], facts: Facts, backend: str, name: str) -> It
     if bad:
         return
     try:
-        rate, small = read_rates(answers[0].last_line)
+        rate, seconds = read_sums(answers[0].last_line)
     except ValueError as error:
-        wrong = failed(name, f"its answer has {error}", _WHY_MEET, _REPAIR_MEET)
-        yield replace(wrong, host=first)
-        return
-    found = Network(
-        hosts=tuple(host.name for host in hosts),
-        ranks_per_host=local,
-        backend=backend,
-        interface=facts[first]["routes"][second].get("interface", ""),
-        bytes_per_second=rate,
-        small_sum_seconds=small,
-        when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
-    yield replace(_judge(found, name), host=first)
+        why = f"its answer has {error}"
+        yield replace(failed(name, why, _WHY_MEET, _REPAIR_MEET), host=first)
+    else:
+        found = Network(
+            hosts=tuple(host.name for host in hosts),
+            ranks_per_host=local,
+            backend=backend,
+            interface=facts[first]["routes"][second].get("interface", ""),
+            bytes_per_second=rate,
+            small_sum_seconds=seconds,
+            when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        yield replace(_judge(found, name), host=first)
 
 
 _WHY_MEET = "every step of a run waits for such sums"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bigft.doctor.answers import read_facts, read_rates, read_report
+from bigft.doctor.answers import read_facts, read_report, read_sums
 from bigft.doctor.hosts import explain_unreachable
 from bigft.doctor.probe import describe_host
 from bigft.errors import LaunchError
@@ -159,7 +159,7 @@ def test_what_no_process_can_be_started_with() -> None:
         lambda line: Report.from_line(f"{MARK}{TOKEN} {line}", TOKEN),
         lambda line: read_facts(line, ["a", "b"]),
         read_report,
-        read_rates,
+        read_sums,
     ],
 )
 @given(data=st.data())
@@ -170,6 +170,7 @@ def test_any_json(read: Any, data: st.DataObject) -> None:
         json.loads(Report("a", 0).to_line(TOKEN).partition(" ")[2]),
         describe_facts(),
         {"findings": [finding()], "settings_digest": "x", "bytes_per_second": 1},
+        {"bytes_per_second": 1e9, "small_sum_seconds": 1e-4},
     ]
     value = data.draw(JSON | st.sampled_from(good))
     if isinstance(value, dict) and value:
@@ -183,7 +184,7 @@ def test_any_json(read: Any, data: st.DataObject) -> None:
 def test_huge_json(line: str) -> None:
     start = time.monotonic()
     for text in (line, f'{{"step": {line}}}', f'{{"commits": 1, "step": {line}}}'):
-        for read in (HostJob.from_line, Progress.from_line, read_report, read_rates):
+        for read in (HostJob.from_line, Progress.from_line, read_report, read_sums):
             with pytest.raises(ValueError, match="."):
                 read(text)
         with pytest.raises(ValueError, match="."):
