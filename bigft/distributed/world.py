@@ -1,22 +1,16 @@
-"""The ranks of this run: who am I, on which device, opened once and closed once.
-
-This is the only place that reads the launcher's environment variables.
-"""
+"""The ranks of this run: who am I, on which device, opened once and closed once."""
 
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 
-from bigft.distributed.children import find_free_port
 from bigft.distributed.failures import find_failure
+from bigft.distributed.starters import be_alone, complete_environment
 from bigft.errors import LaunchError
-
-_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 # Loading a large model, tokenising and saving happen between collectives; the stock 10 minutes
 # of NCCL kill runs that only wait for a disk. DeepSpeed's own variable, in minutes, changes it.
@@ -39,7 +33,7 @@ class World:
         return self.rank == 0
 
 
-def open_world(environ: Mapping[str, str] | None = None) -> World:
+def open_world() -> World:
     """Join the process group that the launcher describes, or open one of a single process.
 
     Raises:
@@ -47,7 +41,9 @@ def open_world(environ: Mapping[str, str] | None = None) -> World:
 
     Collective: every rank.
     """
-    _complete_environment(os.environ if environ is None else dict(environ))
+    complete_environment(os.environ)
+    if "RANK" not in os.environ:
+        be_alone(os.environ)
     _put_interpreter_on_path()
     local_rank = int(os.environ["LOCAL_RANK"])
     device = _pick_device(local_rank)
@@ -87,22 +83,6 @@ def close_world() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _complete_environment(environ: Mapping[str, str]) -> None:
-    given = [name for name in _LAUNCHER_VARIABLES if name in environ]
-    if not given:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-        os.environ["MASTER_PORT"] = str(find_free_port())
-    elif missing := [name for name in _LAUNCHER_VARIABLES if name not in environ]:
-        raise LaunchError(
-            f"the launcher set {', '.join(given)} but not {', '.join(missing)}; start the run with"
-            " `deepspeed launch_scripts/run.py ...`, or unset them all for a single process"
-        )
-    # DeepSpeed's CPU accelerator counts its devices by this variable.
-    os.environ.setdefault(
-        "LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
-    )
-
-
 def _put_interpreter_on_path() -> None:
     # DeepSpeed builds its operators with `ninja`, which pip puts beside the interpreter; that
     # folder is not on PATH when bigft is called by its full path. It comes first, as where the
@@ -120,8 +100,9 @@ def _pick_device(local_rank: int) -> torch.device:
     count = torch.accelerator.device_count()
     if local_rank >= count:
         raise LaunchError(
-            f"local rank {local_rank} has no device: this host has {count};"
-            f" start with `deepspeed --num_gpus {count}`"
+            f"local rank {local_rank} has no device: {count} can be seen here; start with"
+            f" `deepspeed --num_gpus {count}`, or let every rank see all devices of its host"
+            " (Slurm: `--gpus-per-node` with `srun --gpu-bind=none`)"
         )
     torch.accelerator.set_device_index(local_rank)
     kind = torch.accelerator.current_accelerator()
