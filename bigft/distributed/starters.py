@@ -149,25 +149,23 @@ def _fail(problems: list[str]) -> None:
 
 def _find_starter(environ: Mapping[str, str]) -> Callable[[_Reader], None] | None:
     """Tell by its variables who started this process; None: nobody."""
-    if all(name in environ for name in _USUAL):
-        return _read_usual
-    is_task = "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ
-    if "OMPI_COMM_WORLD_RANK" in environ or "OMPI_COMM_WORLD_SIZE" in environ:
-        return _read_openmpi
+    has = environ.__contains__
+    is_task = has("SLURM_STEP_ID") and has("SLURM_PROCID")
+    is_on_terminal = has("SLURM_PTY_PORT") and _has_terminal()
     # `srun --mpi=pmi2` sets the first two as well; only a process manager of its own the others.
-    own = any(name in environ for name in (*_LOCAL_RANKS, *_LOCAL_SIZES))
-    if ("PMI_RANK" in environ or "PMI_SIZE" in environ) and (own or not is_task):
-        return _read_hydra
-    if is_task and not ("SLURM_PTY_PORT" in environ and _has_terminal()):
-        return _read_slurm
-    if "PET_NODE_RANK" in environ or "PET_NNODES" in environ:
-        return _read_kubeflow
-    if any(name in environ for name in ("RANK", "LOCAL_RANK")):
-        return _read_usual
-    # An indexed job may as well be many runs of one process each.
-    if "JOB_COMPLETION_INDEX" in environ and {"WORLD_SIZE", "MASTER_ADDR"} & {*environ}:
-        return _read_indexed_job
-    return _refuse_bare_pmix if "PMIX_RANK" in environ else None
+    is_managed = any(map(has, (*_LOCAL_RANKS, *_LOCAL_SIZES))) or not is_task
+    order = (
+        (all(map(has, _USUAL)), _read_usual),
+        (has("OMPI_COMM_WORLD_RANK") or has("OMPI_COMM_WORLD_SIZE"), _read_openmpi),
+        ((has("PMI_RANK") or has("PMI_SIZE")) and is_managed, _read_hydra),
+        (is_task and not is_on_terminal, _read_slurm),
+        (has("PET_NODE_RANK") or has("PET_NNODES"), _read_kubeflow),
+        (has("RANK") or has("LOCAL_RANK"), _read_usual),
+        # An indexed job may as well be many runs of one process each.
+        (has("JOB_COMPLETION_INDEX") and (has("WORLD_SIZE") or has("MASTER_ADDR")), _read_indexed),
+        (has("PMIX_RANK") and not is_task, _refuse_bare_pmix),
+    )
+    return next((translate for holds, translate in order if holds), None)
 
 
 def _read_usual(reader: _Reader) -> None:
@@ -222,8 +220,8 @@ def _read_openmpi(reader: _Reader) -> None:
     """`mpirun` of Open MPI."""
     reader.give("RANK", reader.number("OMPI_COMM_WORLD_RANK"), "OMPI_COMM_WORLD_RANK")
     reader.give("WORLD_SIZE", reader.number("OMPI_COMM_WORLD_SIZE", 1), "OMPI_COMM_WORLD_SIZE")
-    for usual, name, low in (("LOCAL_RANK", "RANK", 0), ("LOCAL_SIZE", "SIZE", 1)):
-        name = f"OMPI_COMM_WORLD_LOCAL_{name}"
+    for usual, low in (("LOCAL_RANK", 0), ("LOCAL_SIZE", 1)):
+        name = f"OMPI_COMM_WORLD_{usual}"
         reader.give(usual, reader.number(name, low), name)
     address = _find_first_host(reader.environ.get("SLURM_JOB_NODELIST", ""))
     address = address or _find_mpirun(reader.environ)
@@ -270,7 +268,7 @@ def _read_kubeflow(reader: _Reader) -> None:
     reader.meet(address, "the trainer sets PET_MASTER_ADDR")
 
 
-def _read_indexed_job(reader: _Reader) -> None:
+def _read_indexed(reader: _Reader) -> None:
     """A pod of an indexed job or a JobSet whose program is a rank itself."""
     reader.give("RANK", reader.number("JOB_COMPLETION_INDEX"), "JOB_COMPLETION_INDEX")
     reader.give("WORLD_SIZE", reader.number("WORLD_SIZE", 1), "WORLD_SIZE")
