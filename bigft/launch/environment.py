@@ -44,7 +44,7 @@ def choose_environment(
     for place in dict.fromkeys([home / named, folder / named]):
         chosen |= _read_file(place, problems)
     for name in names:
-        if wrong := _explain_name(name):
+        if wrong := explain_name(name):
             problems.append(f"--env {name!r}: {wrong}")
         elif name not in environ:
             problems.append(f"--env {name}: not set here; export it, or drop the name")
@@ -90,10 +90,11 @@ def _read_lines(text: str) -> Iterator[tuple[int, str, str, str | None]]:
             # Not the line itself: it may be a secret with its name forgotten.
             yield number, "", "", "write NAME=VALUE"
         else:
-            yield number, name.strip(), value, _explain_name(name.strip(), value)
+            yield number, name.strip(), value, explain_name(name.strip(), value)
 
 
-def _explain_name(name: str, value: str = "") -> str | None:
+def explain_name(name: str, value: str = "") -> str | None:
+    """Say why a variable cannot be passed on; None: it can."""
     if not _NAME.fullmatch(name):
         return f"{name[:40]!r} is no name of a variable (letters, digits and _)"
     if name in _OF_RANKS:

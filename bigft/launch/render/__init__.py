@@ -1,1 +1,1 @@
-"""What is to be started -> the text of a script or manifest. Nothing is started or looked up here."""
+"""What is to be started -> the text of a script or manifest; nothing is started here."""

@@ -5,7 +5,7 @@ run with collectives needs. `torchrun` in the pods would return 1 for everything
 shell here return what the ranks return, and JobSet can tell a stop from a mistake.
 """
 
-import json
+import yaml
 
 from bigft.launch.render.start import (
     NOTICE_SECONDS,
@@ -18,13 +18,14 @@ from bigft.launch.render.start import (
 _NAME = "bigft"
 _FOLDER = "/workspace"
 
-START_RANKS = r"""# Starts the ranks of this pod, passes a stop on to them, and returns the worst of their codes.
+START_RANKS = r"""# Starts the ranks of this pod, passes a stop on to them, returns the worst exit code.
 set -u
 pids=()
 is_stopped=false
 trap 'is_stopped=true; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 for ((rank = 0; rank < LOCAL_SIZE; rank++)); do
-    RANK=$((JOB_COMPLETION_INDEX * LOCAL_SIZE + rank)) LOCAL_RANK=$rank "$@" &
+    ((number = JOB_COMPLETION_INDEX * LOCAL_SIZE + rank))
+    RANK=$number LOCAL_RANK=$rank "$@" &
     pids+=($!)
 done
 code=0
@@ -58,7 +59,7 @@ spec:
     publishNotReadyAddresses: true
     subdomain: @NAME@
   failurePolicy:
-    # All pods start again, from the newest committed checkpoint: after a stop (75) as after a crash.
+    # All pods start again, from the newest checkpoint: after a stop (75) as after a crash.
     maxRestarts: 20
     rules:
       # A mistake in settings, data, plan, checkpoint or training is the same the next time.
@@ -127,7 +128,7 @@ def render_kubernetes(start: Start) -> str:
     secret = "secretKeyRef: {{name: {name}, key: {key}}}"
     secrets = [
         f"- {{name: {key}, valueFrom: {{{secret.format(name=_NAME, key=key)}}}}}"
-        for key in map(json.dumps, start.env)
+        for key in map(_quote, start.env)
     ]
     resources = ["resources:", f'  limits: {{nvidia.com/gpu: "{ranks}"}}']
     return fill(
@@ -135,22 +136,27 @@ def render_kubernetes(start: Start) -> str:
         name=_NAME,
         nodes=nodes,
         notice=NOTICE_SECONDS,
-        image=json.dumps(start.image),
-        folder=json.dumps(start.folder or _FOLDER),
+        image=_quote(start.image),
+        folder=_quote(start.folder or _FOLDER),
         world_size=nodes * ranks,
         ranks=ranks,
         port=PORT,
         secrets=_indent(secrets, 20),
         resources=_indent(resources if start.on_gpus else [], 18),
         script=_indent(START_RANKS.splitlines(), 22),
-        words=_indent([f"- {_quote(word)}" for word in start.program], 20),
-        claim=json.dumps(start.claim),
+        words=_indent([f"- {_quote_word(word)}" for word in start.program], 20),
+        claim=_quote(start.claim),
     )
 
 
-def _quote(word: str) -> str:
+def _quote(text: str) -> str:
+    quoted: str = yaml.dump(text, default_style='"', width=1 << 30, allow_unicode=False)
+    return quoted.rstrip("\n")
+
+
+def _quote_word(word: str) -> str:
     # Kubernetes reads $(NAME) in commands, and $$ as one $.
-    return json.dumps(word.replace("$", "$$"))
+    return _quote(word.replace("$", "$$"))
 
 
 def _indent(lines: list[str], width: int) -> str:

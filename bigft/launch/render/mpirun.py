@@ -1,6 +1,7 @@
 """A script that starts the ranks of all hosts with `mpirun` of Open MPI or of MPICH."""
 
 import shlex
+import textwrap
 
 from bigft.launch.hostfile import Host
 from bigft.launch.mpi import Mpi, mpi_environment, render_options
@@ -20,19 +21,21 @@ export MASTER_ADDR=${MASTER_ADDR:-@ADDRESS@} MASTER_PORT=${MASTER_PORT:-@PORT@}
 names=()
 for name in $(compgen -e); do
     case $name in
-    @NAMES@) names+=("$name") ;;
+    @NAMES@)
+        names+=("$name")
+        ;;
     esac
 done
 @PASS_ON@
 # In a session of its own: a terminal's Ctrl-C must reach the ranks, and not end mpirun.
-setsid @MPIRUN@ @OPTIONS@ \
-    "${options[@]}" -n @COUNT@ \
+setsid @MPIRUN@ "${options[@]}" -n @COUNT@ \
+    @OPTIONS@ \
     @WORDS@ &
 mpirun=$!
 
 # Both kinds of mpirun pass SIGUSR1 on to all ranks, and wait for them.
 is_stopped=false
-trap 'is_stopped=true; kill -USR1 "$mpirun" 2>/dev/null' TERM INT HUP USR1
+trap 'is_stopped=true; kill -USR1 "$mpirun" 2>/dev/null || true' TERM INT HUP USR1
 code=0
 wait "$mpirun" || code=$?
 # What a signal has interrupted is waited for again.
@@ -78,6 +81,11 @@ def render_mpich(start: Start) -> str:
     return _render("mpich", start)
 
 
+def _wrap(names: list[str]) -> str:
+    lines = textwrap.wrap(" ".join(names), 80)
+    return " | \\\n        ".join(line.replace(" ", " | ") for line in lines)
+
+
 def _render(name: Mpi, start: Start) -> str:
     hosts = start.hosts or [Host("localhost", start.ranks_per_node)]
     extra = [f"export {n}={shlex.quote(text)}" for n, text in mpi_environment(name).items()]
@@ -89,10 +97,10 @@ def _render(name: Mpi, start: Start) -> str:
         address="127.0.0.1" if len(hosts) == 1 else hosts[0].name,
         port=PORT,
         extra="\n".join(extra),
-        names=" | ".join(names),
+        names=_wrap(names),
         pass_on=_PASS_ON[name],
         mpirun=_PROGRAMS[name],
-        options=shlex.join(render_options(name, hosts)),
+        options=render_words(render_options(name, hosts)),
         count=sum(host.slots for host in hosts),
         words=render_words(start.program),
     )

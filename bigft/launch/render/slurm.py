@@ -59,7 +59,7 @@ code=0
 # A rank that fails is named by the others, which takes them a moment: srun must not end them.
 # While rank 0 exports the model the others have left already: srun must not wait for that only
 # so long. No binding: every rank may use all cores, and every device of its node.
-srun --export=ALL --kill-on-bad-exit=0 --wait=0 --cpu-bind=none @BIND@ \
+srun --export=ALL --kill-on-bad-exit=0 --wait=0 --cpu-bind=none@BIND@ \
     @WORDS@ || code=$?
 
 if [ "$code" -ne 75 ] || [ "$is_ended" = true ]; then
@@ -94,7 +94,7 @@ def render_slurm(start: Start) -> str:
         nodes=len(start.slots),
         ranks=ranks,
         gpus=f"#SBATCH --gpus-per-node={ranks}" if start.on_gpus else "",
-        bind="--gpu-bind=none" if start.on_gpus else "",
+        bind=" --gpu-bind=none" if start.on_gpus else "",
         notice=NOTICE_SECONDS,
         export=",".join(start.names),
         folder=render_folder(start),
