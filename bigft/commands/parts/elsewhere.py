@@ -14,7 +14,7 @@ from bigft.launch.render.start import Start
 
 
 def render_start(
-    options: LaunchOptions, words: Sequence[str], hosts: Sequence[Host], output_dir: str | None
+    options: LaunchOptions, words: Sequence[str], hosts: Sequence[Host], output_dir: str
 ) -> str:
     """Return the script or manifest that `--render` asks for.
 
@@ -22,7 +22,7 @@ def render_start(
         options: Of the launch.
         words: The command line of bigft that is to be started.
         hosts: Of the hostfile, or this host with its ranks.
-        output_dir: From the settings; None: they say nothing of it.
+        output_dir: From the settings; empty: they say nothing of it.
 
     Raises:
         ConfigError, LaunchError: The run cannot be started so; all reasons are listed.
@@ -34,7 +34,7 @@ def render_start(
     in_container = elsewhere.render == "kubernetes"
     start = Start(
         words=words,
-        output_dir=str(output_dir),
+        output_dir=output_dir,
         hosts=hosts if options.hostfile else (),
         nodes=elsewhere.nodes,
         ranks_per_node=hosts[0].slots,
@@ -49,10 +49,10 @@ def render_start(
 
 
 def _find_problems(
-    options: LaunchOptions, words: Sequence[str], output_dir: str | None, folder: Path
+    options: LaunchOptions, words: Sequence[str], output_dir: str, folder: Path
 ) -> Iterator[str]:
     elsewhere = options.elsewhere
-    if output_dir is None:
+    if not output_dir:
         yield (
             "--output_dir: not given behind `--`; a run that is started again has to find its"
             " checkpoints: add --output_dir FOLDER"

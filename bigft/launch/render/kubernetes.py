@@ -18,7 +18,7 @@ from bigft.launch.render.start import (
 _NAME = "bigft"
 _FOLDER = "/workspace"
 
-START_RANKS = r"""# Starts the ranks of this pod, passes a stop on to them, returns the worst exit code.
+START_RANKS = r"""# Starts the ranks of this pod, passes a stop on to them, returns the worst code.
 set -u
 pids=()
 is_stopped=false
