@@ -7,6 +7,7 @@ inside another (`srun torchrun`, `mpirun` in a Slurm job), the inner one counts.
 """
 
 import re
+import socket
 import zlib
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
@@ -108,6 +109,11 @@ class _Reader:
                 f"MASTER_ADDR is not set, and nothing else says where rank 0 is; {repair}"
             )
             return
+        # The name of a node need not be one in the network, and torch would try for two hours.
+        if not given and not _is_known(address):
+            self.problems.append(
+                f"rank 0 is on {address}, but no address of it is known here; export MASTER_ADDR"
+            )
         self.found["MASTER_ADDR"] = address
         if "MASTER_PORT" in self.environ:
             self.give("MASTER_PORT", self.number("MASTER_PORT", 1, 65535), "MASTER_PORT")
@@ -261,11 +267,10 @@ def _read_kubeflow(reader: _Reader) -> None:
         reader.give("WORLD_SIZE", nodes, "PET_NNODES")
         reader.give("LOCAL_RANK", 0, "PET_NPROC_PER_NODE")
         reader.give("LOCAL_SIZE", 1, "PET_NPROC_PER_NODE")
-    address = environ.get("PET_MASTER_ADDR", "").strip() or None
-    if "PET_MASTER_PORT" in environ and "MASTER_PORT" not in environ:
-        port = reader.number("PET_MASTER_PORT", 1, 65535)
-        reader.environ = {**environ, "MASTER_PORT": str(port or _DEFAULT_PORT)}
-    reader.meet(address, "the trainer sets PET_MASTER_ADDR")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if f"PET_{name}" in environ and name not in environ:
+            reader.environ = {**reader.environ, name: environ[f"PET_{name}"]}
+    reader.meet(None, "the trainer sets PET_MASTER_ADDR")
 
 
 def _read_indexed(reader: _Reader) -> None:
@@ -313,6 +318,14 @@ def _find_mpirun(environ: Mapping[str, str]) -> str | None:
         return None
     found = re.search(r";tcp://([0-9.]+)[,:]", uri)
     return found[1] if found else None
+
+
+def _is_known(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
 
 
 def _has_terminal() -> bool:

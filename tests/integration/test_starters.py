@@ -145,7 +145,7 @@ def test_torchrun(shared_folder, tmp_path):
     assert [row["step"] for row in read_steps(folder)] == [1, 2, 3]
     assert read_ranks(folder) == 2
     environment = json.loads((folder / "resolved/environment.json").read_text())
-    assert environment["variables"]["WORLD_SIZE"] == "2"
+    assert environment["environment"]["WORLD_SIZE"] == "2"
 
 
 @pytest.mark.nightly
@@ -193,7 +193,7 @@ def test_mpirun_ends_with_the_code_of_the_run(name, program, shared_folder, tmp_
     wrong = Start(**{**vars(start), "words": [*start.words, "--learning_rte", "1"]})
     with scripted(RENDERERS[name](wrong), folder, make_environment(MPIRUN=program)) as script:
         assert script.process.wait(60) == 2
-    assert script.said().count("did you mean --learning_rate") == 1
+    assert script.said().count("--learning_rte: no such setting") == 1
 
 
 @pytest.mark.nightly
@@ -312,7 +312,6 @@ def test_a_slurm_job_that_is_preempted_comes_back(cluster, shared_folder, tmp_pa
     cluster.submit(*wrap, "--wrap", "sleep 5")
     cluster.wait_for_job(job, "PENDING", restarts=1)
     (first,) = checkpoints(folder)
-    assert "queued again" not in read_output(cluster), "Slurm does that"
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     wait_for_step(cluster, folder, int(first[5:]) + 3)
     # Who cancels does not want it back.
@@ -332,7 +331,7 @@ def test_slurm_returns_the_code_of_the_run(cluster, shared_folder, tmp_path):
     job = submit(cluster, wrong)
     cluster.wait_for_job(job, "FAILED")
     assert cluster.read_job(job)["ExitCode"] == "2:0"
-    assert read_output(cluster).count("did you mean --learning_rate") == 1
+    assert read_output(cluster).count("--learning_rte: no such setting") == 1
 
 
 @pytest.mark.nightly

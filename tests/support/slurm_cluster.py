@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -25,7 +25,10 @@ def can_run_slurm() -> bool:
 
 
 class SlurmCluster:
-    """Nodes `bf1` and `bf2`, both this machine, and a partition of each priority."""
+    """Two nodes, both this machine, and two partitions: `urgent` preempts `main`."""
+
+    nodes = ("127.0.0.1", "other")
+    """The first is also an address: ranks meet there."""
 
     def __init__(self, folder: Path) -> None:
         """Take a short path: it is that of sockets, too."""
@@ -124,8 +127,9 @@ class SlurmCluster:
             "PreemptMode=REQUEUE",
             "KillWait=60",
             "SlurmctldDebug=info",
-            f"NodeName=bf[1-2] NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1"
-            f" Port={first},{second} CPUs=2 RealMemory=4000 State=UNKNOWN",
+            # Both in one line: else two nodes must not be one host.
+            f"NodeName={','.join(self.nodes)} NodeHostname={socket.gethostname()}"
+            f" NodeAddr=127.0.0.1 Port={first},{second} CPUs=2 RealMemory=4000 State=UNKNOWN",
             "PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=60",
             "PartitionName=urgent Nodes=ALL PriorityTier=2 PreemptMode=OFF",
         ]
@@ -133,11 +137,18 @@ class SlurmCluster:
         (self.folder / "slurm.conf").write_text("\n".join(settings) + "\n")
         files = [f"--{name}-file={munge}/{name}" for name in ("key", "pid", "log", "seed")]
         self._open("munged", ["--foreground", "--force", f"--socket={munge}/socket", *files])
-        _wait((munge / "socket").exists, self.said)
+        self._wait((munge / "socket").exists)
         self._open("slurmctld", ["-D"])
-        for node in ("bf1", "bf2"):
+        for node in self.nodes:
             self._open("slurmd", ["-D", "-N", node], node)
-        _wait(self._is_ready, self.said)
+        self._wait(self._is_ready)
+
+    def _wait(self, happens: Callable[[], bool], seconds: float = 30) -> None:
+        end = time.monotonic() + seconds
+        while not happens():
+            assert all(daemon.poll() is None for daemon in self._daemons), self.said()
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.1)
 
     def _is_ready(self) -> bool:
         words = [shutil.which("sinfo", path=_PATH) or "sinfo", "-h", "-p", "main", "-o", "%T %D"]
@@ -181,10 +192,3 @@ def _find_ports(count: int) -> list[int]:
     for probe in probes:
         probe.close()
     return ports
-
-
-def _wait(happens: object, said: object, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not happens():  # type: ignore[operator]
-        assert time.monotonic() < end, said()  # type: ignore[operator]
-        time.sleep(0.1)

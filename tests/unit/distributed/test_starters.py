@@ -46,6 +46,11 @@ KUBEFLOW = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _names_are_known(monkeypatch):
+    monkeypatch.setattr(starters, "_is_known", lambda host: host != "unknown")
+
+
 def place(*environ, **changes):
     """What a process with these variables takes itself for."""
     found = {name: text for part in environ for name, text in part.items()} | changes
@@ -181,6 +186,13 @@ def test_the_first_host_of_a_slurm_list(names, first):
         assert "SLURM_STEP_NODELIST" in problems(environ)[0]
     else:
         assert place(environ)[4] == first
+
+
+def test_a_node_that_has_no_address_here_is_said_at_once():
+    (problem,) = problems(SLURM, SLURM_STEP_NODELIST="unknown,bf2")
+    assert problem.startswith("rank 0 is on unknown")
+    assert "MASTER_ADDR" in problem
+    assert place(SLURM, MEETING, SLURM_STEP_NODELIST="unknown,bf2")[4] == "a"
 
 
 @pytest.mark.parametrize(
