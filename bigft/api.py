@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bigft.commands.plan import describe, make_plan
 from bigft.commands.train import run_training
 from bigft.config.request import Request
+from bigft.distributed.starters import complete_environment
 from bigft.run.resolve import resolve
 from bigft.units import parse_bytes
 
@@ -33,6 +34,7 @@ def train(config: str = "auto", *, recipe: str = "", **settings: Any) -> Path:
 
     Collective: every rank of a launch, or one process alone.
     """
+    complete_environment(os.environ)
     request = Request("train", settings=dict(_flatten(settings)), config=config, recipe=recipe)
     return run_training(resolve(request, os.environ))
 

@@ -23,6 +23,7 @@ from bigft.config.options import COMMANDS, options_of
 from bigft.config.request import Request
 from bigft.config.section import Section
 from bigft.config.typed import fields_of, is_boolean
+from bigft.distributed.starters import complete_environment
 from bigft.errors import BigftError, ConfigError, raise_together
 from bigft.redact import flag_values, redact_text, remember_secrets
 from bigft.run.preview import PreviewSettings
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if page is not None:
             sys.stdout.write(page)
             return
+        if words[:1] == ["train"]:
+            complete_environment(os.environ)
         request = parse(words)
         import_module(f"bigft.commands.{request.command}").main(request)
 
@@ -79,23 +82,27 @@ def parse(words: Sequence[str]) -> Request:
 @contextmanager
 def report_errors() -> Iterator[None]:
     """Show a user's mistake as text, on rank 0 only, and leave with its exit code."""
-    is_rank_zero = os.environ.get("RANK", "0") == "0"
     try:
         yield
     except BigftError as error:
-        if is_rank_zero or error.is_local:
-            speaker = "bigft" if is_rank_zero else f"bigft, rank {os.environ['RANK']}"
+        if _is_rank_zero() or error.is_local:
+            speaker = "bigft" if _is_rank_zero() else f"bigft, rank {os.environ['RANK']}"
             # It may name what somebody else has written: a host, a file.
             sys.stderr.write(redact_text(f"{speaker}: {escape_controls(str(error), keep=_LINE)}\n"))
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        if is_rank_zero:
+        if _is_rank_zero():
             sys.stderr.write("bigft: interrupted\n")
         raise SystemExit(130) from None
     except BrokenPipeError:
         # The reader of a pipe (`| head`) left. Python would complain again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+
+
+def _is_rank_zero() -> bool:
+    # Asked when there is something to say: at first a starter's own words stand there.
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

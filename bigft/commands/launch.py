@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from bigft.commands.doctor import summarize, words_for
+from bigft.commands.parts.elsewhere import render_start
 from bigft.config.deepspeed import AUTO
 from bigft.config.options import LaunchOptions, read_options
 from bigft.config.request import Request
@@ -51,7 +52,10 @@ def main(request: Request) -> None:
     options = read_options(request, LaunchOptions)
     inner = _read_inner(request)
     hosts = _choose_hosts(options)
-    resolved = _resolve(inner, hosts)
+    resolved = _resolve(inner, [*hosts] * options.elsewhere.nodes)
+    if options.elsewhere.render:
+        sys.stdout.write(render_start(options, inner.argv, hosts, resolved.run.output_dir))
+        return
     environ = choose_environment(os.environ, options.env, Path.cwd(), Path.home())
     remember_secrets(environ)
     folder = str(resolved.run.output_dir or default_output_dir(resolved.run, datetime.now()))
@@ -72,8 +76,8 @@ def main(request: Request) -> None:
         launch_id=uuid.uuid4().hex,
         master_addr=options.master_addr,
         master_port=options.master_port,
-        max_restarts=options.max_restarts,
-        min_hosts=options.min_hosts,
+        max_restarts=options.restarting.max_restarts,
+        min_hosts=options.restarting.min_hosts,
         global_batch=resolved.ds.get("train_batch_size"),
     )
     is_local = options.hostfile is None

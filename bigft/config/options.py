@@ -326,6 +326,32 @@ class DoctorOptions(Section):
     used. Of several the first of these."""
 
 
+class RestartOptions(Section):
+    """When a launch is started again after a crash."""
+
+    max_restarts: Annotated[int, Field(ge=0)] = 0
+    """Start again so often, from the newest committed checkpoint, when the run has crashed."""
+
+    min_hosts: Annotated[int, Field(gt=0)] | None = None
+    """Start again on fewer hosts, down to so many, when some are lost; absent: wait for all."""
+
+
+class RenderOptions(Section):
+    """Scripts and manifests that start a run elsewhere."""
+
+    render: Literal["slurm", "torchrun", "openmpi", "mpich", "kubernetes"] | None = None
+    """Start nothing, and print what starts this run elsewhere."""
+
+    nodes: Annotated[int, Field(gt=0)] = 1
+    """With `--render` and no hostfile: hosts with `--num_gpus` ranks each."""
+
+    image: str = "bigft:latest"
+    """Container image, with `--render kubernetes`."""
+
+    claim: str = "bigft"
+    """Persistent volume claim that holds this folder, with `--render kubernetes`."""
+
+
 class LaunchOptions(Section):
     """Start a run on several hosts, or on this one, watch it, and start it again after a crash.
 
@@ -365,14 +391,11 @@ class LaunchOptions(Section):
     """Names of environment variables that the ranks get, too, separated by commas (`HF_TOKEN`);
     values never stand on a command line."""
 
-    max_restarts: Annotated[int, Field(ge=0)] = 0
-    """Start again so often, from the newest committed checkpoint, when the run has crashed."""
+    restarting: RestartOptions = RestartOptions()
+    """When it is started again."""
 
-    min_hosts: Annotated[int, Field(gt=0)] | None = None
-    """Start again on fewer hosts, down to so many, when some are lost; absent: wait for all."""
-
-    render: Literal["slurm", "torchrun", "openmpi", "mpich", "kubernetes"] | None = None
-    """Start nothing, and print what starts this run elsewhere."""
+    elsewhere: RenderOptions = RenderOptions()
+    """What to print instead."""
 
 
 class SelftestOptions(Section):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bigft.distributed.memory import read_host_memory
 from bigft.distributed.place import HERE
+from bigft.distributed.starters import RANK_NAMES
 
 _PROGRAM = Path(__file__).with_name("witness_process.py")
 _ROOT = Path(__file__).parents[2]
@@ -54,6 +55,7 @@ def _start(place: int) -> int | None:
         return None
     numbers = [os.environ.get("RANK", "0"), pidfd, place, reader, os.getppid()]
     words = [sys.executable, "-I", "-S", str(_PROGRAM), str(_ROOT), *map(str, numbers)]
+    words += RANK_NAMES
     try:
         # Through a shell that leaves at once: a launcher ends all descendants of a rank, and
         # waits for them; an orphan in a session of its own is none.

@@ -3,7 +3,7 @@
 Started by its file name, without site packages, and it imports as little as it can until there is
 something to say: it waits beside a run that needs all the memory there is. `witness.py` starts it.
 
-python -I -S witness_process.py ROOT RANK PIDFD PLACE_FD PIPE_FD PARENT
+python -I -S witness_process.py ROOT RANK PIDFD PLACE_FD PIPE_FD PARENT RANK_VARIABLE...
 """
 
 # `signal` would bring `enum`, and a megabyte.
@@ -19,12 +19,13 @@ _PATIENCE_SECONDS = 45.0
 def main() -> None:
     """Wait for the end of the rank and of those beside it; speak if nobody else has."""
     root, rank = sys.argv[1], int(sys.argv[2])
-    pidfd, place, pipe, parent = map(int, sys.argv[3:])
+    pidfd, place, pipe, parent = map(int, sys.argv[3:7])
+    variables = [name.encode() for name in sys.argv[7:]]
     # It ends with the ranks, whoever tells everybody to stop.
     for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"):
         _signal.signal(getattr(_signal, name), _signal.SIG_IGN)
     _hide_from_memory_killer()
-    waiting = {pidfd: (_pid_of(pidfd), rank), **_find_siblings(parent, rank)}
+    waiting = {pidfd: (_pid_of(pidfd), rank), **_find_siblings(parent, rank, variables)}
     ends: list[tuple[int, int, int, str]] = []
     poller = select.poll()
     for fd in (*waiting, pipe):
@@ -65,7 +66,7 @@ def _pid_of(pidfd: int) -> int:
     return -1
 
 
-def _find_siblings(parent: int, rank: int) -> dict[int, tuple[int, int]]:
+def _find_siblings(parent: int, rank: int, variables: list[bytes]) -> dict[int, tuple[int, int]]:
     """Find the other ranks that the same launcher has started, before they know each other."""
     found: dict[int, tuple[int, int]] = {}
     if "RANK" not in os.environ:
@@ -78,8 +79,9 @@ def _find_siblings(parent: int, rank: int) -> dict[int, tuple[int, int]]:
     for pid in children:
         try:
             with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
-                words = file.read().split(b"\0")
-            numbers = [int(word[5:]) for word in words if word.startswith(b"RANK=")]
+                pairs = dict(word.partition(b"=")[::2] for word in file.read().split(b"\0"))
+            # Not what the rank has set for itself: it had these when it began.
+            numbers = [int(pairs[name]) for name in variables if name in pairs]
             if numbers and numbers[0] != rank:
                 found[os.pidfd_open(pid)] = (pid, numbers[0])
         except (OSError, ValueError):

@@ -1,12 +1,8 @@
-"""The ranks of this run: who am I, on which device, opened once and closed once.
-
-This is the only place that reads the launcher's environment variables.
-"""
+"""The ranks of this run: who am I, on which device, opened once and closed once."""
 
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,14 +11,12 @@ import torch
 from torch.distributed.rendezvous import rendezvous
 
 from bigft.distributed.arrival import await_all
-from bigft.distributed.children import find_free_port
 from bigft.distributed.failures import find_failure
 from bigft.distributed.lookout.limits import Limits
+from bigft.distributed.starters import be_alone, complete_environment
 from bigft.errors import LaunchError
 
 logger = logging.getLogger(__name__)
-
-_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 # Loading a large model, tokenising and saving happen between collectives; the stock 10 minutes
 # of NCCL kill runs that only wait for a disk. DeepSpeed's own variable, in minutes, changes it.
@@ -49,11 +43,10 @@ class World:
         return self.rank == 0
 
 
-def open_world(environ: Mapping[str, str] | None = None, limits: Limits | None = None) -> World:
+def open_world(limits: Limits | None = None) -> World:
     """Join the process group that the launcher describes, or open one of a single process.
 
     Args:
-        environ: Instead of the variables of this process.
         limits: How long the ranks wait for each other here, and what collectives outlast.
 
     Raises:
@@ -61,7 +54,9 @@ def open_world(environ: Mapping[str, str] | None = None, limits: Limits | None =
 
     Collective: every rank.
     """
-    _complete_environment(os.environ if environ is None else dict(environ))
+    complete_environment(os.environ)
+    if "RANK" not in os.environ:
+        be_alone(os.environ)
     _put_interpreter_on_path()
     local_rank = int(os.environ["LOCAL_RANK"])
     device = _pick_device(local_rank)
@@ -128,22 +123,6 @@ def close_world() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _complete_environment(environ: Mapping[str, str]) -> None:
-    given = [name for name in _LAUNCHER_VARIABLES if name in environ]
-    if not given:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-        os.environ["MASTER_PORT"] = str(find_free_port())
-    elif missing := [name for name in _LAUNCHER_VARIABLES if name not in environ]:
-        raise LaunchError(
-            f"the launcher set {', '.join(given)} but not {', '.join(missing)}; start the run with"
-            " `deepspeed launch_scripts/run.py ...`, or unset them all for a single process"
-        )
-    # DeepSpeed's CPU accelerator counts its devices by this variable.
-    os.environ.setdefault(
-        "LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
-    )
-
-
 def _put_interpreter_on_path() -> None:
     # DeepSpeed builds its operators with `ninja`, which pip puts beside the interpreter; that
     # folder is not on PATH when bigft is called by its full path. It comes first, as where the
@@ -161,8 +140,9 @@ def _pick_device(local_rank: int) -> torch.device:
     count = torch.accelerator.device_count()
     if local_rank >= count:
         raise LaunchError(
-            f"local rank {local_rank} has no device: this host has {count};"
-            f" start with `deepspeed --num_gpus {count}`"
+            f"local rank {local_rank} has no device: {count} can be seen here; start with"
+            f" `deepspeed --num_gpus {count}`, or let every rank see all devices of its host"
+            " (Slurm: `--gpus-per-node` with `srun --gpu-bind=none`)"
         )
     torch.accelerator.set_device_index(local_rank)
     kind = torch.accelerator.current_accelerator()

@@ -51,7 +51,7 @@ def choose_environment(
         if "=" in name:
             # Not what follows: it may be a secret.
             problems.append(f"--env {name.partition('=')[0][:40]!r}=...: name it, and export it")
-        elif wrong := _explain_name(name):
+        elif wrong := explain_name(name):
             problems.append(f"--env {name[:40]!r}: {wrong}")
         elif name not in environ:
             problems.append(f"--env {name}: not set here; export it, or drop the name")
@@ -104,10 +104,11 @@ def _read_lines(text: str) -> Iterator[tuple[int, str, str, str | None]]:
             yield number, "", "", "write NAME=VALUE"
         else:
             name = name.strip(_BLANKS)
-            yield number, name, value, _explain_name(name, value)
+            yield number, name, value, explain_name(name, value)
 
 
-def _explain_name(name: str, value: str = "") -> str | None:
+def explain_name(name: str, value: str = "") -> str | None:
+    """Say why a variable cannot be passed on; None: it can."""
     if not _NAME.fullmatch(name):
         # Not the name itself: in a file it may be a piece of a secret.
         return "no name of a variable (up to 255 letters, digits and _)"

@@ -128,8 +128,12 @@ def test_errors_become_exit_codes(commands, monkeypatch, capsys, error, code, sa
         raise error
 
     monkeypatch.setattr(sys.modules["bigft.commands.train"], "main", fail)
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     for rank, text in (("0", said), ("1", "")):
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("LOCAL_SIZE", "2")
         with pytest.raises(SystemExit) as caught:
             main(["train"])
         assert caught.value.code == code

@@ -1,0 +1,1 @@
+"""What is to be started -> the text of a script or manifest; nothing is started here."""
