@@ -111,8 +111,10 @@ class Agent:
             self._find_ranks(launcher.pid)
             self._look_at_clock(launcher.pid)
             self._beat()
-        rank, code = self._failed or (None, _read_code(launcher.wait()))
-        launcher.wait()
+        code = _read_code(launcher.wait())
+        rank = self._job.find_only_rank() if code else None
+        if self._failed is not None:
+            rank, code = self._failed
         return Report(self._job.host, code, rank, self._stopped, self._clear_up())
 
     def _beat(self) -> None:

@@ -96,7 +96,7 @@ def test_local_rank_of_the_launcher_is_dropped_anywhere(commands, words):
         (["train", "-s", "1"], ["-s: flags are written --name value"]),
         (["train", "--", "--interactive"], ["--: flags are written"]),
         (["trian"], ["did you mean train?"]),
-        (["frobnicate"], ["choose one of train, plan, data"]),
+        (["frobnicate"], ["choose one of train, launch, plan, data"]),
         ([], ["no command"]),
         (["train", "--dryrun"], ["a value must follow", "did you mean --dry_run?"]),
         (["evaluate"], ["MODEL: required"]),
