@@ -103,6 +103,13 @@ class HostJob:
         return sum(len(self.world[name]) for name in names[: names.index(self.host)])
 
 
+def _read_devices(value: Any) -> list[int]:
+    is_list = isinstance(value, list) and 0 < len(value) < _MOST
+    if not is_list or not all(isinstance(device, int) for device in value):
+        raise ValueError("no proper world")
+    return list(value)
+
+
 def plan_world(hosts: Sequence[Host]) -> dict[str, list[int]]:
     """Number the devices that every host uses, in the order of the ranks."""
     return {host.name: list(host.devices or range(host.slots)) for host in hosts}
