@@ -103,6 +103,30 @@ class HostJob:
         return sum(len(self.world[name]) for name in names[: names.index(self.host)])
 
 
+def find_too_long(words: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """Say what no process could be started with: what is too long for its environment."""
+    total = len(json.dumps(list(words)))
+    problems = []
+    if total + len(WORDS_VARIABLE) + 2 > _LONGEST_VARIABLE:
+        problems.append(
+            f"the command line behind -- has {total:,} characters; put settings into a recipe"
+        )
+    for name, text in environ.items():
+        length = len(name) + len(text.encode("utf-8", "surrogateescape")) + 2
+        total += length
+        if length > _LONGEST_VARIABLE:
+            problems.append(
+                f"the variable {name} has {length:,} bytes, {_LONGEST_VARIABLE:,} are possible;"
+                " put it into a file"
+            )
+    if not problems and total > _MOST_BYTES:
+        problems.append(
+            f"command line and variables have {total:,} bytes, {_MOST_BYTES:,} are possible; pass"
+            " fewer variables on"
+        )
+    return problems
+
+
 def _read_devices(value: Any) -> list[int]:
     is_list = isinstance(value, list) and 0 < len(value) < _MOST
     if not is_list or not all(isinstance(device, int) for device in value):
