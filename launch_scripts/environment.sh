@@ -44,7 +44,7 @@ _stop() {
 # From the system's packages where that can be done without asking, else with a word on what to
 # install.
 _need_packages() {
-    local missing needed helpful packages package text
+    local missing needed helpful packages package options text
     _find_missing "$@"
     [ ${#missing[@]} -eq 0 ] && return
     packages=("${needed[@]}" "${helpful[@]}")
@@ -53,7 +53,11 @@ _need_packages() {
         if apt-get update -q >/dev/null; then
             # One by one: what a distribution does not have must not keep out the others.
             for package in "${packages[@]}"; do
-                DEBIAN_FRONTEND=noninteractive apt-get install -y -q "$package" >/dev/null || true
+                options=()
+            # It recommends compilers.
+            [ "$package" != mpich ] || options=(--no-install-recommends)
+            DEBIAN_FRONTEND=noninteractive apt-get install -y -q "${options[@]}" "$package" \
+                >/dev/null || true
             done
         fi
         _find_missing "$@"
@@ -81,6 +85,11 @@ _find_missing() {
 }
 
 _find_missing_test_tools() {
+    # Together 25 MB to fetch and half a minute; the Slurm cluster of the tests is root's.
+    { command -v mpirun.openmpi && command -v mpiexec.hydra; } >/dev/null ||
+        { missing+=("Open MPI and MPICH (for tests of their mpirun)"); helpful+=(openmpi-bin mpich); }
+    [ "$(id -u)" != 0 ] || PATH=$PATH:/usr/sbin command -v slurmctld >/dev/null ||
+        { missing+=("Slurm (for tests of job scripts)"); helpful+=(slurm-wlm munge); }
     command -v strace >/dev/null || { missing+=("strace (for tests of killed saves)"); helpful+=(strace); }
     # Only root can mount what it makes.
     [ "$(id -u)" != 0 ] || command -v mkfs.ext4 >/dev/null ||

@@ -12,7 +12,7 @@ node_rank=${1:?the number of this host, from 0 on}
 slots=(8 8)
 # Ranks that are told to stop finish their step and commit; torchrun would kill them after 30 s.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600
-export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 # No restarts here: after one, torchrun does not tell a mistake in the settings from a lost host.
 exec python -m torch.distributed.run \
     --nnodes=2 --node-rank="$node_rank" --nproc-per-node="${slots[$node_rank]}" \

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from launched import checkpoints
-from simulated_hosts import SimulatedHosts, can_simulate
+from simulated_hosts import NETWORK, SimulatedHosts, can_simulate
 from slurm_cluster import SlurmCluster, can_run_slurm
 from small_runs import read_steps
 
@@ -221,19 +221,22 @@ def test_mpirun_over_two_hosts(name, program, shared_folder, tmp_path):
     with SimulatedHosts(tmp_path / "hosts", 2) as hosts:
         path = hosts.write_tools(tmp_path / "tools")
         environ = make_environment(PATH=path, MASTER_ADDR=hosts.names[0], HF_TOKEN="hf_hidden")
-        environ |= mpi_environment(name)
+        # Names of simulated hosts have no addresses.
+        environ |= mpi_environment(name) | {"GLOO_SOCKET_IFNAME": "eth0"}
         names = ["PATH", "PYTHONPATH", "DS_ACCELERATOR", "OMP_NUM_THREADS", "MASTER_ADDR"]
-        names += ["MASTER_PORT", "HF_TOKEN", "HF_HUB_OFFLINE"]
+        names += ["MASTER_PORT", "HF_TOKEN", "HF_HUB_OFFLINE", "GLOO_SOCKET_IFNAME"]
         words = [sys.executable, "-m", "bigft", *make_words(shared_folder, folder, 100_000)]
         pool = [Host(host, 1) for host in hosts.names]
-        command = mpi_command(name, pool, words, names, as_root=True)
+        command = mpi_command(name, pool, words, names, as_root=True, here=f"{NETWORK}.254")
         assert command[0] == find_mpirun(name) == program
         with scripted('exec "$@"', folder, environ, *command) as script:
             script.wait_for_step(2)
             lines = b"".join(p.read_bytes() for p in find_command_lines())
             assert b"hf_hidden" not in lines
             script.process.send_signal(signal.SIGUSR1)
-            assert script.process.wait(90) == 75, script.said()
+            # MPICH forgets the codes of ranks on several hosts after a signal.
+            expected = (75,) if name == "openmpi" else (75, 0)
+            assert script.process.wait(90) in expected, script.said()
         assert "committed" in script.said()
         for number in (1, 2):
             assert not hosts.processes(number, str(folder))

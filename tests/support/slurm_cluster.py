@@ -3,6 +3,7 @@
 Debian's slurmctld, slurmd and munged as they are, with keys, sockets, ports and state of their own.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -170,10 +171,11 @@ class SlurmCluster:
 
     def _stop(self) -> None:
         if len(self._daemons) > 1:
-            scancel = [shutil.which("scancel", path=_PATH) or "scancel"]
-            for words in (["--signal=KILL", "--full", "--user=root"], ["--user=root"]):
-                subprocess.run([*scancel, *words], env=self.environ, capture_output=True)
-            time.sleep(1)
+            scancel = shutil.which("scancel", path=_PATH) or "scancel"
+            subprocess.run([scancel, "--user=root"], env=self.environ, capture_output=True)
+        end = time.monotonic() + 10
+        while self._find_processes("slurmstepd") and time.monotonic() < end:
+            time.sleep(0.2)
         for daemon in reversed(self._daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in self._daemons:
@@ -182,6 +184,21 @@ class SlurmCluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        # What jobs have left, and the processes that watch over them.
+        for pid in self._find_processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _find_processes(self, name: str = "") -> list[int]:
+        """Every process with this cluster's settings, but for this one."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+                is_own = str(self.folder).encode() in words and name.encode() in words
+                if is_own and int(process.name) != os.getpid():
+                    found.append(int(process.name))
+        return found
 
 
 def _find_ports(count: int) -> list[int]:

@@ -35,7 +35,8 @@ mpirun=$!
 
 # Both kinds of mpirun pass SIGUSR1 on to all ranks, and wait for them.
 is_stopped=false
-trap 'is_stopped=true; kill -USR1 "$mpirun" 2>/dev/null || true' TERM INT HUP USR1
+@NOT_YET@
+trap 'is_stopped=true; @NOTED@kill -USR1 "$mpirun" 2>/dev/null || true' TERM INT HUP USR1
 code=0
 wait "$mpirun" || code=$?
 # What a signal has interrupted is waited for again.
@@ -45,6 +46,7 @@ while [ "$is_stopped" = true ]; do
     wait "$mpirun" || again=$?
     [ "$again" -eq 127 ] || code=$again
 done
+@CODE@
 exit "$code"
 """
 
@@ -61,6 +63,11 @@ for name in "${names[@]}"; do options+=(-x "$name"); done
 [ "$(id -u)" != 0 ] || options+=(--allow-run-as-root)""",
     "mpich": """options=(-genvlist "$(IFS=,; echo "${names[*]}")")""",
 }
+
+# Over several hosts Hydra (4.0.2) forgets the codes of ranks that it has sent a signal.
+_MPICH_CODE = """# mpiexec forgets the codes of ranks on other hosts after a signal. To run the same
+# again is right in any case: a run that had ended just then has nothing left to do.
+[ "$was_stopped" = false ] || [ "$code" -ne 0 ] || code=75"""
 
 
 def render_openmpi(start: Start) -> str:
@@ -89,6 +96,7 @@ def _wrap(names: list[str]) -> str:
 def _render(name: Mpi, start: Start) -> str:
     hosts = start.hosts or [Host("localhost", start.ranks_per_node)]
     extra = [f"export {n}={shlex.quote(text)}" for n, text in mpi_environment(name).items()]
+    forgets = name == "mpich"
     names = [*start.names, "MASTER_ADDR", "MASTER_PORT"]
     return fill(
         _SCRIPT,
@@ -99,6 +107,9 @@ def _render(name: Mpi, start: Start) -> str:
         extra="\n".join(extra),
         names=_wrap(names),
         pass_on=_PASS_ON[name],
+        not_yet="was_stopped=false" if forgets else "",
+        noted="was_stopped=true; " if forgets else "",
+        code=_MPICH_CODE if forgets else "",
         mpirun=_PROGRAMS[name],
         options=render_words(render_options(name, hosts)),
         count=sum(host.slots for host in hosts),
