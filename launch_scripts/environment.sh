@@ -54,10 +54,10 @@ _need_packages() {
             # One by one: what a distribution does not have must not keep out the others.
             for package in "${packages[@]}"; do
                 options=()
-            # It recommends compilers.
-            [ "$package" != mpich ] || options=(--no-install-recommends)
-            DEBIAN_FRONTEND=noninteractive apt-get install -y -q "${options[@]}" "$package" \
-                >/dev/null || true
+                # It recommends compilers.
+                [ "$package" != mpich ] || options=(--no-install-recommends)
+                DEBIAN_FRONTEND=noninteractive apt-get install -y -q "${options[@]}" "$package" \
+                    >/dev/null || true
             done
         fi
         _find_missing "$@"
@@ -90,6 +90,17 @@ _find_missing_test_tools() {
         { missing+=("Open MPI and MPICH (for tests of their mpirun)"); helpful+=(openmpi-bin mpich); }
     [ "$(id -u)" != 0 ] || PATH=$PATH:/usr/sbin command -v slurmctld >/dev/null ||
         { missing+=("Slurm (for tests of job scripts)"); helpful+=(slurm-wlm munge); }
+    local shell
+    for shell in zsh ksh tcsh fish; do
+        command -v "$shell" >/dev/null ||
+            { missing+=("$shell (for tests of words that login shells read)"); helpful+=("$shell"); }
+    done
+    # Only root can simulate hosts.
+    [ "$(id -u)" != 0 ] ||
+        { PATH=$PATH:/usr/sbin:/sbin command -v sshd && PATH=$PATH:/usr/sbin:/sbin command -v ip &&
+            command -v pdsh && command -v rsync; } >/dev/null ||
+        { missing+=("sshd, ip, pdsh and rsync (for tests of several hosts)")
+            helpful+=(openssh-server iproute2 pdsh rsync); }
     command -v strace >/dev/null || { missing+=("strace (for tests of killed saves)"); helpful+=(strace); }
     # Only root can mount what it makes.
     [ "$(id -u)" != 0 ] || command -v mkfs.ext4 >/dev/null ||

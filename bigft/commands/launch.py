@@ -6,7 +6,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -249,5 +249,8 @@ def _leave(ending: Ending) -> None:
 
 def _tell(text: str) -> None:
     now = datetime.now()
-    sys.stderr.write(redact_text(f"bigft launch {now:%H:%M:%S}: {text}\n"))
-    sys.stderr.flush()
+    # It may lead to a file on a disk that is full, or to a reader that has gone: no reason to leave
+    # the hosts alone.
+    with suppress(OSError):
+        sys.stderr.write(redact_text(f"bigft launch {now:%H:%M:%S}: {text}\n"))
+        sys.stderr.flush()

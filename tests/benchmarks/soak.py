@@ -22,6 +22,8 @@ from launches import launch  # noqa: E402
 from planting import mounted_disk  # noqa: E402
 from simulated_hosts import SimulatedHosts  # noqa: E402
 
+OPTIONS = ["--max_restarts", 10_000, "--check", "quick"]
+
 
 def main() -> None:
     options = read_options()
@@ -37,7 +39,7 @@ def main() -> None:
     with (
         mounted_disk(options.folder / "disk", "3g") as disk,
         SimulatedHosts(options.folder / "hosts", options.hosts) as hosts,
-        launch(hosts, disk / "run", ["--max_restarts", 10_000, "--check", "quick"], words) as run,
+        launch(hosts, disk / "run", OPTIONS, words, said=options.folder) as run,
     ):
         run.wait_for_step(options.save_steps + 1)
         campaign = Campaign(hosts, run, options.save_steps, options.seed, options.log)

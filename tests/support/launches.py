@@ -30,8 +30,20 @@ class LaunchRun:
         words: Sequence[Any],
         *,
         slots: Sequence[int] = (),
+        said: Path | None = None,
         **changes: str,
     ) -> None:
+        """Start it.
+
+        Args:
+            hosts: Where.
+            folder: Of the run.
+            options: Of the launch.
+            words: Of the run.
+            slots: Ranks on each host; absent: one.
+            said: Folder for what it says; absent: beside that of the run.
+            changes: Environment variables.
+        """
         self.hosts, self.folder = hosts, folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         hostfile = hosts.write_hostfile(folder.parent / f"{folder.name}.hosts", slots)
@@ -45,7 +57,8 @@ class LaunchRun:
         }
         command = [sys.executable, "-m", "bigft", "launch", "--hostfile", hostfile, *options]
         command += ["--", "train", "--output_dir", folder, *words]
-        self.out, self.err = (folder.parent / f"{folder.name}.{name}" for name in ("out", "err"))
+        place = said or folder.parent
+        self.out, self.err = (place / f"{folder.name}.{name}" for name in ("out", "err"))
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
                 list(map(str, command)),
