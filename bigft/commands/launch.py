@@ -31,9 +31,10 @@ from bigft.launch.environment import choose_environment, describe_environment
 from bigft.launch.filter import choose_hosts
 from bigft.launch.hostfile import Host, explain_bad_name, read_hostfile
 from bigft.launch.job import find_too_long
+from bigft.launch.mpi_conduct import MpiConductor
 from bigft.launch.progress import Progress, find_progress
 from bigft.launch.remote import ask_there
-from bigft.launch.supervise import Facts, Hands, Launch, Supervisor
+from bigft.launch.supervise import Facts, Hands, Launch, Starter, Supervisor
 from bigft.launch.sync import sync
 from bigft.redact import redact_text, remember_secrets
 from bigft.run.resolve import default_output_dir, resolve
@@ -83,7 +84,7 @@ def main(request: Request) -> None:
     is_local = options.hostfile is None
     facts = _find_local(hosts) if is_local else _check(hosts, inner, options)
     _tell(f"variables that the ranks get: {describe_environment(environ)}")
-    supervisor = Supervisor(launch, _make_hands(launch, run, is_local), _tell, is_local)
+    supervisor = Supervisor(launch, _make_hands(launch, run, options), _tell, is_local)
     with _signals_passed_on(supervisor):
         ending = supervisor.run(facts)
     _leave(ending)
@@ -195,9 +196,9 @@ def _on_all(hosts: Sequence[Host], call: Any) -> list[Any]:
         return list(pool.map(call, hosts))
 
 
-def _make_hands(launch: Launch, run: Path, is_local: bool) -> Hands:
-    make_conductor = partial(Conductor, sys.stdout, sys.stderr)
-    if is_local:
+def _make_hands(launch: Launch, run: Path, options: LaunchOptions) -> Hands:
+    make_conductor = partial(_make_conductor, options)
+    if options.hostfile is None:
         return Hands(
             find_facts=_find_local,
             find_progress=lambda hosts: find_progress(run),
@@ -210,6 +211,12 @@ def _make_hands(launch: Launch, run: Path, is_local: bool) -> Hands:
         clear=partial(_clear, launch.launch_id),
         make_conductor=make_conductor,
     )
+
+
+def _make_conductor(options: LaunchOptions) -> Starter:
+    if options.launcher == "ssh":
+        return Conductor(sys.stdout, sys.stderr)
+    return MpiConductor(options.launcher)
 
 
 def _sync(hosts: Sequence[Host], inner: Request) -> None:

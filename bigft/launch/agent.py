@@ -21,7 +21,14 @@ import time
 from dataclasses import dataclass
 
 from bigft.distributed.exits import read_exit
-from bigft.launch.job import STOP_SECONDS, WORDS_VARIABLE, HostJob, encode_world
+from bigft.launch.job import (
+    LAUNCH_VARIABLE,
+    RANK_PROGRAM,
+    STOP_SECONDS,
+    WORDS_VARIABLE,
+    HostJob,
+    encode_world,
+)
 from bigft.launch.processes import (
     adopt_orphans,
     die_with_parent,
@@ -35,21 +42,12 @@ from bigft.launch.processes import (
 )
 from bigft.launch.report import Report, begin_word
 
-LAUNCH_VARIABLE = "BIGFT_LAUNCH"
-"""In the environment of everything that a launch starts."""
-
 BEAT_SECONDS = 5.0
 """Between two words of an agent, and of the launcher, that say nothing but that they are there."""
 
 _JOB_SECONDS = 60.0
 _JOB_BYTES = 8 << 20
 _REPORT_SECONDS = 10.0
-
-# The settings are not on the command line of the ranks, either: every user of a host sees those.
-_RANK = (
-    "import json, os; from bigft.cli import main;"
-    f" main(json.loads(os.environ.pop({WORDS_VARIABLE!r})))"
-)
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ class Agent:
             f"--node_rank={job.node_rank}",
             f"--master_addr={job.master_addr}",
             f"--master_port={job.master_port}",
-            *("--no_local_rank", "--no_python", sys.executable, "-u", "-c", _RANK),
+            *("--no_local_rank", "--no_python", sys.executable, "-u", "-c", RANK_PROGRAM),
         ]
 
     def _environment(self) -> dict[str, str]:

@@ -19,6 +19,9 @@ from bigft.launch.hostfile import Host
 STOP_SECONDS = 600.0
 """How long ranks that are asked to stop may take to commit a checkpoint before they are ended."""
 
+LAUNCH_VARIABLE = "BIGFT_LAUNCH"
+"""In the environment of everything that a launch starts."""
+
 WORDS_VARIABLE = "BIGFT_WORDS"
 """In which the ranks find their command line."""
 
@@ -27,6 +30,14 @@ _LONGEST_VARIABLE = 128 << 10
 _MOST_BYTES = 1 << 20
 """Of all that the ranks get; with more of it some hosts start no program."""
 _MOST = 100_000
+
+
+# The settings are not on the command line of the ranks, either: every user of a host sees those.
+RANK_PROGRAM = (
+    "import json, os; from bigft.cli import main;"
+    f" main(json.loads(os.environ.pop({WORDS_VARIABLE!r})))"
+)
+"""What every rank runs, for `python -c`."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from bigft.launch.conduct import Conductor, Ending
+from bigft.launch.conduct import Ending
 from bigft.launch.hostfile import Host
 from bigft.launch.job import HostJob, plan_world
 from bigft.launch.progress import Progress
@@ -22,6 +22,16 @@ Facts = Mapping[str, Any]
 """What a host says of itself: `routes` to the others, `free_port`."""
 
 Tell = Callable[[str], None]
+
+
+class Starter(Protocol):
+    """Runs one start."""
+
+    def run(self, jobs: Sequence[HostJob], *, is_local: bool = False) -> Ending:
+        """Start all ranks, and wait until all have ended."""
+
+    def stop(self, who: str) -> None:
+        """Ask all ranks to commit and to leave; at the second call they are ended."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class Hands:
     find_progress: Callable[[Sequence[Host]], Progress]
     clear: Callable[[Sequence[Host]], None]
     """Ends what earlier starts have left there."""
-    make_conductor: Callable[[], Conductor]
+    make_conductor: Callable[[], Starter]
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
 
@@ -68,7 +78,7 @@ class Supervisor:
     is_local: bool = False
     """The only host is this one, and nothing goes over ssh."""
     stopped: str | None = None
-    _conductor: Conductor | None = field(default=None, init=False)
+    _conductor: Starter | None = field(default=None, init=False)
 
     def stop(self, who: str) -> None:
         """Ask the run to commit and to leave; at the second call it is ended."""

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from hostile_words import make_job
 
-from bigft.launch.agent import LAUNCH_VARIABLE, Limits, clear
+from bigft.launch.agent import Limits, clear
 from bigft.launch.conduct import Conductor, Ending
-from bigft.launch.job import HostJob
+from bigft.launch.job import LAUNCH_VARIABLE, HostJob
 from bigft.launch.processes import end_all, find_below, find_children, find_marked, read_variable
 from bigft.launch.report import MARK, Report
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from bigft.launch.conduct import Ending, HostEnd, judge
 from bigft.launch.hostfile import Host
 from bigft.launch.job import HostJob, encode_world, plan_world
+from bigft.launch.mpi_conduct import judge_mpirun
 from bigft.launch.progress import Progress
 from bigft.launch.restart import FUTILE_STARTS, Restarts, choose_for_restart
 from bigft.launch.supervise import Hands, Launch, Supervisor, plan_jobs
@@ -341,3 +342,23 @@ def test_three_starts_without_progress_are_enough() -> None:
     assert ending.code == 6
     assert len(stage.started) == 3
     assert "3 starts in a row" in told
+
+
+@pytest.mark.parametrize(
+    ("code", "stopped", "wanted"),
+    [
+        (0, None, 0),
+        (2, None, 2),
+        (75, "SIGTERM", 75),
+        (0, "SIGTERM", 75),
+        (-15, "SIGTERM", 75),
+        (138, "SIGINT", 75),
+        (3, "SIGTERM", 3),
+        (75, None, 75),
+        (79, None, 6),
+        (137, None, 6),
+        (-9, None, 6),
+    ],
+)
+def test_the_code_of_mpirun(code, stopped, wanted) -> None:
+    assert judge_mpirun(code, stopped).code == wanted

@@ -1,0 +1,92 @@
+"""One start of a run by `mpirun`, which brings its own agents to the hosts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from bigft.launch.conduct import Ending, HostEnd
+from bigft.launch.hostfile import Host
+from bigft.launch.job import LAUNCH_VARIABLE, RANK_PROGRAM, WORDS_VARIABLE, HostJob
+from bigft.launch.mpi import Mpi, mpi_command, mpi_environment
+
+_CODES = frozenset({0, 1, 2, 3, 4, 5, 6, 7, 75})
+_STOPPED = 75
+
+
+class MpiConductor:
+    """Runs one start. `stop` may be called by a signal handler."""
+
+    def __init__(self, name: Mpi) -> None:
+        """Take whose `mpirun` it is."""
+        self._name = name
+        self._stopped: str | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def stop(self, who: str) -> None:
+        """Ask all ranks to commit and to leave; at the second call they are ended."""
+        # It passes SIGUSR1 on, and waits; to SIGTERM it answers by killing.
+        number = signal.SIGUSR1 if self._stopped is None else signal.SIGTERM
+        self._stopped = self._stopped or who
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def run(self, jobs: Sequence[HostJob], *, is_local: bool = False) -> Ending:
+        """Start all ranks, and wait until mpirun has ended.
+
+        Args:
+            jobs: One per host; variables and words are the same for all.
+            is_local: The only host is this one.
+
+        Raises:
+            LaunchError: mpirun is not there, or cannot start ranks on one of the hosts.
+        """
+        start = time.monotonic()
+        first = jobs[0]
+        hosts = [Host(name, len(devices)) for name, devices in first.world.items()]
+        told = {
+            **first.environ,
+            "MASTER_ADDR": first.master_addr,
+            "MASTER_PORT": str(first.master_port),
+            LAUNCH_VARIABLE: first.launch_id,
+            WORDS_VARIABLE: json.dumps(list(first.words)),
+        }
+        command = mpi_command(
+            self._name,
+            [Host("localhost", hosts[0].slots)] if is_local else hosts,
+            [sys.executable, "-u", "-c", RANK_PROGRAM],
+            sorted(told),
+            as_root=os.geteuid() == 0,
+        )
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, **mpi_environment(self._name), **told},
+            stdin=subprocess.DEVNULL,
+            # A terminal's Ctrl-C is for this process, which passes it on.
+            start_new_session=True,
+        )
+        code = self._process.wait()
+        return replace(
+            judge_mpirun(code, self._stopped), seconds=round(time.monotonic() - start, 1)
+        )
+
+
+def judge_mpirun(code: int, stopped: str | None) -> Ending:
+    """Make the exit code of the contract of that of mpirun.
+
+    Args:
+        code: Of the first rank that failed (Open MPI), or all or-ed bit by bit (MPICH); negative
+            for a signal to mpirun.
+        stopped: Who asked the run to stop; None: nobody.
+    """
+    if stopped is not None and (code in (0, _STOPPED) or code < 0 or code > 128):
+        # A signal that came before a rank could hear it, or MPICH, which forgets the code.
+        return Ending(_STOPPED, stopped=stopped)
+    if code == 0:
+        return Ending(0, stopped=stopped)
+    known = code if code in _CODES else 6
+    return Ending(known, HostEnd("mpirun", code), stopped=stopped)
