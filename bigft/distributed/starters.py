@@ -244,7 +244,7 @@ def _read_hydra(reader: _Reader) -> None:
         name = next((name for name in names if name in environ), names[0])
         reader.give(usual, reader.number(name, low), name)
     address = _find_first_host(environ.get("SLURM_JOB_NODELIST", ""))
-    reader.meet(address, "`mpirun -genvlist MASTER_ADDR,MASTER_PORT` passes them on")
+    reader.meet(address, "`mpiexec -genvall` passes them on")
 
 
 _LOCAL_RANKS = ("MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID")

@@ -90,7 +90,9 @@ def render_options(name: Mpi, hosts: Sequence[Host]) -> list[str]:
 def name_variables(name: Mpi, env: Sequence[str]) -> list[str]:
     """Return the options that pass variables on by their names."""
     if name == "mpich":
-        return ["-genvlist", ",".join(env)] if env else []
+        # Its -genvlist loses some of the last names (4.0.2): whoever starts it has to see to it
+        # that nothing else is in its environment.
+        return ["-genvall"] if env else []
     return [word for variable in env for word in ("-x", variable)]
 
 

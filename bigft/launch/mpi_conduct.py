@@ -1,12 +1,14 @@
 """One start of a run by `mpirun`, which brings its own agents to the hosts."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bigft.launch.conduct import Ending, HostEnd
@@ -16,6 +18,10 @@ from bigft.launch.mpi import Mpi, mpi_command, mpi_environment
 
 _CODES = frozenset({0, 1, 2, 3, 4, 5, 6, 7, 75})
 _STOPPED = 75
+_NEEDED = frozenset(
+    {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH"}
+    | {"SSH_AUTH_SOCK", "XDG_RUNTIME_DIR"}
+)
 
 
 class MpiConductor:
@@ -61,10 +67,11 @@ class MpiConductor:
             [sys.executable, "-u", "-c", RANK_PROGRAM],
             sorted(told),
             as_root=os.geteuid() == 0,
+            here=None if is_local else _find_own_address(first.host),
         )
         self._process = subprocess.Popen(
             command,
-            env={**os.environ, **mpi_environment(self._name), **told},
+            env={**_keep(os.environ), **mpi_environment(self._name), **told},
             stdin=subprocess.DEVNULL,
             # A terminal's Ctrl-C is for this process, which passes it on.
             start_new_session=True,
@@ -73,6 +80,24 @@ class MpiConductor:
         return replace(
             judge_mpirun(code, self._stopped), seconds=round(time.monotonic() - start, 1)
         )
+
+
+def _keep(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what mpirun needs of this process's environment; MPICH passes all of it on."""
+    return {name: text for name, text in environ.items() if name in _NEEDED}
+
+
+def _find_own_address(host: str) -> str | None:
+    """Return the address of this host towards another one; nothing is sent.
+
+    MPICH would take this host's name, which the others may not know.
+    """
+    with contextlib.suppress(OSError):
+        family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    return None
 
 
 def judge_mpirun(code: int, stopped: str | None) -> Ending:

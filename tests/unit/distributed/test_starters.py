@@ -265,7 +265,7 @@ def test_all_problems_are_said_at_once():
             {**SLURM, "WORLD_SIZE": "8"}, ["WORLD_SIZE='8', but SLURM_STEP_NUM_TASKS"], id="gpus"
         ),
         pytest.param(
-            {**HYDRA, "PMI_SIZE": "4"}, ["MASTER_ADDR is not set", "-genvlist"], id="two hosts"
+            {**HYDRA, "PMI_SIZE": "4"}, ["MASTER_ADDR is not set", "-genvall"], id="two hosts"
         ),
         pytest.param({"PMI_RANK": "1"}, ["PMI_SIZE is not set", "MPI_LOCALRANKID"], id="half"),
         pytest.param({"OMPI_COMM_WORLD_RANK": "1"}, ["OMPI_COMM_WORLD_SIZE"], id="half, openmpi"),

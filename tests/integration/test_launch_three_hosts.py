@@ -1,0 +1,128 @@
+"""Three hosts: as one host with three ranks, by every starter; fewer hosts; faults of every kind."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from host_faults import FAULTS, Campaign
+from launches import ROOT, launch
+from planting import mounted_disk
+from simulated_hosts import SimulatedHosts, can_simulate
+from test_launch import QUICK, WORDS, assert_same_run, read_losses, read_weights, train_here
+
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.distributed,
+    pytest.mark.skipif(not can_simulate(), reason="hosts can only be simulated by root, with sshd"),
+]
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedHosts]:
+    with SimulatedHosts(tmp_path_factory.mktemp("hosts"), 3) as three:
+        yield three
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run as three ranks of one host."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    assert train_here(folder, 3).returncode == 0
+    return folder
+
+
+def test_plain_ssh_trains_as_one_host(hosts, reference, tmp_path):
+    with launch(hosts, tmp_path / "run", [], WORDS) as run:
+        assert run.wait() == 0
+    assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.skipif(shutil.which("pdsh") is None, reason="pdsh is not installed")
+def test_deepspeed_by_pdsh_trains_as_one_host(hosts, reference, tmp_path):
+    variables = {"GLOO_SOCKET_IFNAME": "eth0", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    file = tmp_path / "ds_env"
+    file.write_text("".join(f"{name}={text}\n" for name, text in variables.items()))
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    command = ["deepspeed", "--hostfile", hosts.write_hostfile(tmp_path / "hosts")]
+    command += ["--master_addr", hosts.names[0], "--master_port", port, "launch_scripts/run.py"]
+    tools = {"PATH": hosts.write_tools(hosts.folder / "bin"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        list(map(str, [*command, *WORDS, "--output_dir", tmp_path / "run"])),
+        cwd=ROOT,
+        env={**os.environ, **tools, "DS_ENV_FILE": str(file)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "program"), [("openmpi", "mpirun.openmpi"), ("mpich", "mpiexec.hydra")]
+)
+def test_mpirun_trains_as_one_host_and_starts_again(hosts, reference, tmp_path, launcher, program):
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    options = [*QUICK, "--launcher", launcher, "--max_restarts", 1]
+    with launch(hosts, tmp_path / "run", options, WORDS) as run:
+        run.wait_for_step(3)
+        os.kill(run.ranks(3)[-1], signal.SIGKILL)
+        assert run.wait() == 0
+        run.wait_for_no_orphans(60)
+    assert "start 2: 3 ranks" in run.said()
+    assert_same_run(tmp_path / "run", reference)
+
+
+def test_a_run_of_three_hosts_goes_on_with_two(hosts, reference, tmp_path):
+    """Six sequences per step, which two hosts can share as well as three."""
+    words = [*WORDS, "--gradient_accumulation_steps", 2]
+    whole = tmp_path / "whole"
+    assert train_here(whole, 3, "--gradient_accumulation_steps", 2).returncode == 0
+    options = [*QUICK, "--max_restarts", 1, "--min_hosts", 2]
+    with launch(hosts, tmp_path / "run", options, words) as run:
+        run.wait_for_step(3)
+        hosts.cut(3)
+        hosts.kill(3)
+        assert run.wait(600) == 0
+    hosts.mend(3)
+    hosts.boot(3)
+    said = run.said()
+    assert f"going on without {hosts.names[2]}" in said
+    assert "start 2: 2 ranks on 2 hosts" in said
+    assert "keep the 6 sequences per step" in said
+    ours, theirs = read_losses(tmp_path / "run"), read_losses(whole)
+    assert ours.keys() == theirs.keys()
+    assert all(ours[step] == pytest.approx(theirs[step], rel=1e-3) for step in theirs)
+    assert read_weights(tmp_path / "run").keys() == read_weights(whole).keys()
+
+
+def test_every_kind_of_fault_once(tmp_path):
+    words = [*WORDS[:4], "--max_steps", 100_000, "--num_train_epochs", 1000, "--save_steps", 10]
+    words += ["--data.eval_fraction", 0]
+    options = ["--max_restarts", 1000, "--check", "off"]
+    with (
+        mounted_disk(tmp_path / "disk", "3g") as disk,
+        SimulatedHosts(tmp_path / "hosts", 3) as hosts,
+        launch(hosts, disk / "run", options, words, said=tmp_path) as run,
+    ):
+        run.wait_for_step(11)
+        campaign = Campaign(hosts, run, 10, seed=1, log=tmp_path / "faults.jsonl")
+        for number, fault in enumerate(FAULTS, 1):
+            verdict = campaign.suffer(fault, number, host=1 + number % 3)
+            sys.stderr.write(f"{campaign.describe(verdict)}\n")
+            assert run.process.poll() is None, run.said()[-3000:]
+        run.signal(signal.SIGTERM)
+        assert run.wait() == 75
+        run.wait_for_no_orphans(60)
+    problems = {v.fault: v.problems for v in campaign.verdicts if v.problems}
+    assert problems == {}
