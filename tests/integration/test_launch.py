@@ -1,28 +1,20 @@
 """`bigft launch` over a real sshd on simulated hosts: starts, ends, restarts."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from launches import ROOT, launch
-from safetensors.torch import load_file
+from launches import QUICK, ROOT, WORDS, assert_same_run, launch, train_here
 from simulated_hosts import NETWORK, SimulatedHosts, can_simulate
 
 pytestmark = [
     pytest.mark.distributed,
     pytest.mark.skipif(not can_simulate(), reason="hosts can only be simulated by root, with sshd"),
 ]
-
-CONFIG = "ds_configs/zero3_offload.json"
-WORDS = ["--config", CONFIG, "--max_length", 64, "--max_steps", 8, "--save_steps", 2]
-WORDS += ["--data.eval_fraction", 0]
-QUICK = ["--check", "off"]
 
 
 @pytest.fixture(scope="module")
@@ -37,32 +29,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference") / "run"
     assert train_here(folder, 2).returncode == 0
     return folder
-
-
-def train_here(folder: Path, ranks: int, *words: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bigft", "launch", "--num_gpus", ranks, "--", "train"]
-    command += ["--output_dir", folder, *WORDS, *words]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300
-    )
-
-
-def read_losses(folder: Path) -> dict[int, float]:
-    """The loss of every step, as it was taken last."""
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
-
-
-def read_weights(folder: Path) -> dict[str, Any]:
-    return load_file(folder / "model/model.safetensors")
-
-
-def assert_same_run(folder: Path, reference: Path) -> None:
-    assert read_losses(folder) == read_losses(reference)
-    ours, theirs = read_weights(folder), read_weights(reference)
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
 def test_a_killed_rank_is_named_and_the_run_goes_on_to_the_same_end(hosts, reference, tmp_path):

@@ -1,4 +1,4 @@
-"""Three hosts: as one host with three ranks, by every starter; fewer hosts; faults of every kind."""
+"""Three hosts: as one host with three ranks, by every starter; fewer hosts; all faults."""
 
 import os
 import shutil
@@ -11,10 +11,18 @@ from pathlib import Path
 
 import pytest
 from host_faults import FAULTS, Campaign
-from launches import ROOT, launch
+from launches import (
+    QUICK,
+    ROOT,
+    WORDS,
+    assert_same_run,
+    launch,
+    read_losses,
+    read_weights,
+    train_here,
+)
 from planting import mounted_disk
 from simulated_hosts import SimulatedHosts, can_simulate
-from test_launch import QUICK, WORDS, assert_same_run, read_losses, read_weights, train_here
 
 pytestmark = [
     pytest.mark.nightly,
@@ -106,6 +114,7 @@ def test_a_run_of_three_hosts_goes_on_with_two(hosts, reference, tmp_path):
     assert read_weights(tmp_path / "run").keys() == read_weights(whole).keys()
 
 
+@pytest.mark.timeout(2400)
 def test_every_kind_of_fault_once(tmp_path):
     words = [*WORDS[:4], "--max_steps", 100_000, "--num_train_epochs", 1000, "--save_steps", 10]
     words += ["--data.eval_fraction", 0]

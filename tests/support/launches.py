@@ -12,11 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from simulated_hosts import SimulatedHosts
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = "bigft.cli import main"
 """In the command line of every rank that a launch has started."""
+
+CONFIG = "ds_configs/zero3_offload.json"
+WORDS = ["--config", CONFIG, "--max_length", 64, "--max_steps", 8, "--save_steps", 2]
+WORDS += ["--data.eval_fraction", 0]
+QUICK = ["--check", "off"]
 
 
 class LaunchRun:
@@ -150,6 +156,32 @@ def launch(*args: Any, **named: Any) -> Iterator[LaunchRun]:
         yield run
     finally:
         run.close()
+
+
+def train_here(folder: Path, ranks: int, *words: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bigft", "launch", "--num_gpus", ranks, "--", "train"]
+    command += ["--output_dir", folder, *WORDS, *words]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300
+    )
+
+
+def read_losses(folder: Path) -> dict[int, float]:
+    """The loss of every step, as it was taken last."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def read_weights(folder: Path) -> dict[str, Any]:
+    return load_file(folder / "model/model.safetensors")
+
+
+def assert_same_run(folder: Path, reference: Path) -> None:
+    assert read_losses(folder) == read_losses(reference)
+    ours, theirs = read_weights(folder), read_weights(reference)
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
 def _command(pid: int) -> str:
