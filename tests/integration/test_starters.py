@@ -281,6 +281,13 @@ def wait_for_step(cluster: SlurmCluster, folder: Path, step: int, seconds: float
         time.sleep(0.2)
 
 
+def let_start(cluster: SlurmCluster, job: str) -> None:
+    """Have a job begin that was queued again; Slurm would let it wait for two minutes."""
+    # Nodes refuse what begins in the second in which it was ended.
+    time.sleep(3)
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
 @pytest.mark.nightly
 @needs_slurm
 def test_a_slurm_job_stops_in_time_is_queued_again_and_finishes(cluster, shared_folder, tmp_path):
@@ -295,8 +302,7 @@ def test_a_slurm_job_stops_in_time_is_queued_again_and_finishes(cluster, shared_
     stopped = newest_step(folder)
     assert checkpoints(folder) == [f"step_{stopped:08d}"]
     assert stopped < 60
-    # Slurm lets it wait for two minutes.
-    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    let_start(cluster, job)
     cluster.wait_for_job(job, "COMPLETED", restarts=1, seconds=150)
     assert [row["step"] for row in read_steps(folder)] == [*range(1, 61)]
     assert (folder / "model/config.json").exists()
@@ -315,7 +321,7 @@ def test_a_slurm_job_that_is_preempted_comes_back(cluster, shared_folder, tmp_pa
     cluster.submit(*wrap, "--wrap", "sleep 5")
     cluster.wait_for_job(job, "PENDING", restarts=1)
     (first,) = checkpoints(folder)
-    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    let_start(cluster, job)
     wait_for_step(cluster, folder, int(first[5:]) + 3)
     # Who cancels does not want it back.
     cluster.run("scancel", job)
