@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from bigft.launch.conduct import Ending, HostEnd
 from bigft.launch.hostfile import Host
 from bigft.launch.job import LAUNCH_VARIABLE, RANK_PROGRAM, WORDS_VARIABLE, HostJob
 from bigft.launch.mpi import Mpi, mpi_command, mpi_environment
+from bigft.launch.processes import die_with_parent
 
 _CODES = frozenset({0, 1, 2, 3, 4, 5, 6, 7, 75})
 _STOPPED = 75
@@ -75,6 +77,8 @@ class MpiConductor:
             stdin=subprocess.DEVNULL,
             # A terminal's Ctrl-C is for this process, which passes it on.
             start_new_session=True,
+            # Ranks that nobody looks after commit, and leave.
+            preexec_fn=partial(die_with_parent, signal.SIGUSR1),  # noqa: PLW1509 - one thread
         )
         code = self._process.wait()
         return replace(

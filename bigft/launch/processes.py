@@ -18,10 +18,10 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def die_with_parent() -> None:
-    """Let this process get SIGTERM when its parent ends; between fork and exec. Linux only."""
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """Let this process get a signal when its parent ends; between fork and exec. Linux only."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def find_children(pid: int) -> list[int]:
