@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -79,7 +80,8 @@ def main(request: Request) -> None:
         master_port=options.master_port,
         max_restarts=options.restarting.max_restarts,
         min_hosts=options.restarting.min_hosts,
-        global_batch=resolved.ds.get("train_batch_size"),
+        # What the first rank will choose is not known here.
+        global_batch=resolved.ds.get("train_batch_size") if resolved.config else None,
     )
     is_local = options.hostfile is None
     facts = _find_local(hosts) if is_local else _check(hosts, inner, options)
@@ -118,10 +120,16 @@ def _choose_hosts(options: LaunchOptions) -> list[Host]:
 
 
 def _resolve(inner: Request, hosts: Sequence[Host]) -> Resolved:
-    """Find mistakes in the settings here, before anything is started anywhere."""
+    """Find mistakes in the settings here, before anything is started anywhere.
+
+    Where the planner chooses, it is for the hosts and not for this machine, which may be a laptop:
+    the first rank does that, and here there is no DeepSpeed JSON.
+    """
     world_size = sum(host.slots for host in hosts)
     local_size = max(host.slots for host in hosts)
     environ = {**os.environ, "WORLD_SIZE": str(world_size), "LOCAL_SIZE": str(local_size)}
+    if inner.config in ("", AUTO):
+        return resolve(replace(inner, config=""), environ, needs_config=False)
     return resolve(inner, environ)
 
 
