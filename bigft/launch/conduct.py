@@ -85,14 +85,14 @@ class Conductor:
         self._lock = threading.Lock()
         self._events: queue.SimpleQueue[HostEnd | None] = queue.SimpleQueue()
         self._stopped: str | None = None
+        self._is_hasty = False
         self._parts: list[_Part] = []
 
     def stop(self, who: str) -> None:
         """Ask all ranks to commit and to leave; at the second call they are ended."""
-        if self._stopped is None:
-            self._stopped = who
-        else:
-            self._tell_all("end")
+        # Nothing is written here: a signal may come in the middle of a word to an agent.
+        self._is_hasty = self._stopped is not None
+        self._stopped = self._stopped or who
         self._events.put(None)
 
     def run(self, jobs: Sequence[HostJob], *, is_local: bool = False) -> Ending:
@@ -131,7 +131,7 @@ class Conductor:
             if self._stopped is not None and clock.stop is None:
                 clock.stop = now
                 self._tell_all(f"stop {self._stopped}")
-            if clock.must_end(now):
+            if clock.must_end(now, is_hasty=self._is_hasty):
                 self._tell_all("end")
             if clock.must_drop(now):
                 for part in self._parts:
@@ -191,10 +191,12 @@ class _Clock:
             self._beaten = now
         return is_due
 
-    def must_end(self, now: float) -> bool:
+    def must_end(self, now: float, *, is_hasty: bool) -> bool:
         """Whether agents are to end their ranks: said twice, the second time for good."""
-        is_due = (self.failed is not None and now - self.failed > _OTHERS_SECONDS) or (
-            self.stop is not None and now - self.stop > STOP_SECONDS + _END_SECONDS
+        is_due = (
+            is_hasty
+            or (self.failed is not None and now - self.failed > _OTHERS_SECONDS)
+            or (self.stop is not None and now - self.stop > STOP_SECONDS + _END_SECONDS)
         )
         if is_due and self._ended is None:
             self._ended = now

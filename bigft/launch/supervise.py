@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from bigft.launch.conduct import Ending
@@ -112,8 +112,15 @@ class Supervisor:
                 return ending
             found = self._wait_for_hosts(ended, restarts.delay_seconds, progress, batch)
             if found is None:
-                return ending
+                # Whoever does not want to wait for the next start has lost nothing.
+                return replace(ending, code=75) if self.stopped is not None else ending
             hosts, facts = found
+
+    def _rest(self, seconds: float) -> None:
+        """Wait, but not after a request to stop."""
+        while seconds > 0 and self.stopped is None:
+            self.hands.sleep(min(seconds, 1.0))
+            seconds -= 1.0
 
     def _start(self, hosts: Sequence[Host], facts: Mapping[str, Facts], number: int) -> Ending:
         jobs = plan_jobs(self.launch, hosts, facts)
@@ -150,7 +157,7 @@ class Supervisor:
             f"starting again in {format_seconds(delay)}"
             + (f", from step {progress.step}" if progress.commits else ", from the beginning")
         )
-        hands.sleep(delay)
+        self._rest(delay)
         is_told = False
         while self.stopped is None and hands.clock() - ended < _HOST_PATIENCE_SECONDS:
             facts = hands.find_facts(launch.hosts)
@@ -170,7 +177,7 @@ class Supervisor:
                     why = "behind a cut network its ranks may need a minute to see it, and to leave"
                 self.tell(f"waiting for {', '.join(missing)}: {why}")
                 is_told = True
-            hands.sleep(_RETRY_SECONDS)
+            self._rest(_RETRY_SECONDS)
         if self.stopped is None:
             self.tell("not started again: too few hosts answer")
         return None
