@@ -271,6 +271,8 @@ class _Stage:
         self.cleared: list[list[str]] = []
         self.started: list[list[str]] = []
         self.there = ["a", "b", "c"]
+        self.stop_after = float("inf")
+        """When somebody asks the launcher to stop."""
 
     def hands(self) -> Hands:
         stage = self
@@ -288,6 +290,8 @@ class _Stage:
 
         def sleep(seconds: float) -> None:
             stage.now += seconds
+            if stage.now >= stage.stop_after:
+                stage.supervisor.stop("SIGINT")
 
         return Hands(
             find_facts=lambda hosts: {host.name: {} for host in hosts if host.name in self.there},
@@ -300,8 +304,8 @@ class _Stage:
 
     def run(self, **changes: Any) -> tuple[Ending, str]:
         told: list[str] = []
-        supervisor = Supervisor(_launch(**changes), self.hands(), told.append)
-        return supervisor.run({}), "\n".join(told)
+        self.supervisor = Supervisor(_launch(**changes), self.hands(), told.append)
+        return self.supervisor.run({}), "\n".join(told)
 
 
 def test_a_crash_is_started_again_until_it_is_done() -> None:
@@ -328,6 +332,15 @@ def test_it_waits_for_a_lost_host_and_gives_up() -> None:
     assert ending.code == 6
     assert "waiting for c" in told
     assert "too few hosts answer" in told
+
+
+def test_a_stop_between_two_starts_is_a_stop() -> None:
+    stage = _Stage((Ending(6, lost=("c",)), 1))
+    stage.stop_after = 30
+    ending, _ = stage.run(max_restarts=5)
+    assert ending.code == 75
+    assert stage.now < 32
+    assert len(stage.started) == 1
 
 
 def test_settings_are_not_tried_again() -> None:
