@@ -18,6 +18,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Set
 from dataclasses import dataclass
 
 from bigft.distributed.exits import read_exit
@@ -99,9 +100,9 @@ class Agent:
         for fd in (0, done):
             self._poller.register(fd, select.POLLIN | select.POLLHUP)
         while True:
-            ready = {fd for fd, _ in self._poller.poll(1000)}
-            for fd in ready & self._ranks.keys():
-                self._see_end(fd)
+            # Until all ranks are known, often: one may end at once.
+            ready = {fd for fd, _ in self._poller.poll(1000 if self._knows_all() else 100)}
+            self._see_ends(ready & self._ranks.keys())
             if 0 in ready and not self._listen(launcher.pid):
                 self._poller.unregister(0)
             if done in ready:
@@ -111,7 +112,7 @@ class Agent:
             self._beat()
         code = _read_code(launcher.wait())
         rank = self._job.find_only_rank() if code else None
-        if self._failed is not None:
+        if self._failed is not None and not (_is_swept(self._failed[1]) and code > 0):
             rank, code = self._failed
         return Report(self._job.host, code, rank, self._stopped, self._clear_up())
 
@@ -136,8 +137,11 @@ class Agent:
         except OSError as error:
             raise SystemExit(f"bigft.launch.agent: no rank can be started: {error}") from error
 
+    def _knows_all(self) -> bool:
+        return len(self._ranks) == len(self._job.world[self._job.host])
+
     def _find_ranks(self, launcher: int) -> None:
-        if len(self._ranks) == len(self._job.world[self._job.host]) or self._failed:
+        if self._knows_all() or self._failed:
             return
         known = {pid for pid, _ in self._ranks.values()}
         for pid in find_children(launcher):
@@ -148,12 +152,16 @@ class Agent:
                     self._ranks[fd] = (pid, int(rank))
                     self._poller.register(fd, select.POLLIN)
 
-    def _see_end(self, fd: int) -> None:
-        pid, rank = self._ranks[fd]
-        self._poller.unregister(fd)
-        code = read_exit(pid, fd)
-        if code and self._failed is None:
-            self._failed = (rank, code)
+    def _see_ends(self, fds: Set[int]) -> None:
+        """Keep the first failure; of several at once one that speaks for itself."""
+        ends: list[tuple[int, int]] = []
+        for fd in fds:
+            pid, rank = self._ranks[fd]
+            self._poller.unregister(fd)
+            code = read_exit(pid, fd)
+            ends += [(rank, code)] if code else []
+        if ends and self._failed is None:
+            self._failed = min(ends, key=lambda end: (_is_swept(end[1]), end[1] < 0, end[0]))
             # The others have seen it, and leave. Whoever stands still does not.
             self._hurry(self._limits.others)
 
@@ -240,6 +248,11 @@ class Agent:
     def _find_left(self) -> list[int]:
         """Also what has put itself into a session of its own: it is below this process."""
         return find_below(os.getpid())
+
+
+def _is_swept(code: int) -> bool:
+    """Whether it may be the broom of DeepSpeed's launcher, after another rank has failed."""
+    return code == -signal.SIGTERM
 
 
 def say(line: str, seconds: float = 0.0) -> None:

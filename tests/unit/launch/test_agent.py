@@ -104,7 +104,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
     [
         ("pass", 2, (0, None)),
         ("raise SystemExit(3)", 1, (3, 0)),
-        (f"{ONLY_RANK_1}sys.exit(75)\ntime.sleep(600)", 2, (75, 1)),
+        (f"{ONLY_RANK_1}time.sleep(1); sys.exit(75)\ntime.sleep(600)", 2, (75, 1)),
         ("import os; os.kill(os.getpid(), 9)", 1, (-9, 0)),
         ("import os; os.kill(os.getpid(), 11)", 1, (-11, 0)),
         (f"{DEAF}{ONLY_RANK_1}time.sleep(1); sys.exit(5)\n{HANG}", 2, (5, 1)),
