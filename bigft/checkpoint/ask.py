@@ -39,7 +39,7 @@ def read_answer(text: str) -> tuple[Path, list[Holding]]:
     try:
         answer: dict[str, Any] = json.loads(text)
         return Path(answer["folder"]), from_plain(answer["holdings"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"no answer ({error!r})") from error
 
 
