@@ -47,8 +47,8 @@ NCCL = (
 InfiniBand."""
 
 GLOO = (Way(50 * _MICRO, 30 * _MICRO, 80 * _MICRO, 1.0),)
-"""Rings over TCP, as ranks on CPUs have them. Rough: a small sum of two ranks of one host took 0.24 to
-0.30 ms on a busy machine, and between hosts a network of 25 Gbit/s is assumed."""
+"""Rings over TCP, as ranks on CPUs have them. Rough: a small sum of two ranks of one host took 0.24
+to 0.30 ms on a busy machine, and between hosts a network of 25 Gbit/s is assumed."""
 
 
 def list_ways(machine: Machine) -> tuple[Way, ...]:
