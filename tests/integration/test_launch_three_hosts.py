@@ -75,12 +75,18 @@ def test_deepspeed_by_pdsh_trains_as_one_host(hosts, reference, tmp_path):
     assert_same_run(tmp_path / "run", reference)
 
 
+def needs(program: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
+
+
 @pytest.mark.parametrize(
-    ("launcher", "program"), [("openmpi", "mpirun.openmpi"), ("mpich", "mpiexec.hydra")]
+    "launcher",
+    [
+        pytest.param("openmpi", marks=needs("mpirun.openmpi")),
+        pytest.param("mpich", marks=needs("mpiexec.hydra")),
+    ],
 )
-def test_mpirun_trains_as_one_host_and_starts_again(hosts, reference, tmp_path, launcher, program):
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
+def test_mpirun_trains_as_one_host_and_starts_again(hosts, reference, tmp_path, launcher):
     options = [*QUICK, "--launcher", launcher, "--max_restarts", 1]
     with launch(hosts, tmp_path / "run", options, WORDS) as run:
         run.wait_for_step(3)

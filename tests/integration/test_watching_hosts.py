@@ -115,6 +115,8 @@ def test_a_pause_of_all_hosts_together_is_no_fault(two_hosts, shared_folder, tmp
             run.send(rank, signal.SIGCONT)
         step = run.rows()[-1]["step"]
         run.wait_for_step(step + 20)
+        assert run.own_words() == [], "nobody was taken for lost or hanging"
+        assert run.rows()[-1]["step"] >= step + 20
 
 
 @pytest.mark.nightly

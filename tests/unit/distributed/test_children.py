@@ -13,6 +13,9 @@ def test_a_child_is_no_rank_of_its_parent_s_run():
 
 
 def test_a_free_port_can_be_listened_at():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", find_free_port()))
+    port = find_free_port()
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", port))
         one.listen()
+        other.connect(("127.0.0.1", port))
+        assert other.getpeername() == ("127.0.0.1", port)

@@ -1,6 +1,5 @@
 """What comes from hosts, files and the command line never ends a reader with another error."""
 
-import contextlib
 import io
 import json
 import string
@@ -152,18 +151,18 @@ def test_what_no_process_can_be_started_with() -> None:
 
 
 @pytest.mark.parametrize(
-    "read",
+    ("read", "kind"),
     [
-        HostJob.from_line,
-        Progress.from_line,
-        lambda line: Report.from_line(f"{MARK}{TOKEN} {line}", TOKEN),
-        lambda line: read_facts(line, ["a", "b"]),
-        read_report,
-        read_sums,
+        (HostJob.from_line, HostJob),
+        (Progress.from_line, Progress),
+        (lambda line: Report.from_line(f"{MARK}{TOKEN} {line}", TOKEN), Report),
+        (lambda line: read_facts(line, ["a", "b"]), dict),
+        (read_report, tuple),
+        (read_sums, tuple),
     ],
 )
 @given(data=st.data())
-def test_any_json(read: Any, data: st.DataObject) -> None:
+def test_any_json_is_read_or_refused(read: Any, kind: type, data: st.DataObject) -> None:
     good = [
         json.loads(_job().to_line()),
         {"commits": 1, "step": 2, "global_batch": 3},
@@ -176,8 +175,13 @@ def test_any_json(read: Any, data: st.DataObject) -> None:
     if isinstance(value, dict) and value:
         value = {**value, data.draw(st.sampled_from(sorted(value))): data.draw(JSON)}
     line = data.draw(st.sampled_from([json.dumps(value), json.dumps(value)[:-1]]))
-    with contextlib.suppress(ValueError):
-        read(line)
+    try:
+        found = read(line)
+    except ValueError as error:
+        # With a reason, which is shown.
+        found = str(error)
+        assert found
+    assert isinstance(found, kind | str)
 
 
 @pytest.mark.parametrize("line", HUGE, ids=["text", "lists", "tables", "digits", "infinity"])

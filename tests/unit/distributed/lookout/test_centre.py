@@ -273,6 +273,9 @@ def test_two_hundred_hosts_are_heard(site: Make, monkeypatch):
     wait_for(lambda: len(found.centre._judge._known) == 201, 20)
     found.centre.dismiss(0, 6, at_once=True)
     wait_for(lambda: all(heard.ends for heard in found.heard[1:]), 20)
+    ends = [heard.ends for heard in found.heard[1:]]
+    assert len(ends) == 200
+    assert {code for ((code, _, _, _), *_) in ends} == {6}
 
 
 def test_a_pause_of_this_process_is_nobodys_silence(site: Make, monkeypatch):
