@@ -89,10 +89,11 @@ def make_folder(base: Path, name: str, text: str) -> Path:
 
 
 def check_arrival(place: Place, name: str) -> None:
-    """One string as a setting, as a variable, as the folder and as the run folder of one launch."""
+    """One string as a setting, as a variable, as the folder and as the run folder of one launch.
+
+    Not one with a NUL: no program can be started with that.
+    """
     text = make_strings(place.canary)[name]
-    if "\0" in text:
-        pytest.skip("no argument of a program has a NUL in it")
     told = place.folder / f"{name}.json"
     options = [f"--hostfile={place.folder / 'hostfile'}", "--check=off"]
     options.append("--env=HOSTILE_VALUE,STAND_IN,STAND_IN_OUT")
@@ -122,7 +123,7 @@ def test_arrives_or_is_refused(place: Place, name: str) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "nul"])
 def test_all_arrive_or_are_refused(place: Place, name: str) -> None:
     check_arrival(place, name)
 
