@@ -63,6 +63,7 @@ def fit(
         )
     steps = loader.steps_from(state.cursor)
     engine.set_training(True)
+    HERE.note(first_step=state.step + 1)
     while state.step < total_steps and not state.is_over:
         started = time.perf_counter()
         HERE.note(phase="data", step=state.step + 1, total_steps=total_steps)

@@ -63,6 +63,7 @@ def test_a_rank_that_dies_on_another_host_is_named_there_and_all_leave_at_once(
 ):
     with across(two_hosts, tmp_path / "run", *words_for(shared_folder)) as run:
         run.wait_for_step(2)
+        time.sleep(3)  # Rank 0 hears of each step within a second of it.
         run.send(1, signal.SIGKILL)
         seconds = run.wait_for_ranks_to_leave(30)
         codes = run.codes()

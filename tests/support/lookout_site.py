@@ -40,7 +40,8 @@ class Heard:
 
 def standing(rank: int, step: int | None = 1, phase: str = "forward", **changes: Any) -> Standing:
     mark = changes.pop("mark", f"{step} {phase}")
-    return Standing(rank, 100 + rank, phase, step, 9, mark, changes.pop("state", "S"), 5, **changes)
+    first, state = changes.pop("first", None), changes.pop("state", "S")
+    return Standing(rank, 100 + rank, phase, step, first, 9, mark, state, 5, **changes)
 
 
 class Site:

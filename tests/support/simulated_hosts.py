@@ -216,6 +216,8 @@ class SimulatedHosts:
         for number in list(self._daemons):
             self.kill(number)
         for number in range(1, len(self.names) + 1):
+            # The link by itself: the namespace and what is in it go later, when they like.
+            subprocess.run(["ip", "link", "del", f"{self._tag}v{number}"], capture_output=True)
             subprocess.run(["ip", "netns", "del", f"{self._tag}n{number}"], capture_output=True)
             for index in range(len(self._private)):
                 words = ["umount", "-l", str(self._disk(number, index))]

@@ -56,7 +56,7 @@ class Judge:
             known.stopped = (known.stopped or now) if one.is_stopped else None
             known.standing = one
             if one.step is not None:
-                self._count(one.step, now)
+                self._count(one.step, one.first_step, now)
 
     def forget(self, ranks: Iterable[int]) -> None:
         """Expect nothing more of some ranks."""
@@ -116,9 +116,13 @@ class Judge:
         found = [self._known[rank].standing for rank in ranks if rank in self._known]
         return describe_all(found) if found else ""
 
-    def _count(self, step: int, now: float) -> None:
+    def _count(self, step: int, first: int | None, now: float) -> None:
         if self._first_step is None or self._latest is None:
-            self._first_step, self._latest = step, (step, now)
+            self._first_step = step if first is None else first
+            self._latest = (step, now)
+            if step > self._first_step:
+                # Fast ones were done before anybody looked: none took longer than all together.
+                self._durations.append((now - self._began) / (step - self._first_step))
         elif step > self._latest[0]:
             before, then = self._latest
             self._durations.append((now - then) / (step - before))

@@ -10,7 +10,8 @@ from bigft.distributed.place import Facts, describe_place
 STEADY = ("data", "forward", "backward", "optimizer", "between steps")
 """Phases of a step, in their order."""
 
-_KINDS = ((int,), (int,), (str,), (int, type(None)), (int, type(None)), (str,), (str,), (int,))
+_STEP = (int, type(None))
+_KINDS = ((int,), (int,), (str,), _STEP, _STEP, _STEP, (str,), (str,), (int,))
 _WORDS = 200
 
 
@@ -22,6 +23,8 @@ class Standing:
     pid: int
     phase: str
     step: int | None
+    first_step: int | None
+    """The first one of this start."""
     total_steps: int | None
     mark: str
     """Another one whenever the rank has moved."""
@@ -75,19 +78,21 @@ def survey(ranks: Mapping[int, int], read: Callable[[int], Facts]) -> list[Stand
 
 
 def _look(rank: int, pid: int, facts: Facts) -> Standing:
-    step, total = facts.get("step"), facts.get("total_steps")
     return Standing(
         rank,
         pid,
         str(facts.get("phase", "running"))[:_WORDS],
-        step if isinstance(step, int) else None,
-        total if isinstance(total, int) else None,
-        f"{facts.get('since')} {step} {facts.get('moves')}",
+        *(_read_count(facts.get(name)) for name in ("step", "first_step", "total_steps")),
+        f"{facts.get('since')} {facts.get('step')} {facts.get('moves')}",
         read_state(pid) or "?",
         int(facts.get("rss_bytes", 0)),
         str(facts.get("where", ""))[:_WORDS],
         bool(facts.get("waits", False)),
     )
+
+
+def _read_count(value: object) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def read_state(pid: int) -> str | None:

@@ -76,6 +76,18 @@ def test_a_hang_is_found_after_sixty_seconds_or_five_steps(step_seconds, limit):
     assert "--watch.steady_seconds, or 5 steps of" in text
 
 
+def test_steps_that_were_done_between_two_looks_count():
+    """A step of 50 ms: whoever looks once a second first sees the eighth one."""
+    run = Run()
+    assert run.pass_seconds(9, step=None, phase="setting up the engine") is None
+    text = run.pass_seconds(3000, step=8, first=1, phase="data")
+    assert 9 + 60 <= run.now <= 9 + 62
+    assert "--watch.steady_seconds, or 5 steps of 1.4s" in text
+    # After a resume the first steps are the first of this start.
+    run = Run()
+    assert run.pass_seconds(1700, step=502, first=501) is None
+
+
 def test_ten_times_jitter_is_no_alarm():
     assert Run().find_alarms(200, 3.0, lambda step: 10.0 if step % 7 == 0 else 1.0) == []
     assert Run().find_alarms(100, 20.0, lambda step: 5.0 if step % 10 == 9 else 1.0) == []
