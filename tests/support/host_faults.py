@@ -47,6 +47,8 @@ class Fault:
     """Seconds until it has to be named."""
     is_harmless: bool = False
     """The run must go on as if nothing were."""
+    is_survivable: bool = False
+    """The run may go on, and has to say what it could not do."""
 
 
 @dataclass
@@ -141,7 +143,8 @@ class Campaign:
             if verdict.named_seconds is None and self._is_named(text, host):
                 verdict.named_seconds = round(now - start, 1)
             newest = self.take(verdict)
-            if fault.is_harmless or re.search(r"resumed from step_(\d+)", text):
+            goes_on = fault.is_harmless or (fault.is_survivable and mend is None)
+            if goes_on or re.search(r"resumed from step_(\d+)", text):
                 if verdict.passed_seconds is None and newest > highest:
                     verdict.passed_seconds = round(now - start, 1)
             else:
@@ -183,19 +186,25 @@ class Campaign:
             if verdict.codes:
                 problems.append(f"N8: ended with {verdict.codes}, and nothing was wrong")
             return
-        if not verdict.codes or not set(verdict.codes) <= {5, 6, 75}:
+        is_ended = bool(verdict.codes) or not fault.is_survivable
+        if is_ended and not (verdict.codes and set(verdict.codes) <= {5, 6, 75}):
             problems.append(f"N8: exit codes {verdict.codes}")
         if verdict.named_seconds is None:
             problems.append("N8: neither host nor rank was named")
         elif verdict.named_seconds > fault.limit:
             problems.append(f"N8: named after {verdict.named_seconds} s, limit {fault.limit:.0f}")
-        resumed = verdict.resumed or 0
+        if is_ended:
+            problems += self._check_loss(verdict)
+        problems += self._check_folder()
+        problems += self._check_orphans()
+
+    def _check_loss(self, verdict: Verdict) -> list[str]:
+        resumed, problems = verdict.resumed or 0, []
         if resumed < verdict.committed:
             problems.append(f"N1: step {verdict.committed} was committed, resumed from {resumed}")
         if resumed < verdict.step - self._save_steps - 1:
             problems.append(f"N6: from step {verdict.step} back to {resumed}")
-        problems += self._check_folder()
-        problems += self._check_orphans()
+        return problems
 
     def _check_folder(self) -> list[str]:
         folder = self.run.folder / "checkpoints"
@@ -321,7 +330,7 @@ FAULTS = (
     Fault("host without power", power_off, lasts=20),
     Fault("link cut", cut_link, lasts=50),
     Fault("host frozen", freeze_host, lasts=70, limit=HANG_SECONDS),
-    Fault("disk full", fill_disk, lasts=25, limit=60),
+    Fault("disk full", fill_disk, lasts=25, limit=60, is_survivable=True),
     Fault("disk slow", slow_disk, lasts=15, is_harmless=True),
 )
 
