@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -296,12 +297,17 @@ def freeze_host(campaign: Campaign, host: int) -> Callable[[], None]:
 
 
 def fill_disk(campaign: Campaign, host: int) -> Callable[[], None]:
-    """The disk of the run folder, for everybody."""
+    """The disk of the run folder, for everybody; what the run gives back is taken as well."""
     ballast = campaign.run.folder.parent / "ballast"
-    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(1 << 20))
-    return lambda: ballast.unlink(missing_ok=True)
+    fill = f"while :; do cat /dev/zero >> {shlex.quote(str(ballast))}; sleep 0.02; done"
+    filler = subprocess.Popen(["sh", "-c", fill], stderr=subprocess.DEVNULL, process_group=0)
+
+    def end() -> None:
+        os.killpg(filler.pid, signal.SIGKILL)
+        filler.wait()
+        ballast.unlink(missing_ok=True)
+
+    return end
 
 
 def slow_disk(campaign: Campaign, host: int) -> Callable[[], None]:
