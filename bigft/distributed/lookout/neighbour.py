@@ -32,7 +32,8 @@ class Neighbour:
         self._looked = now
         leader = self._host.leader
         facts = self._read(leader)
-        if facts.get("alive") != self._alive:
+        # Notes that cannot be read say nothing: some builds of Python have none to share.
+        if not facts or facts.get("alive") != self._alive:
             self._alive, self._heard = facts.get("alive"), now
         silent = now - self._heard
         if not self._limits.lost or silent < self._limits.lost:

@@ -68,13 +68,13 @@ class Standing:
 
 
 def survey(ranks: Mapping[int, int], read: Callable[[int], Facts]) -> list[Standing]:
-    """Look at all ranks of this host.
+    """Look at all ranks of this host whose notes can be read: of the others nothing is known.
 
     Args:
         ranks: Rank -> process id.
         read: Gives the notes of a rank.
     """
-    return [_look(rank, pid, read(rank)) for rank, pid in ranks.items()]
+    return [_look(rank, pid, facts) for rank, pid in ranks.items() if (facts := read(rank))]
 
 
 def _look(rank: int, pid: int, facts: Facts) -> Standing:

@@ -117,3 +117,9 @@ def test_a_neighbour_that_is_stopped_is_found_sooner_than_one_that_is_mute():
     finally:
         os.kill(sleeper.pid, signal.SIGKILL)
         sleeper.wait()
+
+
+def test_a_neighbour_without_notes_is_not_said_to_be_stuck():
+    """Python built for an old system cannot share them: nothing is known of it."""
+    watch = Neighbour(Limits(lost=30), Host("w2", {2: os.getpid(), 3: 1}), 3, lambda rank: {}, 0.0)
+    assert [second for second in range(1, 999) if watch.judge(float(second))] == []

@@ -5,7 +5,7 @@ from lookout_site import standing
 
 from bigft.distributed.lookout.judge import Judge, find_guilty
 from bigft.distributed.lookout.limits import Limits
-from bigft.distributed.lookout.standing import describe_all, name_ranks
+from bigft.distributed.lookout.standing import describe_all, name_ranks, survey
 
 LIMITS = Limits()
 HOSTS = {0: "w1", 1: "w1", 2: "w2", 3: "w2"}
@@ -155,6 +155,14 @@ def test_a_host_that_has_left_is_not_waited_for():
     run = Run().train(10, 1.0)
     run.judge.forget(HOSTS)
     assert run.judge.judge(run.now + 9999) is None
+
+
+def test_ranks_whose_notes_cannot_be_read_are_not_said_to_stand_still():
+    """Python built for an old system cannot share notes, and the run goes on without them."""
+    judge = Judge(LIMITS, HOSTS, 0.0)
+    for second in range(0, 9999, 100):
+        judge.hear(survey(dict.fromkeys(HOSTS, 1), lambda rank: {}), float(second))
+        assert judge.judge(float(second)) is None
 
 
 def names(*standings):
