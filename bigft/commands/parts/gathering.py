@@ -7,14 +7,14 @@ whose digest is right may list. What arrives is compared with that manifest's di
 import contextlib
 import logging
 import os
+import select
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bigft.checkpoint.ask import look_for, read_answer
 from bigft.checkpoint.elsewhere import explain_lost, find_lost
@@ -38,6 +38,10 @@ logger = logging.getLogger(__name__)
 _ASK_SECONDS = 60
 _STALL_SECONDS = 60
 """A connection over which nothing comes for so long has failed."""
+_PIECE_BYTES = 1 << 20
+_MOST_MANIFEST = 256 << 20
+"""Bytes: those of a million files."""
+
 _AT_ONCE = 4
 _SPARE = 64 << 20
 
@@ -135,8 +139,8 @@ def _ask(host: str, source: Path) -> tuple[Path, list[Holding]] | LaunchError:
     if answer.code != 0:
         return LaunchError(f"{host}: {answer.last_words}")
     try:
-        return read_answer(answer.out.splitlines()[-1])
-    except (ValueError, IndexError):
+        return read_answer(answer.last_line)
+    except ValueError:
         return LaunchError(f"{host}: answers {answer.last_words[:200]!r}")
 
 
@@ -156,7 +160,8 @@ def _fetch_all(
     holders = {one.path: found.find_holder(one.path) or 0 for one in records}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         work = {
-            pool.submit(_fetch, found, holders[one.path], one.path, folder): one for one in records
+            pool.submit(_fetch, found, holders[one.path], one.path, folder, one.size): one
+            for one in records
         }
         try:
             for job, one in work.items():
@@ -167,8 +172,8 @@ def _fetch_all(
             raise
 
 
-def _fetch(found: _Found, number: int, name: str, folder: Path) -> None:
-    """Bring one file; its content is not looked at yet."""
+def _fetch(found: _Found, number: int, name: str, folder: Path, size: int | None = None) -> None:
+    """Bring one file; its content is not looked at yet, but no more comes than it has."""
     host, path, target = found.names[number], found.place(number) / name, folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     if host == _HERE:
@@ -177,40 +182,54 @@ def _fetch(found: _Found, number: int, name: str, folder: Path) -> None:
         except OSError:
             shutil.copyfile(path, target)
         return
-    with target.open("xb") as file:
-        words = ["cat", "--", str(path)]
-        with subprocess.Popen(
-            render_ssh(host, words, {}, Path("/")),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.PIPE,
-        ) as child:
-            try:
-                problem = _wait(child, target)
-            finally:
-                child.kill()
+    try:
+        with target.open("xb") as file:
+            problem = _copy(render_ssh(host, ["cat", "--", str(path)], {}, Path("/")), file, size)
+    except OSError as error:
+        problem = str(error)
     if problem:
         raise CheckpointError(f"{host}:{path}: did not come ({problem})")
 
 
-def _wait(child: "subprocess.Popen[bytes]", target: Path) -> str:
-    """Wait for the end, as long as something comes; what went wrong, if anything."""
-    size, since = -1, time.monotonic()
-    while True:
+def _copy(command: Sequence[str], file: BinaryIO, size: int | None) -> str:
+    """Write what a command says as long as something comes; what went wrong, if anything."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    ) as child:
         try:
-            code = child.wait(1)
+            return _receive(child, file, size)
         except subprocess.TimeoutExpired:
-            now = target.stat().st_size
-            if now != size:
-                size, since = now, time.monotonic()
-            elif time.monotonic() - since > _STALL_SECONDS:
-                return f"nothing came for {_STALL_SECONDS} s"
-            continue
-        if code == 0:
-            return ""
-        assert child.stderr
+            return f"nothing came for {_STALL_SECONDS} s"
+        finally:
+            child.kill()
+
+
+def _receive(child: "subprocess.Popen[bytes]", file: BinaryIO, size: int | None) -> str:
+    assert child.stdout
+    assert child.stderr
+    most, count = _MOST_MANIFEST if size is None else size, 0
+    poller = select.poll()
+    poller.register(child.stdout, select.POLLIN)
+    piece = b"anything"
+    while piece:
+        if not poller.poll(_STALL_SECONDS * 1000):
+            raise subprocess.TimeoutExpired(child.args, _STALL_SECONDS)
+        piece = child.stdout.read(_PIECE_BYTES)
+        count += len(piece)
+        if count > most:
+            said = "no manifest has more than" if size is None else "its manifest says"
+            return f"{count:,} bytes came and more may, {said} {most:,}"
+        file.write(piece)
+    code = child.wait(_STALL_SECONDS)
+    if code != 0:
         lines = child.stderr.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"exit code {code}"
+    is_whole = size is None or count == size
+    return "" if is_whole else f"{count:,} bytes came, its manifest says {size:,}"
 
 
 def _check_room(folder: Path, records: Sequence[FileRecord]) -> None:
