@@ -109,7 +109,7 @@ class Finder:
 
         def check(commit: Commit) -> str | None:
             folder = final_place(checkpoints, commit.step)
-            manifests[commit.digest] = self._read(folder, commit)
+            manifests[commit.digest] = self._read(folder, min(commit.held_finally()))
             return self._check(folder, manifests[commit.digest], commit, is_named=False)
 
         commit, places, problems = choose_commit(surveys, check)
@@ -147,7 +147,7 @@ class Finder:
         commit = commits[-1]
         first = min(commit.held)
         folder = found[first][0] / commit.held[first][0].name
-        manifest = self._read(folder, commit)
+        manifest = self._read(folder, first)
         if problem := self._check(folder, manifest, commit, is_named=True):
             raise _shared(problem)
         return Resumed(folder, manifest, self.held)
@@ -167,7 +167,7 @@ class Finder:
         )
         if commit is None:
             raise _shared(f"{folder}: no longer there on any host")
-        manifest = self._read(folder, commit)
+        manifest = self._read(folder, min(commit.held_finally()))
         is_newest = commit is finals[-1]
         if problem := self._check(folder, manifest, commit, is_named=True, is_read=not is_newest):
             raise _shared(problem)
@@ -178,8 +178,9 @@ class Finder:
         surveys = self._ask(lambda: survey(checkpoints))
         return sorted({one.name for holdings in surveys for one in holdings if one.is_final})
 
-    def _read(self, folder: Path, commit: Commit) -> dict[str, Any]:
-        source = self._storages.leaders[min(commit.held)]
+    def _read(self, folder: Path, number: int) -> dict[str, Any]:
+        """Read a manifest where a storage has it under this name."""
+        source = self._storages.leaders[number]
         manifest: dict[str, Any] = {}
         with errors_shared():
             if self._rank == source:
