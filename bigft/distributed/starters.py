@@ -323,7 +323,7 @@ def _find_mpirun(environ: Mapping[str, str]) -> str | None:
 def _is_known(host: str) -> bool:
     try:
         socket.getaddrinfo(host, None)
-    except OSError:
+    except (OSError, UnicodeError):  # the second for what can be no name
         return False
     return True
 

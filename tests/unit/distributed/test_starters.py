@@ -46,6 +46,9 @@ KUBEFLOW = {
 }
 
 
+is_known = starters._is_known
+
+
 @pytest.fixture(autouse=True)
 def _names_are_known(monkeypatch):
     monkeypatch.setattr(starters, "_is_known", lambda host: host != "unknown")
@@ -193,6 +196,11 @@ def test_a_node_that_has_no_address_here_is_said_at_once():
     assert problem.startswith("rank 0 is on unknown")
     assert "MASTER_ADDR" in problem
     assert place(SLURM, MEETING, SLURM_STEP_NODELIST="unknown,bf2")[4] == "a"
+
+
+@pytest.mark.parametrize("name", ["a" * 70, "a..b", ".a"])
+def test_what_can_be_no_name_is_not_known(name):
+    assert not is_known(name)
 
 
 @pytest.mark.parametrize(
