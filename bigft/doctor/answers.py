@@ -65,7 +65,7 @@ def read_sums(line: str) -> tuple[float, float]:
     """
     data = read_object(line)
     rate, seconds = take_number(data, "bytes_per_second"), take_number(data, "small_sum_seconds")
-    if rate <= 0 or seconds < 0:
+    if rate <= 0 or seconds <= 0:
         raise ValueError("no proper rate")
     return rate, seconds
 

@@ -196,6 +196,12 @@ def test_huge_json(line: str) -> None:
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.parametrize(("rate", "seconds"), [(0, 1), (1, 0), (1, -1)])
+def test_sums_that_take_no_time_are_not_kept_for_plans(rate: float, seconds: float) -> None:
+    with pytest.raises(ValueError, match="no proper rate"):
+        read_sums(json.dumps({"bytes_per_second": rate, "small_sum_seconds": seconds}))
+
+
 def test_a_job_arrives_as_it_is() -> None:
     job = _job()
     assert HostJob.from_line(job.to_line()) == job
