@@ -164,10 +164,12 @@ class Outpost:
         # Also when the thread of the lookout is in the middle of something long.
         held = self._lock.acquire(timeout=1.0)
         try:
-            if self._line is not None:
+            # The thread of the lookout may let go of it at this moment.
+            line = self._line
+            if line is not None:
                 # A closed connection is found by reading.
                 with contextlib.suppress(LineClosedError):
-                    self._line.send(message)
+                    line.send(message)
         finally:
             if held:
                 self._lock.release()

@@ -67,6 +67,27 @@ def test_a_connection_that_breaks_comes_back(site: Make):
     assert connected(found)
 
 
+def test_a_connection_that_is_let_go_of_while_something_is_sent_is_no_error(site: Make):
+    """The thread that leaves says so; an error there would keep its process for ever."""
+    found = site(2)
+    left, right = socket.socketpair()
+
+    class Slipping(Outpost):
+        lines = (None, Line(left))
+
+        @property
+        def _line(self):
+            *self.lines, last = self.lines
+            return last
+
+        @_line.setter
+        def _line(self, line): ...
+
+    one = Slipping(LIMITS, found.hosts[1], "w1", found.door, list, found.heard[1], speaks=True)
+    one.dismiss(1, 6, at_once=True)
+    assert b'"end": 6' in right.recv(100)
+
+
 def test_a_silent_process_is_found_by_both_sides(site: Make, monkeypatch):
     """Its system answers, so it gets more time than one that is gone."""
     limits = Limits(startup=9, steady=2.5, slow=9, lost=0.8)
