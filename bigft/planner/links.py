@@ -88,7 +88,5 @@ def count_hops(flow: Flow, way: Way) -> float:
         # All at once.
         return way.between if flow.hosts > 1 else way.inside
     rounds = 2 if flow.kind == "all_reduce" else 1
-    inside, between = flow.ranks - flow.hosts, flow.hosts - (flow.hosts > 1) * 1
-    if flow.hosts == 1:
-        inside, between = flow.ranks - 1, 0
+    inside, between = flow.ranks - flow.hosts, flow.hosts - 1
     return rounds * (inside * way.inside + between * way.between)
