@@ -156,15 +156,13 @@ class _Bringer:
 
     def bring_files(self, records: Mapping[str, FileRecord], needed: set[str]) -> None:
         """Bring whole files to the storages whose ranks need and lack them."""
-        lacked = [
-            {name for name in names if number in self._lacking(name)}
-            for number, names in zip(self._storages.of_rank, gather_objects(needed), strict=True)
-        ]
         wanted = sorted(
             {
                 (name, number)
-                for number, names in zip(self._storages.of_rank, lacked, strict=True)
-                for name in names
+                for number, names in zip(
+                    self._storages.of_rank, gather_objects(needed), strict=True
+                )
+                for name in names - self._resumed.held[number]
             }
         )
         self._ship(
