@@ -5,13 +5,13 @@ who sees it not    makes .storage-<token>.<rank>, and looks for that of the lowe
 """
 
 import contextlib
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from bigft.checkpoint.storages import Storages, host_name
+from bigft.checkpoint.storages import Storages
 from bigft.distributed.collectives import broadcast_object, errors_shared, gather_objects
+from bigft.distributed.processes import name_host
 from bigft.errors import ConfigError
 
 _TOKEN = ".storage-"
@@ -25,7 +25,7 @@ def find_storages(folder: Path, rank: int, world_size: int) -> Storages:
 
     Collective: every rank.
     """
-    hosts = tuple(gather_objects(host_name(os.environ)))
+    hosts = tuple(gather_objects(name_host()))
     if world_size == 1:
         return Storages((0,), hosts)
     token = broadcast_object(uuid.uuid4().hex[:12])
@@ -70,6 +70,6 @@ def _explained(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"--output_dir {folder}: cannot be written on {host_name(os.environ)}"
+            f"--output_dir {folder}: cannot be written on {name_host()}"
             f" ({error.strerror}); choose another folder"
         ) from error

@@ -1,16 +1,9 @@
-"""Which ranks share the storage of a run's folder: found out by a file, never by names of hosts.
+"""Which ranks share the storage of a run's folder; `recognise` finds it out."""
 
-rank 0             makes .storage-<token>.0
-who sees it not    makes .storage-<token>.<rank>, and looks for that of the lowest rank
-"""
-
-import os
-import socket
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-_TOKEN = ".storage-"
+from bigft.distributed.processes import name_host
 
 
 @dataclass(frozen=True)
@@ -51,12 +44,7 @@ class Storages:
 
 def one_storage(world_size: int) -> Storages:
     """Describe a folder that all ranks share."""
-    return Storages((0,) * world_size, (host_name(os.environ),) * world_size)
-
-
-def host_name(environ: Mapping[str, str]) -> str:
-    """Return the name of this host: the one in the hostfile, where a launcher says it."""
-    return environ.get("BIGFT_HOST") or socket.gethostname()
+    return Storages((0,) * world_size, (name_host(),) * world_size)
 
 
 def describe_storages(storages: Storages, folder: Path) -> str | None:
