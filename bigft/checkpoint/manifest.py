@@ -13,7 +13,6 @@ import os
 import re
 import stat
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ def format_manifest(facts: dict[str, Any], records: Sequence[FileRecord]) -> str
 def read_manifest(step_dir: Path) -> dict[str, Any]:
     """Read a checkpoint's manifest, and check its digest and that its files are there.
 
-    The content of the files is not read; `verify_files` does that.
+    The content of the files is not read; `content.verify_files` does that.
 
     Returns:
         The facts, `files` and `digest`. Keys that this version does not know are kept.
@@ -129,13 +128,34 @@ def check_files(step_dir: Path, records: Sequence[FileRecord]) -> None:
     Raises:
         CheckpointError: Names every file that is missing, extra or of another size.
     """
-    problems = [problem for entry in records if (problem := _check(step_dir, entry))]
+    problems = [problem for entry in records if (problem := check_file(step_dir, entry))]
     try:
         problems += _find_extra(step_dir, {entry.path for entry in records})
     except OSError as error:
         problems.append(f"{error.filename}: cannot be listed ({error.strerror})")
     if problems:
         raise_together(CheckpointError, problems)
+
+
+def check_file(step_dir: Path, entry: FileRecord) -> str | None:
+    """Say what is wrong with a file's place, kind or size; its content is not read."""
+    path = step_dir / entry.path
+    try:
+        if not path.resolve().is_relative_to(step_dir.resolve()):
+            return f"{path}: leads outside the checkpoint; use another checkpoint"
+        found = path.stat()
+    except FileNotFoundError:
+        return f"{path}: missing, though the checkpoint's manifest lists it; use another checkpoint"
+    except (OSError, ValueError, RuntimeError) as error:
+        return f"{path}: cannot be opened ({error}); use another checkpoint"
+    if not stat.S_ISREG(found.st_mode):
+        return f"{path}: not a regular file; use another checkpoint"
+    if found.st_size != entry.size:
+        return (
+            f"{path}: has {found.st_size:,} bytes, the checkpoint's manifest says {entry.size:,};"
+            " the file is damaged. Use another checkpoint"
+        )
+    return None
 
 
 def find_present(step_dir: Path, manifest: dict[str, Any]) -> list[str]:
@@ -147,65 +167,6 @@ def find_present(step_dir: Path, manifest: dict[str, Any]) -> list[str]:
     records = [one for one in list_files(manifest) if os.path.lexists(step_dir / one.path)]
     check_files(step_dir, records)
     return [one.path for one in records]
-
-
-def verify_files(
-    step_dir: Path,
-    manifest: dict[str, Any],
-    names: Collection[str] | None = None,
-    threads: int = 4,
-) -> None:
-    """Read files of a checkpoint and compare their content with the manifest's digests.
-
-    Args:
-        step_dir: The checkpoint.
-        manifest: What `read_manifest` returned for it.
-        names: Files to read; all by default. `share_files` cuts them up for several ranks.
-        threads: Files read at the same time.
-
-    Raises:
-        CheckpointError: Names every file that is damaged.
-
-    Memory: 4 MiB per thread.
-    """
-    wanted = [entry.path for entry in list_files(manifest)] if names is None else names
-    if found := find_damaged(step_dir, manifest, wanted, threads):
-        raise_together(CheckpointError, list(found.values()))
-
-
-def find_damaged(
-    step_dir: Path, manifest: dict[str, Any], names: Collection[str], threads: int = 4
-) -> dict[str, str]:
-    """Read files of a checkpoint; those whose content is another one, and what is to be said.
-
-    Memory: 4 MiB per thread.
-    """
-    wanted = [entry for entry in list_files(manifest) if entry.path in names]
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        problems = list(pool.map(lambda entry: _verify(step_dir, entry), wanted))
-    return {one.path: text for one, text in zip(wanted, problems, strict=True) if text}
-
-
-def share_files(
-    manifest: dict[str, Any], rank: int, world_size: int, names: Collection[str] | None = None
-) -> list[str]:
-    """Return the files that one of several ranks verifies, so that all have equally many bytes.
-
-    Args:
-        manifest: Lists them.
-        rank: Which of them.
-        world_size: How many they are.
-        names: Files to share; all by default.
-    """
-    bytes_of = [0] * world_size
-    mine = []
-    wanted = [one for one in list_files(manifest) if names is None or one.path in names]
-    for entry in sorted(wanted, key=lambda entry: (-entry.size, entry.path)):
-        taker = bytes_of.index(min(bytes_of))
-        bytes_of[taker] += entry.size
-        if taker == rank:
-            mine.append(entry.path)
-    return mine
 
 
 def find_candidates(checkpoints: Path) -> list[Path]:
@@ -369,39 +330,3 @@ def _find_extra(step_dir: Path, listed: Collection[str]) -> Iterator[str]:
                 f"{path}: not of this checkpoint (its manifest does not list it); remove the file"
                 " or use another checkpoint"
             )
-
-
-def _check(step_dir: Path, entry: FileRecord) -> str | None:
-    path = step_dir / entry.path
-    try:
-        if not path.resolve().is_relative_to(step_dir.resolve()):
-            return f"{path}: leads outside the checkpoint; use another checkpoint"
-        found = path.stat()
-    except FileNotFoundError:
-        return f"{path}: missing, though the checkpoint's manifest lists it; use another checkpoint"
-    except (OSError, ValueError, RuntimeError) as error:
-        return f"{path}: cannot be opened ({error}); use another checkpoint"
-    if not stat.S_ISREG(found.st_mode):
-        return f"{path}: not a regular file; use another checkpoint"
-    if found.st_size != entry.size:
-        return (
-            f"{path}: has {found.st_size:,} bytes, the checkpoint's manifest says {entry.size:,};"
-            " the file is damaged. Use another checkpoint"
-        )
-    return None
-
-
-def _verify(step_dir: Path, entry: FileRecord) -> str | None:
-    path = step_dir / entry.path
-    if problem := _check(step_dir, entry):
-        return problem
-    try:
-        found = hash_file(path)
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror}); use another checkpoint"
-    if found != entry.sha256:
-        return (
-            f"{path}: its content is not what was saved (sha256 {found[:12]}…, the checkpoint's"
-            f" manifest says {entry.sha256[:12]}…); the file is damaged. Use another checkpoint"
-        )
-    return None

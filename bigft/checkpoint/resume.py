@@ -6,15 +6,10 @@ from types import MappingProxyType
 from typing import Any
 
 from bigft.checkpoint.choose import choose_whole
+from bigft.checkpoint.content import share_files, verify_files
 from bigft.checkpoint.elsewhere import PartsElsewhereError
 from bigft.checkpoint.folder import clean_up
-from bigft.checkpoint.manifest import (
-    MANIFEST_NAME,
-    find_candidates,
-    read_manifest,
-    share_files,
-    verify_files,
-)
+from bigft.checkpoint.manifest import MANIFEST_NAME, find_candidates, read_manifest
 from bigft.checkpoint.resume_apart import Finder, Resumed
 from bigft.checkpoint.storages import Storages
 from bigft.distributed.collectives import (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bigft.checkpoint.ask import look_for
+from bigft.checkpoint.content import find_damaged, share_files
 from bigft.checkpoint.elsewhere import PartsElsewhereError, explain_lost, find_hosts, find_lost
 from bigft.checkpoint.folder import clear_debris, final_place
 from bigft.checkpoint.holdings import (
@@ -20,13 +21,7 @@ from bigft.checkpoint.holdings import (
     settle,
     survey,
 )
-from bigft.checkpoint.manifest import (
-    MANIFEST_NAME,
-    find_damaged,
-    read_own_manifest,
-    set_aside,
-    share_files,
-)
+from bigft.checkpoint.manifest import MANIFEST_NAME, read_own_manifest, set_aside
 from bigft.checkpoint.storages import Storages
 from bigft.distributed.claim import claimed
 from bigft.distributed.collectives import broadcast_object, errors_shared, gather_objects

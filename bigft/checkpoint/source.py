@@ -6,14 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bigft.checkpoint.content import verify_files
 from bigft.checkpoint.elsewhere import PartsElsewhereError
-from bigft.checkpoint.manifest import (
-    MANIFEST_NAME,
-    find_candidates,
-    find_newest,
-    read_manifest,
-    verify_files,
-)
+from bigft.checkpoint.manifest import MANIFEST_NAME, find_candidates, find_newest, read_manifest
 from bigft.errors import CheckpointError
 from bigft.files.paths import find_escape
 

@@ -110,8 +110,9 @@ def check_restart(
 ) -> list[str]:
     """Start again as a run does: clean up, choose, go on, save; then everything is tidy."""
     from bigft.checkpoint.choose import choose_whole
+    from bigft.checkpoint.content import verify_files
     from bigft.checkpoint.folder import clean_up
-    from bigft.checkpoint.manifest import find_candidates, read_manifest, verify_files
+    from bigft.checkpoint.manifest import find_candidates, read_manifest
     from bigft.errors import CheckpointError
 
     def check(folder: Path) -> str | None:

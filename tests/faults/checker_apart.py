@@ -117,9 +117,10 @@ def check_restart(
     attempt: tuple[int, str],
 ) -> list[str]:
     """Start again as a run does: settle, choose, clear up, go on, save; then all is tidy."""
+    from bigft.checkpoint.content import verify_files
     from bigft.checkpoint.folder import clean_up
     from bigft.checkpoint.holdings import Commit, finish, settle, survey
-    from bigft.checkpoint.manifest import read_own_manifest, verify_files
+    from bigft.checkpoint.manifest import read_own_manifest
     from bigft.checkpoint.resume_apart import choose_commit
     from bigft.errors import CheckpointError
 

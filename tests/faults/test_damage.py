@@ -12,7 +12,8 @@ from situations import ASSETS, INDEX, save_in_threads, shard_name
 
 from bigft.checkpoint import manifest as manifest_module
 from bigft.checkpoint.choose import choose_whole
-from bigft.checkpoint.manifest import find_candidates, read_manifest, verify_files
+from bigft.checkpoint.content import verify_files
+from bigft.checkpoint.manifest import find_candidates, read_manifest
 from bigft.errors import CheckpointError
 
 MANIFEST = "manifest.json"

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 from resume_runs import digest_state
 
-from bigft.checkpoint.manifest import find_committed, read_manifest, verify_files
+from bigft.checkpoint.content import verify_files
+from bigft.checkpoint.manifest import find_committed, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("BIGFT_KILLS", "300"))

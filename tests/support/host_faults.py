@@ -25,7 +25,8 @@ from typing import Any
 from launches import LaunchRun
 from simulated_hosts import SimulatedHosts
 
-from bigft.checkpoint.manifest import list_files, read_manifest, verify_files
+from bigft.checkpoint.content import verify_files
+from bigft.checkpoint.manifest import list_files, read_manifest
 from bigft.errors import BigftError
 
 DEATH_SECONDS = 45.0

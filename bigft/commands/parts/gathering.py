@@ -17,15 +17,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bigft.checkpoint.ask import look_for, read_answer
+from bigft.checkpoint.content import verify_files
 from bigft.checkpoint.elsewhere import explain_lost, find_lost
 from bigft.checkpoint.files import FileRecord
 from bigft.checkpoint.holdings import Commit, Holding, list_commits
-from bigft.checkpoint.manifest import (
-    MANIFEST_NAME,
-    list_files,
-    read_own_manifest,
-    verify_files,
-)
+from bigft.checkpoint.manifest import MANIFEST_NAME, list_files, read_own_manifest
 from bigft.checkpoint.source import Source
 from bigft.checkpoint.swap import unfinished_folder
 from bigft.errors import CheckpointError, LaunchError, raise_together

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from bigft.checkpoint.commit import write_checkpoint
+from bigft.checkpoint.content import verify_files
 from bigft.checkpoint.files import Files
 from bigft.checkpoint.folder import clean_up
-from bigft.checkpoint.manifest import find_committed, list_files, read_manifest, verify_files
+from bigft.checkpoint.manifest import find_committed, list_files, read_manifest
 from bigft.distributed.board import LocalBoard
 from bigft.distributed.claim import claimed
 from bigft.errors import CheckpointError
