@@ -9,6 +9,7 @@ import pytest
 
 from bigft.distributed.lookout import centre as centre_module
 from bigft.distributed.lookout import outpost as outpost_module
+from bigft.distributed.lookout import strangers as strangers_module
 from bigft.distributed.lookout.centre import Centre
 from bigft.distributed.lookout.limits import Limits
 from bigft.distributed.lookout.lines import listen
@@ -105,7 +106,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Site]]:
     monkeypatch.setattr(centre_module, "_GRACE_SECONDS", 0.6)
     monkeypatch.setattr(centre_module, "_ARRIVAL_SECONDS", 1.0)
     monkeypatch.setattr(centre_module, "_STACKS_SECONDS", 0.0)
-    monkeypatch.setattr(centre_module, "_HELLO_SECONDS", 0.5)
+    monkeypatch.setattr(strangers_module, "_HELLO_SECONDS", 0.5)
     monkeypatch.setattr(outpost_module, "_RETURN_SECONDS", 0.6)
     monkeypatch.setattr(outpost_module, "_ARRIVAL_SECONDS", 1.0)
     made: list[Site] = []

@@ -7,29 +7,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from bigft.distributed.last_words import GO_ON
 from bigft.distributed.lookout.judge import Judge
 from bigft.distributed.lookout.limits import TICK_SECONDS, Limits
-from bigft.distributed.lookout.lines import (
-    MAX_HELLO_BYTES,
-    MAX_LINE_BYTES,
-    Line,
-    LineClosedError,
-    Message,
-    is_same_token,
-)
+from bigft.distributed.lookout.lines import Line, LineClosedError, Message
 from bigft.distributed.lookout.parties import Ears, Host
 from bigft.distributed.lookout.silence import judge_silence
 from bigft.distributed.lookout.standing import Standing
+from bigft.distributed.lookout.strangers import Strangers
 from bigft.errors import LaunchError
 from bigft.units import format_seconds
 
 logger = logging.getLogger(__name__)
 
-_HELLO_SECONDS = 5.0
 _GRACE_SECONDS = 5.0
 """After a connection has closed: to come back, or for another rank of that host to say why."""
 
@@ -37,7 +30,6 @@ _ARRIVAL_SECONDS = 30.0
 _SLEPT_SECONDS = 5.0
 """A longer pause between two rounds means that this process itself was stopped."""
 
-_STRANGERS = 64
 _STACKS_SECONDS = 2.0
 
 
@@ -50,12 +42,6 @@ class _Post:
     closed: float | None = None
     is_warned: bool = False
     has_left: bool = False
-
-
-@dataclass
-class _Stranger:
-    line: Line
-    since: float = field(default_factory=time.monotonic)
 
 
 class Centre:
@@ -85,13 +71,13 @@ class Centre:
         """
         now = time.monotonic()
         self._limits, self._look, self._ears = limits, look, ears
-        self._listener, self._token = listener, token
+        self._listener = listener
         self._own = own
         self._posts = {host.leader: _Post(host) for host in others if listener is not None}
         hosts = {rank: host.name for host in (own, *others) for rank in host.ranks}
         self._judge = Judge(limits, hosts, now)
-        self._strangers: dict[int, _Stranger] = {}
         self._selector = selectors.DefaultSelector()
+        self._strangers = Strangers(self._selector, token, len(others))
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._began = self._ticked = now
@@ -113,8 +99,7 @@ class Centre:
             self._thread.join(TICK_SECONDS + 1)
         for post in self._posts.values():
             self._drop(post)
-        for fd in list(self._strangers):
-            self._turn_away(fd)
+        self._strangers.close()
         if self._listener is not None:
             self._listener.close()
         self._selector.close()
@@ -147,59 +132,33 @@ class Centre:
                 if self._over.is_set():
                     return
                 if key.fileobj is self._listener:
-                    self._accept()
+                    self._strangers.accept(self._listener)
                 elif key.data is None:
                     self._greet(key.fd)
                 else:
                     self._hear(key.data)
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        with contextlib.suppress(OSError):
-            connection, _ = self._listener.accept()
-            if len(self._strangers) >= _STRANGERS + len(self._posts):
-                self._turn_away(min(self._strangers, key=lambda fd: self._strangers[fd].since))
-            line = Line(connection, MAX_HELLO_BYTES)
-            self._strangers[line.fileno()] = _Stranger(line)
-            self._selector.register(line, selectors.EVENT_READ)
-
-    def _turn_away(self, fd: int) -> None:
-        stranger = self._strangers.pop(fd)
-        self._selector.unregister(stranger.line)
-        stranger.line.close()
-
     def _greet(self, fd: int) -> None:
-        """Hear the first words of somebody: the token, and which host it is."""
-        stranger = self._strangers.get(fd)
-        if stranger is None:
+        """Hear the first words of somebody: which host it is, or only how one of its ranks ends."""
+        found = self._strangers.hear(fd)
+        if found is None:
             return
-        try:
-            messages = stranger.line.receive()
-        except LineClosedError:
-            self._turn_away(fd)
-            return
-        if not messages:
-            return
-        hello, *rest = messages
+        line, (hello, *rest) = found
         post = self._posts.get(_number(hello.get("leader")))
-        if post is None or not is_same_token(hello.get("token"), self._token):
-            logger.warning("a connection without the token of this run was closed")
-            self._turn_away(fd)
-            return
-        line = stranger.line
-        line.max_bytes = MAX_LINE_BYTES
-        if "end" in hello:
+        if post is None:
+            logger.warning("a connection of a host that nobody knows was closed")
+            self._close(line)
+        elif "end" in hello:
             self._answer(line, {"heard": 1})
-            self._turn_away(fd)
+            self._close(line)
             self._hear_end(hello, post)
-            return
-        del self._strangers[fd]
-        self._drop(post)
-        post.line, post.closed, post.is_warned = line, None, False
-        self._selector.modify(line, selectors.EVENT_READ, post)
-        self._answer(line, self._make_beat())
-        for message in rest:
-            self._obey(post, message)
+        else:
+            self._drop(post)
+            post.line, post.closed, post.is_warned = line, None, False
+            self._selector.modify(line, selectors.EVENT_READ, post)
+            self._answer(line, self._make_beat())
+            for message in rest:
+                self._obey(post, message)
 
     def _hear(self, post: _Post) -> None:
         if post.line is None:
@@ -237,10 +196,13 @@ class Centre:
 
     def _drop(self, post: _Post) -> None:
         if post.line is not None:
-            with contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(post.line)
-            post.line.close()
+            self._close(post.line)
             post.line = None
+
+    def _close(self, line: Line) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(line)
+        line.close()
 
     # Once per second.
 
@@ -255,8 +217,7 @@ class Centre:
             if self._over.is_set():
                 return
             self._judge.hear(standings, now)
-            for fd in [f for f, s in self._strangers.items() if now - s.since > _HELLO_SECONDS]:
-                self._turn_away(fd)
+            self._strangers.turn_slow_away(now)
             beat = self._make_beat()
             for post in self._posts.values():
                 if post.line is not None and not post.has_left:
