@@ -1,5 +1,6 @@
 """What a rank notes once a second, by a thread: memory, and whether something goes on."""
 
+import contextlib
 import time
 
 from bigft.distributed.frames import find_main_frame
@@ -39,17 +40,17 @@ class Sampler:
         where: tuple[str | None, bool | None] = (None, None)
         if now - self._since >= self._still_seconds:
             where = find_main_frame()
-        memory = read_host_memory()
-        HERE.note(
-            alive=self._alive,
-            used_bytes=memory.used_bytes,
-            limit_bytes=memory.limit_bytes,
-            is_grouped=memory.is_grouped,
-            rss_bytes=read_rss_bytes(),
-            shared_free_bytes=read_free_bytes("/dev/shm"),
-            where=where[0],
-            waits=where[1],
-        )
+        HERE.note(alive=self._alive, where=where[0], waits=where[1])
+        # Where no descriptor is left to ask with, the thread that asks has to live on.
+        with contextlib.suppress(OSError):
+            memory = read_host_memory()
+            HERE.note(
+                used_bytes=memory.used_bytes,
+                limit_bytes=memory.limit_bytes,
+                is_grouped=memory.is_grouped,
+                rss_bytes=read_rss_bytes(),
+                shared_free_bytes=read_free_bytes("/dev/shm"),
+            )
 
     def _look_for_moves(self) -> None:
         moved = read_moved_bytes()

@@ -1,11 +1,13 @@
 """What the notes of a rank say about a main thread that does not move."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,6 +77,19 @@ def test_the_notes_say_where_only_after_a_while():
     HERE.beat()
     sampler.take()
     assert "where" not in HERE.facts
+
+
+def test_a_process_without_descriptors_left_is_alive(monkeypatch):
+    """Data loaders and shards use them up; nobody may take that for a rank that is stuck."""
+    sampler = Sampler()
+
+    def refuse(self, *arguments, **named):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    before = HERE.facts["alive"]
+    sampler.take()
+    assert HERE.facts["alive"] == before + 1
 
 
 def test_what_is_read_or_written_is_a_move(tmp_path):
