@@ -368,7 +368,7 @@ class Watch:
         for pid, rank in processes:
             try:
                 pidfd = os.pidfd_open(pid)
-            except OSError as error:
+            except (OSError, AttributeError) as error:  # some builds of Python have none
                 logger.warning("pid %s cannot be watched: %s", pid, error)
                 continue
             self._watched = {**self._watched, pidfd: Process(pid, pidfd, rank)}

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from bigft.distributed.signals import StopSignals
+from bigft.distributed.watch import Watch
+
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = str(ROOT / "tests/support/watch_process.py")
 KERNEL = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
@@ -194,3 +197,12 @@ def test_the_same_signal_twice_ends_also_a_process_that_does_not_look(host):
     time.sleep(1.5)
     rank.send_signal(signal.SIGINT)
     assert finish(rank)[0] == 130
+
+
+def test_python_that_cannot_watch_processes_still_runs(monkeypatch, caplog):
+    """As one that was built for an old system: there is a line in the log, and no error."""
+    monkeypatch.delattr(os, "pidfd_open")
+    watch = Watch(StopSignals())
+    watch._watch([(os.getpid(), 1)])
+    assert watch._watched == {}
+    assert "cannot be watched" in caplog.text
