@@ -4,7 +4,9 @@ import time
 
 import pytest
 
+from bigft.checkpoint.files import FileRecord, hash_file
 from bigft.checkpoint.holdings import Commit, Holding
+from bigft.checkpoint.manifest import format_manifest
 from bigft.commands.parts import gathering
 from bigft.errors import CheckpointError
 
@@ -64,3 +66,41 @@ def test_a_host_that_says_nothing_is_given_up(found, tmp_path, monkeypatch):
 def test_what_the_other_host_says_is_the_reason(found, tmp_path):
     with pytest.raises(CheckpointError, match="No such file"):
         gathering._fetch(found, 1, NAME, tmp_path / "here", 1000)
+
+
+def test_what_two_hosts_have_is_put_together_from_a_place_that_has_nothing(tmp_path, monkeypatch):
+    """Each host sees its own disk under the same path."""
+    run, disks = tmp_path / "run", {name: tmp_path / name for name in ("w1", "w2")}
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    # The host is the last word but one; what it is told, and what it reads, is of its own disk.
+    ssh.write_text(
+        "#!/bin/sh\nfor last; do host=$next; next=$last; done\n"
+        f'there="s#{run}#{tmp_path}/$host#g"\n'
+        'sed "$there" | sh -c "$(printf %s "$last" | sed "$there")"\n'
+    )
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ssh.parent), prepend=":")
+    records = []
+    for name, disk in disks.items():
+        file = disk / f"checkpoints/step_00000007/state/{name}"
+        file.parent.mkdir(parents=True)
+        file.write_text(name * 99)
+        records.append(FileRecord(f"state/{name}", file.stat().st_size, hash_file(file)))
+    parts = [{"hosts": [n], "path": "/run", "files": [f"state/{n}"]} for n in disks]
+    text = format_manifest({"step": 7, "sequence": 1, "storages": parts}, records)
+    for disk in disks.values():
+        (disk / "checkpoints/step_00000007/manifest.json").write_text(text)
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("w1 slots=1\nw2 slots=1\n")
+    told = []
+
+    def progress(*words):
+        told.append(words)
+
+    with gathering.gathered(run, hostfile, tmp_path / "out", progress) as source:
+        assert {p.name: p.read_text() for p in source.folder.iterdir()} == {
+            name: name * 99 for name in disks
+        }
+    assert sorted(told) == [("gathering", 198, 396)] * 2
+    assert not list(tmp_path.glob("out*"))
