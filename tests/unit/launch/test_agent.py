@@ -306,6 +306,26 @@ def test_a_rank_that_ends_in_the_middle_of_a_line(tmp_path: Path) -> None:
     assert err == ["half"]
 
 
+class _Paused(io.StringIO):
+    """A terminal whose reader comes back after some seconds."""
+
+    def write(self, text: str) -> int:
+        if not self.getvalue():
+            time.sleep(4)
+        return super().write(text)
+
+
+def test_a_report_behind_what_nobody_has_read_yet_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bigft.launch.conduct._REST_SECONDS", 0.2)
+    code = "import sys, time; print('x', file=sys.stderr, flush=True); time.sleep(1); sys.exit(3)"
+    err = _Paused()
+    ending = Conductor(io.StringIO(), err).run([make_job("a", code, tmp_path)], is_local=True)
+    assert (ending.code, ending.lost) == (3, ())
+    assert err.getvalue() == "x\n"
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     job = make_job("a", "pass", tmp_path)
     there = dataclasses.replace(job, folder=str(tmp_path / "missing"))
