@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -31,7 +32,14 @@ ONLY_RANK_1 = "import os, sys, time\nif os.environ['RANK'] == '1': "
 class Run:
     """An agent with its job, in a process of its own."""
 
-    def __init__(self, tmp_path: Path, code: str, ranks: int = 1, **changes: Any) -> None:
+    def __init__(
+        self,
+        tmp_path: Path,
+        code: str,
+        ranks: int = 1,
+        wire: socket.socket | None = None,
+        **changes: Any,
+    ) -> None:
         self.id = uuid.uuid4().hex
         world = {"a": list(range(ranks))}
         self.job = make_job("a", code, tmp_path, world=world, launch_id=self.id, **changes)
@@ -39,12 +47,14 @@ class Run:
         program = f"from bigft.launch.agent import Limits, main; main(Limits(**{limits}))"
         self.process = subprocess.Popen(
             [sys.executable, "-c", program],
-            stdin=subprocess.PIPE,
+            stdin=wire or subprocess.PIPE,
+            stdout=wire,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": self.job.environ["PYTHONPATH"]},
         )
         self.start = time.monotonic()
-        self.tell(self.job.to_line().rstrip())
+        if wire is None:
+            self.tell(self.job.to_line().rstrip())
 
     def tell(self, word: str) -> None:
         assert self.process.stdin is not None
@@ -137,6 +147,21 @@ def test_ranks_are_asked_to_stop(start, tmp_path, how) -> None:
     assert (report.code, report.rank, report.left) == (75, 0, 0)
     wanted = {"word": "SIGTERM", "closed": "the end of what", "silence": "the silence of what"}
     assert report.stopped.startswith(wanted[how])
+
+
+def test_a_connection_that_breaks_with_something_unread_is_an_end(start, tmp_path) -> None:
+    """Input and output are one socket under sshd; reading from it is an error then."""
+    here, there = socket.socketpair()
+    run = start(f"{POLITE}print('unread')\nopen('ready', 'w').close()\n{HANG}", wire=there)
+    there.close()
+    here.sendall(run.job.to_line().encode())
+    while not (tmp_path / "ready").exists():
+        here.sendall(b"beat\n")
+        time.sleep(0.05)
+    here.close()
+    report, _ = run.end(beats=False)
+    assert (report.code, report.left) == (75, 0)
+    assert report.stopped == "the end of what started it"
 
 
 @pytest.mark.parametrize("how", ["deaf", "frozen"])
