@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bigft.launch import mpi_conduct
 from bigft.launch.conduct import Ending, HostEnd, judge
 from bigft.launch.hostfile import Host
 from bigft.launch.job import HostJob, encode_world, plan_world
@@ -375,3 +376,17 @@ def test_three_starts_without_progress_are_enough() -> None:
 )
 def test_the_code_of_mpirun(code, stopped, wanted) -> None:
     assert judge_mpirun(code, stopped).code == wanted
+
+
+def test_a_stop_before_mpirun_is_there_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["sh", "-c", "trap 'exit 75' USR1; sleep 5 & wait"]
+
+    def find_address(host: str) -> None:
+        conductor.stop("SIGTERM")
+
+    monkeypatch.setattr(mpi_conduct, "mpi_command", lambda *_, **__: command)
+    monkeypatch.setattr(mpi_conduct, "_find_own_address", find_address)
+    conductor = mpi_conduct.MpiConductor("openmpi")
+    ending = conductor.run(plan_jobs(_launch(), HOSTS, FACTS))
+    assert (ending.code, ending.stopped) == (75, "SIGTERM")
+    assert ending.seconds < 4
