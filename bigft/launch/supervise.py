@@ -104,7 +104,9 @@ class Supervisor:
                 return ending
             ended = self.hands.clock()
             if ending.code and launch.max_restarts:
-                progress = self.hands.find_progress([h for h in hosts if h.name not in ending.lost])
+                there = [host for host in hosts if host.name not in ending.lost]
+                progress = progress.or_later(self.hands.find_progress(there))
+                batch = progress.global_batch or batch
             refusal = restarts.refuse(ending, progress.commits)
             if refusal is not None:
                 if refusal:
@@ -115,6 +117,9 @@ class Supervisor:
                 # Whoever does not want to wait for the next start has lost nothing.
                 return replace(ending, code=75) if self.stopped is not None else ending
             hosts, facts = found
+            if ending.lost:
+                progress = progress.or_later(self.hands.find_progress(hosts))
+                restarts.see(progress.commits)
 
     def _rest(self, seconds: float) -> None:
         """Wait, but not after a request to stop."""
