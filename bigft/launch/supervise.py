@@ -200,6 +200,9 @@ def plan_jobs(launch: Launch, hosts: Sequence[Host], facts: Mapping[str, Facts])
     second = hosts[1].name if len(hosts) > 1 else first
     routes = facts.get(first, {}).get("routes", {}).get(second, {})
     address = "127.0.0.1" if len(hosts) == 1 else routes.get("address", first)
+    if launch.master_addr and first == launch.hosts[0].name:
+        # The user's word is for the first host: without it the ranks have to meet elsewhere.
+        address = launch.master_addr
     port = launch.master_port or facts.get(first, {}).get("free_port", 29500)
     world = plan_world(hosts)
     return [
@@ -207,7 +210,7 @@ def plan_jobs(launch: Launch, hosts: Sequence[Host], facts: Mapping[str, Facts])
             host=host.name,
             node_rank=place,
             world=world,
-            master_addr=launch.master_addr or address,
+            master_addr=address,
             master_port=port,
             folder=launch.folder,
             words=launch.words,

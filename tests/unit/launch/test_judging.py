@@ -259,6 +259,11 @@ def test_what_the_user_says_counts() -> None:
     assert {job.environ["GLOO_SOCKET_IFNAME"] for job in jobs} == {"ib0"}
 
 
+def test_what_the_user_says_of_the_first_host_is_not_for_the_second() -> None:
+    jobs = plan_jobs(_launch(master_addr="10.1.1.1"), HOSTS[1:], FACTS)
+    assert {job.master_addr for job in jobs} == {"b"}
+
+
 # A whole launch, without hosts.
 
 
