@@ -238,6 +238,33 @@ def test_in_a_folder_that_is_copied(tmp_path, monkeypatch, strings, name):
     assert not refusal or "rename it" in refusal or not folder.exists()
 
 
+# What would be started otherwise than it was meant.
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--nodes=2"], "--nodes 2: only with --render"),
+        (["--sync"], "--sync: copies to the hosts of --hostfile"),
+        (["--include=a", "--exclude=b"], "--include, --exclude: choose among"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(launched, options, said):
+    error = launched(options, [])
+    assert isinstance(error, ConfigError)
+    assert said in str(error)
+
+
+def test_files_in_the_home_folder_are_copied(tmp_path, monkeypatch):
+    copied: list[Path] = []
+    monkeypatch.setattr(command, "sync", lambda hosts, folder, files: copied.extend(files) or [])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ds.json").touch()
+    line = ["launch", "--", "train", "--config=~/ds.json", "--recipe=~/missing.yaml"]
+    command._sync([], cli.parse(line).inner)
+    assert copied == [tmp_path / "ds.json"]
+
+
 # All of them at a rank, through the real agent.
 
 
