@@ -155,6 +155,7 @@ def _check(hosts: Sequence[Host], inner: Request, options: LaunchOptions) -> dic
         LaunchError, PlanError, ConfigError: Something is in the way; all of it has been shown.
     """
     probed, findings = probe_hosts(hosts)
+    otherwise = "" if findings else ". `--check off` starts all the same"
     if not findings and options.check != "off":
         checks = ["clock"] if options.check == "quick" else []
         _tell(f"looking at {len(hosts)} hosts")
@@ -175,7 +176,7 @@ def _check(hosts: Sequence[Host], inner: Request, options: LaunchOptions) -> dic
     error = find_worst(faults)
     if error is not None:
         sys.stderr.write(redact_text(render_findings(faults)))
-        raise error(f"{summarize(faults)}. `--check off` starts all the same")
+        raise error(f"{summarize(faults)}{otherwise}")
     return {name: host.facts for name, host in probed.items()}
 
 

@@ -12,6 +12,8 @@ from hostile_words import NAMES, TELL, make_job, make_strings, read_told
 
 from bigft import cli
 from bigft.commands import launch as command
+from bigft.config.options import LaunchOptions
+from bigft.doctor.finding import failed
 from bigft.errors import BigftError, ConfigError, LaunchError
 from bigft.launch.conduct import Conductor, Ending
 from bigft.launch.filter import choose_hosts
@@ -253,6 +255,17 @@ def test_options_that_would_do_nothing_are_refused(launched, options, said):
     error = launched(options, [])
     assert isinstance(error, ConfigError)
     assert said in str(error)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_host_that_is_not_there_is_not_started_without_checks(monkeypatch, is_there):
+    found = [failed("ssh" if not is_there else "disk", "no", "why", "repair")]
+    monkeypatch.setattr(command, "probe_hosts", lambda _: ({}, [] if is_there else found))
+    monkeypatch.setattr(command, "examine_hosts", lambda *_, **__: found)
+    request = cli.parse(["launch", "--", "train", "--config=x"])
+    with pytest.raises(BigftError) as caught:
+        command._check([Host("a", 1)], request.inner, LaunchOptions())
+    assert ("--check off" in str(caught.value)) == is_there
 
 
 def test_files_in_the_home_folder_are_copied(tmp_path, monkeypatch):
