@@ -120,7 +120,7 @@ def _choose_hosts(options: LaunchOptions) -> list[Host]:
         return [Host("localhost", options.num_gpus or count_gpus(os.environ))]
     if options.num_gpus is not None:
         raise ConfigError("--num_gpus is for this host alone; the hostfile says slots=N")
-    hosts = read_hostfile(Path(options.hostfile).expanduser())
+    hosts = read_hostfile(Path(options.hostfile))
     return choose_hosts(hosts, options.include, options.exclude)
 
 

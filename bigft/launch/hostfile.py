@@ -45,6 +45,7 @@ def read_hostfile(path: Path) -> list[Host]:
     Raises:
         LaunchError: The file is missing, empty, or has wrong lines; all of them are listed.
     """
+    path = path.expanduser()
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
