@@ -135,8 +135,8 @@ def _ask(host: str, source: Path) -> tuple[Path, list[Holding]] | LaunchError:
     if answer.code != 0:
         return LaunchError(f"{host}: {answer.last_words}")
     try:
-        return read_answer(answer.out.splitlines()[-1])
-    except (ValueError, IndexError):
+        return read_answer(answer.last_line)
+    except ValueError:
         return LaunchError(f"{host}: answers {answer.last_words[:200]!r}")
 
 
