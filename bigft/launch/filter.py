@@ -60,9 +60,7 @@ def _read_slots(text: str, host: Host, where: str, problems: list[str]) -> tuple
     words = [word.strip() for word in text.split(",")]
     wrong = [w for w in words if not (_SLOT.fullmatch(w) and int(w) < host.slots)]
     if wrong:
-        problems.append(
-            f"{where}: {show(', '.join(wrong))}: slots are 0 to {host.slots - 1} there"
-        )
+        problems.append(f"{where}: {show(', '.join(wrong))}: slots are 0 to {host.slots - 1} there")
         return ()
     if len(set(map(int, words))) < len(words):
         problems.append(f"{where}: a slot is named twice")

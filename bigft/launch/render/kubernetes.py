@@ -18,8 +18,8 @@ from bigft.launch.render.start import (
 _NAME = "bigft"
 _FOLDER = "/workspace"
 
-START_RANKS = r"""# Starts the ranks of this pod, passes a stop on to them, returns the worst code: a
-# mistake before what other ranks say of the end of the one that has met it.
+START_RANKS = r"""# Starts the ranks of this pod, passes a stop on to them, returns the worst code:
+# a mistake before what other ranks say of the end of the one that has met it.
 set -u
 pids=()
 is_stopped=false
