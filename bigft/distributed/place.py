@@ -17,7 +17,8 @@ _SLOT = 4096
 _LENGTH = struct.Struct("<H")
 
 Facts = dict[str, Any]
-"""What is known of a process: `phase`, `step`, `first_step`, `total_steps`, `since`, numbers of memory, plans."""
+"""What is known of a process: `phase`, `step`, `first_step`, `total_steps`, `since`, numbers of
+memory, plans."""
 
 
 class Place:
