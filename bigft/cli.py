@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from importlib import import_module
 from types import TracebackType
@@ -88,16 +88,23 @@ def report_errors() -> Iterator[None]:
         if _is_rank_zero() or error.is_local:
             speaker = "bigft" if _is_rank_zero() else f"bigft, rank {os.environ['RANK']}"
             # It may name what somebody else has written: a host, a file.
-            sys.stderr.write(redact_text(f"{speaker}: {escape_controls(str(error), keep=_LINE)}\n"))
+            _say(redact_text(f"{speaker}: {escape_controls(str(error), keep=_LINE)}\n"))
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         if _is_rank_zero():
-            sys.stderr.write("bigft: interrupted\n")
+            _say("bigft: interrupted\n")
         raise SystemExit(130) from None
     except BrokenPipeError:
         # The reader of a pipe (`| head`) left. Python would complain again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+
+
+def _say(text: str) -> None:
+    # It may lead to a disk that is full, or to a reader that has gone: the exit code stays right.
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _is_rank_zero() -> bool:

@@ -36,7 +36,7 @@ def main(request: Request) -> None:
     problems: list[str] = []
     options, rest = split_options(request, DoctorOptions, problems)
     ranks = options.num_gpus or count_gpus(os.environ)
-    hosts = [] if options.hostfile is None else read_hostfile(Path(options.hostfile).expanduser())
+    hosts = [] if options.hostfile is None else read_hostfile(Path(options.hostfile))
     world_size = sum(host.slots for host in hosts)
     if not hosts:
         world_size = max(ranks, count_ranks(os.environ))

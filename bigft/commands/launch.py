@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -12,7 +12,6 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from bigft.commands.doctor import summarize, words_for
 from bigft.commands.parts.elsewhere import render_start
@@ -27,6 +26,7 @@ from bigft.doctor.report import render_findings
 from bigft.doctor.wanted import count_gpus
 from bigft.errors import ConfigError, LaunchError, StoppedError, raise_together
 from bigft.launch.agent import clear
+from bigft.launch.child import Answer
 from bigft.launch.conduct import Conductor, Ending
 from bigft.launch.environment import choose_environment, describe_environment
 from bigft.launch.filter import choose_hosts
@@ -105,6 +105,9 @@ def _read_inner(request: Request) -> Request:
 
 
 def _choose_hosts(options: LaunchOptions) -> list[Host]:
+    nodes = options.elsewhere.nodes
+    if nodes > 1 and not options.elsewhere.render:
+        raise ConfigError(f"--nodes {nodes}: only with --render; name the hosts in a --hostfile")
     address = options.master_addr
     if address is not None and (why := explain_bad_name(address)):
         raise ConfigError(f"--master_addr {address[:80]!r}: {why}")
@@ -112,10 +115,12 @@ def _choose_hosts(options: LaunchOptions) -> list[Host]:
         given = {"--include": options.include, "--exclude": options.exclude}
         if wrong := [flag for flag, value in given.items() if value]:
             raise ConfigError(f"{', '.join(wrong)}: choose among the hosts of --hostfile; give one")
+        if options.sync:
+            raise ConfigError("--sync: copies to the hosts of --hostfile; give one, or drop it")
         return [Host("localhost", options.num_gpus or count_gpus(os.environ))]
     if options.num_gpus is not None:
         raise ConfigError("--num_gpus is for this host alone; the hostfile says slots=N")
-    hosts = read_hostfile(Path(options.hostfile).expanduser())
+    hosts = read_hostfile(Path(options.hostfile))
     return choose_hosts(hosts, options.include, options.exclude)
 
 
@@ -150,6 +155,7 @@ def _check(hosts: Sequence[Host], inner: Request, options: LaunchOptions) -> dic
         LaunchError, PlanError, ConfigError: Something is in the way; all of it has been shown.
     """
     probed, findings = probe_hosts(hosts)
+    otherwise = "" if findings else ". `--check off` starts all the same"
     if not findings and options.check != "off":
         checks = ["clock"] if options.check == "quick" else []
         _tell(f"looking at {len(hosts)} hosts")
@@ -170,7 +176,7 @@ def _check(hosts: Sequence[Host], inner: Request, options: LaunchOptions) -> dic
     error = find_worst(faults)
     if error is not None:
         sys.stderr.write(redact_text(render_findings(faults)))
-        raise error(f"{summarize(faults)}. `--check off` starts all the same")
+        raise error(f"{summarize(faults)}{otherwise}")
     return {name: host.facts for name, host in probed.items()}
 
 
@@ -199,7 +205,12 @@ def _clear(launch_id: str, hosts: Sequence[Host]) -> None:
             _tell(f"warning: what is left on {host.name} could not be ended: {answer.last_words}")
 
 
-def _on_all(hosts: Sequence[Host], call: Any) -> list[Any]:
+def _clear_here(launch_id: str) -> None:
+    if left := clear(launch_id):
+        _tell(f"warning: {left} processes of the last start could not be ended")
+
+
+def _on_all(hosts: Sequence[Host], call: Callable[[Host], Answer]) -> list[Answer]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(call, hosts))
 
@@ -210,7 +221,7 @@ def _make_hands(launch: Launch, run: Path, options: LaunchOptions) -> Hands:
         return Hands(
             find_facts=_find_local,
             find_progress=lambda hosts: find_progress(run),
-            clear=lambda hosts: None if clear(launch.launch_id) == 0 else None,
+            clear=lambda hosts: _clear_here(launch.launch_id),
             make_conductor=make_conductor,
         )
     return Hands(
@@ -229,8 +240,8 @@ def _make_conductor(options: LaunchOptions) -> Starter:
 
 def _sync(hosts: Sequence[Host], inner: Request) -> None:
     named = [inner.config, inner.recipe, inner.settings.get("model", "")]
-    files = [Path(name).expanduser().absolute() for name in named if name and Path(name).is_file()]
-    for done in sync(hosts, Path.cwd(), files):
+    paths = [Path(name).expanduser().absolute() for name in named if name]
+    for done in sync(hosts, Path.cwd(), [path for path in paths if path.is_file()]):
         what = "sees this folder already" if done.is_shared else "has this folder now"
         _tell(f"{done.host} {what}")
 

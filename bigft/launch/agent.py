@@ -193,7 +193,10 @@ class Agent:
 
     def _listen(self, launcher: int) -> bool:
         """Obey what has come; whether more can come."""
-        data = os.read(0, 4096)
+        data = b""
+        # Where sshd is killed with something unread, reading is an error; it is the end, too.
+        with contextlib.suppress(OSError):
+            data = os.read(0, 4096)
         if not data:
             self._stop(launcher, "the end of what started it")
             return False

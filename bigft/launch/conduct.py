@@ -3,6 +3,7 @@
 import contextlib
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +25,9 @@ _OTHERS_SECONDS = 25.0
 """After the first host has failed, for the others to see it by themselves and to say so."""
 _END_SECONDS = 25.0
 """For agents that are told to end their ranks; then the connection is dropped."""
+
+_REST_SECONDS = 5.0
+"""After the end of a connection, for what is still on its way."""
 
 _OF_THE_RUN = frozenset({1, 2, 3, 4, 5, 7, 75})
 """Codes by which a rank has said what is wrong; 6 and signals may be the trace of another's end."""
@@ -222,6 +226,7 @@ class _Part:
         self._tell_end = tell_end
         self._outputs = outputs
         self._dropped = ""
+        self._is_dropped = False
         words = [sys.executable, "-m", "bigft.launch.agent"]
         path = {n: t for n, t in job.environ.items() if n == "PYTHONPATH"}
         command = words if is_local else render_ssh(job.host, words, path, Path(job.folder))
@@ -263,13 +268,14 @@ class _Part:
 
     def drop(self) -> None:
         """Give the connection up; the agent notices, and ends what is left there."""
+        self._is_dropped = True
         with contextlib.suppress(OSError):
             self._process.kill()
 
     def drop_if_silent(self, now: float) -> None:
         """Give up an agent that stands still, as one that is stopped by a signal does."""
-        heard = self._outputs[1].heard
-        if now - heard > _SILENT_SECONDS and self._process.poll() is None:
+        silent = self._outputs[1].silent_seconds(now)
+        if silent > _SILENT_SECONDS and self._process.poll() is None:
             self._dropped = f"no word from its agent for {_SILENT_SECONDS:.0f} s"
             self.drop()
 
@@ -281,9 +287,12 @@ class _Part:
 
     def _wait(self, readers: Sequence[threading.Thread]) -> None:
         code = self._process.wait()
-        for reader in readers:
-            # Whoever holds the pipe open beyond the end of ssh is not waited for.
-            reader.join(5)
+        for reader, output in zip(readers, self._outputs, strict=True):
+            # Whoever holds the pipe open beyond the end of ssh is not waited for; but the report
+            # may be behind what nobody has read yet.
+            reader.join(_REST_SECONDS)
+            while reader.is_alive() and output.is_held_up and not self._is_dropped:
+                reader.join(_REST_SECONDS)
         out, err = self._outputs
         host, report = self._job.host, err.report
         if report is not None:
@@ -300,8 +309,6 @@ def _read(pipe: BinaryIO, output: HostOutput) -> None:
 
 
 def _name_signal(number: int) -> str:
-    import signal
-
     try:
         return signal.Signals(number).name
     except ValueError:

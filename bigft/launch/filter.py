@@ -7,23 +7,13 @@ worker-0@worker-1:0,2     all of worker-0, and slots 0 and 2 of worker-1
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from bigft.errors import LaunchError, raise_together
-from bigft.launch.hostfile import Host
+from bigft.launch.hostfile import Host, show
 
 _SLOT = re.compile(r"[0-9]{1,6}", re.ASCII)
-_SHOWN = 80
 _LISTED = 20
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One host of a filter."""
-
-    name: str
-    slots: tuple[int, ...]
-    """Empty: all."""
 
 
 def choose_hosts(hosts: Sequence[Host], include: str, exclude: str) -> list[Host]:
@@ -41,26 +31,26 @@ def choose_hosts(hosts: Sequence[Host], include: str, exclude: str) -> list[Host
     parts = _read(flag, text, {host.name: host for host in hosts})
     chosen = _keep(hosts, parts) if include else _drop(hosts, parts)
     if not chosen:
-        raise LaunchError(f"{flag} {_show(text)}: leaves no host")
+        raise LaunchError(f"{flag} {show(text)}: leaves no host")
     return chosen
 
 
-def _read(flag: str, text: str, known: dict[str, Host]) -> dict[str, _Part]:
-    parts: dict[str, _Part] = {}
+def _read(flag: str, text: str, known: dict[str, Host]) -> dict[str, tuple[int, ...]]:
+    """Return the slots of every host that is named; empty: all."""
+    parts: dict[str, tuple[int, ...]] = {}
     problems: list[str] = []
     for word in text.split("@"):
         name, colon, numbers = word.strip().rpartition(":")
         # An IPv6 address has colons of its own; slots cannot follow it without a name.
         if not colon or word.strip() in known:
             name, colon, numbers = word.strip(), "", ""
-        where = f"{flag} {_show(text)}: {_show(word.strip())}"
+        where = f"{flag} {show(text)}: {show(word.strip())}"
         if name not in known:
             problems.append(f"{where}: no such host in the hostfile ({_list(known)})")
         elif name in parts:
             problems.append(f"{where}: {name} is named twice")
         else:
-            slots = _read_slots(numbers, known[name], where, problems) if colon else ()
-            parts[name] = _Part(name, slots)
+            parts[name] = _read_slots(numbers, known[name], where, problems) if colon else ()
     if problems:
         raise_together(LaunchError, problems)
     return parts
@@ -70,17 +60,11 @@ def _read_slots(text: str, host: Host, where: str, problems: list[str]) -> tuple
     words = [word.strip() for word in text.split(",")]
     wrong = [w for w in words if not (_SLOT.fullmatch(w) and int(w) < host.slots)]
     if wrong:
-        problems.append(
-            f"{where}: {_show(', '.join(wrong))}: slots are 0 to {host.slots - 1} there"
-        )
+        problems.append(f"{where}: {show(', '.join(wrong))}: slots are 0 to {host.slots - 1} there")
         return ()
     if len(set(map(int, words))) < len(words):
         problems.append(f"{where}: a slot is named twice")
     return tuple(sorted({int(word) for word in words}))
-
-
-def _show(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
 def _list(names: Collection[str]) -> str:
@@ -88,19 +72,18 @@ def _list(names: Collection[str]) -> str:
     return ", ".join([*names][:_LISTED]) + more
 
 
-def _keep(hosts: Sequence[Host], parts: dict[str, _Part]) -> list[Host]:
-    named = [host for host in hosts if host.name in parts]
-    return [_with(host, parts[host.name].slots) for host in named]
+def _keep(hosts: Sequence[Host], parts: dict[str, tuple[int, ...]]) -> list[Host]:
+    return [_with(host, parts[host.name]) for host in hosts if host.name in parts]
 
 
-def _drop(hosts: Sequence[Host], parts: dict[str, _Part]) -> list[Host]:
+def _drop(hosts: Sequence[Host], parts: dict[str, tuple[int, ...]]) -> list[Host]:
     chosen = []
     for host in hosts:
-        part = parts.get(host.name)
-        if part is None:
+        dropped = parts.get(host.name)
+        if dropped is None:
             chosen.append(host)
-        elif part.slots and len(part.slots) < host.slots:
-            left = [slot for slot in range(host.slots) if slot not in part.slots]
+        elif dropped and len(dropped) < host.slots:
+            left = [slot for slot in range(host.slots) if slot not in dropped]
             chosen.append(_with(host, tuple(left)))
     return chosen
 

@@ -45,6 +45,7 @@ def read_hostfile(path: Path) -> list[Host]:
     Raises:
         LaunchError: The file is missing, empty, or has wrong lines; all of them are listed.
     """
+    path = path.expanduser()
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
@@ -109,19 +110,20 @@ def _find_wrong(words: list[str], where: str) -> Iterator[str]:
     name, *rest = words
     why = explain_bad_name(name)
     if why is not None:
-        yield f"{where}: {_show(name)}: {why}"
+        yield f"{where}: {show(name)}: {why}"
     slots = [word for word in rest if word.startswith("slots=")]
     others = [word for word in rest if not word.startswith("slots=")]
     if others:
-        yield f"{where}: {_show(' '.join(others))}: only `slots=N` may follow the name"
+        yield f"{where}: {show(' '.join(others))}: only `slots=N` may follow the name"
     if len(slots) != 1:
-        given = _show(" and ".join(slots)) if slots else "no slots"
+        given = show(" and ".join(slots)) if slots else "no slots"
         yield f"{where}: {given}; write `slots=N` once, N being the ranks on this host"
     elif not _SLOTS.fullmatch(slots[0]) or int(slots[0].removeprefix("slots=")) == 0:
-        yield f"{where}: {_show(slots[0])}: must be a whole number from 1 to 9999"
+        yield f"{where}: {show(slots[0])}: must be a whole number from 1 to 9999"
 
 
-def _show(text: str) -> str:
+def show(text: str) -> str:
+    """Return a text for an error: quoted, and not too long."""
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 

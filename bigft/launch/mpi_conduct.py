@@ -33,6 +33,7 @@ class MpiConductor:
         """Take whose `mpirun` it is."""
         self._name = name
         self._stopped: str | None = None
+        self._is_told = False
         self._process: subprocess.Popen[bytes] | None = None
 
     def stop(self, who: str) -> None:
@@ -41,6 +42,7 @@ class MpiConductor:
         number = signal.SIGUSR1 if self._stopped is None else signal.SIGTERM
         self._stopped = self._stopped or who
         if self._process is not None and self._process.poll() is None:
+            self._is_told = True
             self._process.send_signal(number)
 
     def run(self, jobs: Sequence[HostJob], *, is_local: bool = False) -> Ending:
@@ -80,6 +82,9 @@ class MpiConductor:
             # Ranks that nobody looks after commit, and leave.
             preexec_fn=partial(die_with_parent, signal.SIGUSR1),  # noqa: PLW1509 - one thread
         )
+        if self._stopped is not None and not self._is_told:
+            # It came while there was nobody to tell it to.
+            self._process.send_signal(signal.SIGUSR1)
         code = self._process.wait()
         return replace(
             judge_mpirun(code, self._stopped), seconds=round(time.monotonic() - start, 1)

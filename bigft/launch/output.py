@@ -34,6 +34,8 @@ class HostOutput:
         self._is_skipping = False
         self.heard = time.monotonic()
         """When the agent has said something, or since when it may."""
+        self._held_up_since: float | None = None
+        """Since when whoever has started the run does not read on."""
         self.report: Report | None = None
         self.last_words = ""
         """The last line with something in it, as it is shown."""
@@ -60,6 +62,15 @@ class HostOutput:
         if rest and not self._is_skipping:
             self._pass_on([self._show(rest)])
         self._rest = self._held = b""
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether it waits for whoever has started the run, as behind a paused terminal."""
+        return self._held_up_since is not None
+
+    def silent_seconds(self, now: float) -> float:
+        """Return how long the agent has said nothing, while somebody listened."""
+        return (self._held_up_since or now) - self.heard
 
     def _hear(self, data: bytes) -> bytes:
         """Take the words of the agent out of a piece; returns what the ranks have said."""
@@ -94,6 +105,13 @@ class HostOutput:
         return shown
 
     def _pass_on(self, texts: Iterable[str]) -> None:
+        self._held_up_since = start = time.monotonic()
+        self._write(texts)
+        # What the agent has said meanwhile is still to come.
+        self.heard += time.monotonic() - start
+        self._held_up_since = None
+
+    def _write(self, texts: Iterable[str]) -> None:
         with self._lock, contextlib.suppress(OSError, ValueError):
             for text in texts:
                 line = f"{self._prefix}{text}\n"

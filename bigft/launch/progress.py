@@ -28,6 +28,10 @@ class Progress:
     global_batch: int | None = None
     """Sequences per step."""
 
+    def or_later(self, other: "Progress") -> "Progress":
+        """Return which of two is further: what a host that is lost knew is not taken back."""
+        return max(self, other, key=lambda progress: progress.commits)
+
     @classmethod
     def from_line(cls, line: str) -> "Progress":
         """Read what this module prints on another host.

@@ -43,9 +43,8 @@ class Restarts:
             ending: Of that start.
             commits: Checkpoints that the run folder has had by now.
         """
-        has_committed = commits > self._commits
-        self.futile = 0 if has_committed else self.futile + 1
-        self._commits = max(commits, self._commits)
+        self.futile += 1
+        has_committed = self.see(commits)
         codes = _AGAIN | _AGAIN_AFTER_A_COMMIT if has_committed else _AGAIN
         if ending.stopped is not None or ending.code not in codes or self._allowed == 0:
             return ""
@@ -58,6 +57,17 @@ class Restarts:
             )
         self.used += 1
         return None
+
+    def see(self, commits: int) -> bool:
+        """Take the checkpoints that there are by now, also from hosts that were lost for a while.
+
+        Returns:
+            Whether there are more than before.
+        """
+        has_committed = commits > self._commits
+        if has_committed:
+            self.futile, self._commits = 0, commits
+        return has_committed
 
     @property
     def delay_seconds(self) -> float:

@@ -104,7 +104,9 @@ class Supervisor:
                 return ending
             ended = self.hands.clock()
             if ending.code and launch.max_restarts:
-                progress = self.hands.find_progress([h for h in hosts if h.name not in ending.lost])
+                there = [host for host in hosts if host.name not in ending.lost]
+                progress = progress.or_later(self.hands.find_progress(there))
+                batch = progress.global_batch or batch
             refusal = restarts.refuse(ending, progress.commits)
             if refusal is not None:
                 if refusal:
@@ -115,6 +117,9 @@ class Supervisor:
                 # Whoever does not want to wait for the next start has lost nothing.
                 return replace(ending, code=75) if self.stopped is not None else ending
             hosts, facts = found
+            if ending.lost:
+                progress = progress.or_later(self.hands.find_progress(hosts))
+                restarts.see(progress.commits)
 
     def _rest(self, seconds: float) -> None:
         """Wait, but not after a request to stop."""
@@ -195,6 +200,9 @@ def plan_jobs(launch: Launch, hosts: Sequence[Host], facts: Mapping[str, Facts])
     second = hosts[1].name if len(hosts) > 1 else first
     routes = facts.get(first, {}).get("routes", {}).get(second, {})
     address = "127.0.0.1" if len(hosts) == 1 else routes.get("address", first)
+    if launch.master_addr and first == launch.hosts[0].name:
+        # The user's word is for the first host: without it the ranks have to meet elsewhere.
+        address = launch.master_addr
     port = launch.master_port or facts.get(first, {}).get("free_port", 29500)
     world = plan_world(hosts)
     return [
@@ -202,7 +210,7 @@ def plan_jobs(launch: Launch, hosts: Sequence[Host], facts: Mapping[str, Facts])
             host=host.name,
             node_rank=place,
             world=world,
-            master_addr=launch.master_addr or address,
+            master_addr=address,
             master_port=port,
             folder=launch.folder,
             words=launch.words,

@@ -34,8 +34,10 @@ class Synced:
 def find_sharing(hosts: Sequence[Host], folder: Path) -> dict[str, bool]:
     """Tell which hosts see this very folder, by a file in it that only a moment exists.
 
+    A host that does not answer does not see it; it is copied to, and that says what is wrong.
+
     Raises:
-        LaunchError: The folder cannot be written, or a host does not answer.
+        LaunchError: The folder cannot be written.
     """
     token = folder / f".bigft-shared-{uuid.uuid4().hex}"
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from simulated_hosts import SimulatedHosts
+from small_runs import read_steps_so_far
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,10 +84,7 @@ class Across:
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl about steps."""
-        file = self.folder / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
-        return [row for row in rows if "loss" in row]
+        return read_steps_so_far(self.folder)
 
     def wait_for_step(self, step: int) -> None:
         """Wait until a step is done."""

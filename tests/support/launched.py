@@ -1,7 +1,6 @@
 """A run under the real deepspeed launcher, watched from outside and disturbed."""
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -11,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from small_runs import read_steps_so_far
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,16 +82,10 @@ class Launched:
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl about steps."""
-        file = self.folder / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
-        return [row for row in rows if "loss" in row]
+        return read_steps_so_far(self.folder)
 
     def wait_for_step(self, step: int) -> None:
         self.wait_for(lambda: any(row["step"] >= step for row in self.rows()), f"step {step}")
-
-    def wait_for_text(self, text: str) -> None:
-        self.wait_for(lambda: text in self.said(), repr(text))
 
     def wait_for(self, happens: Callable[[], bool], what: str, seconds: float = 120) -> None:
         end = time.monotonic() + seconds

@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 from simulated_hosts import SimulatedHosts
+from small_runs import read_steps_so_far
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = "bigft.cli import main"
@@ -88,15 +89,10 @@ class LaunchRun:
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl about steps, on the first host."""
-        file = self.folder / "metrics.jsonl"
-        for number in range(1, len(self.hosts.names) + 1):
-            with contextlib.suppress(ValueError):
-                file = self.hosts.open_private(number, self.folder.parent) / file.name
-                file = file.parent / self.folder.name / "metrics.jsonl"
-                break
-        lines = file.read_text().splitlines() if file.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
-        return [row for row in rows if "loss" in row]
+        folder = self.folder
+        with contextlib.suppress(ValueError):
+            folder = self.hosts.open_private(1, folder.parent) / folder.name
+        return read_steps_so_far(folder)
 
     def wait_for_step(self, step: int, seconds: float = 240) -> None:
         self.wait_for(

@@ -1,7 +1,6 @@
 """Twelve secrets of all forms, and a look at every command line of this machine meanwhile."""
 
 import contextlib
-import json
 import os
 import threading
 import time
@@ -63,11 +62,6 @@ def find_hits(*texts: bytes | str) -> list[str]:
         for name, value in SECRETS.items()
         if any(part.encode() in joined for part in _PARTS.get(name, [value]))
     ]
-
-
-def list_forms(value: str) -> list[str]:
-    """Return the ways in which a program may print a value."""
-    return [value, repr(value), json.dumps(value), f"x={value}!", f"Error: {[value]}"]
 
 
 class CommandLines:

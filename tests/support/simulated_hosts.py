@@ -8,12 +8,12 @@ system is shared, except what `private` names.
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from planting import can_mount
 
@@ -67,12 +67,7 @@ class SimulatedHosts:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop()
 
     # How they are used.
@@ -238,12 +233,8 @@ def _find_space(pid: int) -> str:
 
 def _command_of(pid: int) -> str:
     try:
-        return (
-            Path(f"/proc/{pid}/cmdline")
-            .read_bytes()
-            .replace(b"\0", b" ")
-            .decode("utf-8", "replace")
-        )
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return words.replace(b"\0", b" ").decode("utf-8", "replace")
     except OSError:
         return ""
 
@@ -256,8 +247,6 @@ def _is_zombie(pid: int) -> bool:
 
 
 def _listens(name: str) -> bool:
-    import socket
-
     try:
         with socket.create_connection((name, 22), timeout=1) as connection:
             return connection.recv(4) == b"SSH-"

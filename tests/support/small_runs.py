@@ -37,6 +37,14 @@ def read_steps(folder: Path) -> list[dict[str, Any]]:
     return [row for row in read_metrics(folder) if "loss" in row]
 
 
+def read_steps_so_far(folder: Path) -> list[dict[str, Any]]:
+    """The same of a run that goes on: it may not have begun, or be in the middle of a line."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    return [row for row in rows if "loss" in row]
+
+
 def read_losses(folder: Path) -> list[float]:
     """Read the loss of every step."""
     return [row["loss"] for row in read_steps(folder)]

@@ -1,5 +1,7 @@
 """The command line: what Fire must not decide, exit codes, help, and the real programs."""
 
+import errno
+import io
 import os
 import subprocess
 import sys
@@ -138,6 +140,22 @@ def test_errors_become_exit_codes(commands, monkeypatch, capsys, error, code, sa
             main(["train"])
         assert caught.value.code == code
         assert capsys.readouterr().err == text
+
+
+class FullDisk(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_the_exit_code_needs_nobody_who_reads(commands, monkeypatch):
+    def fail(request):
+        raise DataError("empty")
+
+    monkeypatch.setattr(sys.modules["bigft.commands.train"], "main", fail)
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    with pytest.raises(SystemExit) as caught:
+        main(["train"])
+    assert caught.value.code == 3
 
 
 def test_bugs_keep_their_traceback(commands, monkeypatch):

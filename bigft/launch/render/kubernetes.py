@@ -18,7 +18,8 @@ from bigft.launch.render.start import (
 _NAME = "bigft"
 _FOLDER = "/workspace"
 
-START_RANKS = r"""# Starts the ranks of this pod, passes a stop on to them, returns the worst code.
+START_RANKS = r"""# Starts the ranks of this pod, passes a stop on to them, returns the worst code:
+# a mistake before what other ranks say of the end of the one that has met it.
 set -u
 pids=()
 is_stopped=false
@@ -39,7 +40,11 @@ for pid in "${pids[@]}"; do
         again=$?
         [ "$again" -eq 127 ] || one=$again
     done
-    [ "$one" -le "$code" ] || code=$one
+    case $code:$one in
+    [2-57]:*) ;;
+    *:[2-57]) code=$one ;;
+    *) [ "$one" -le "$code" ] || code=$one ;;
+    esac
 done
 exit "$code"
 """

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -31,7 +32,14 @@ ONLY_RANK_1 = "import os, sys, time\nif os.environ['RANK'] == '1': "
 class Run:
     """An agent with its job, in a process of its own."""
 
-    def __init__(self, tmp_path: Path, code: str, ranks: int = 1, **changes: Any) -> None:
+    def __init__(
+        self,
+        tmp_path: Path,
+        code: str,
+        ranks: int = 1,
+        wire: socket.socket | None = None,
+        **changes: Any,
+    ) -> None:
         self.id = uuid.uuid4().hex
         world = {"a": list(range(ranks))}
         self.job = make_job("a", code, tmp_path, world=world, launch_id=self.id, **changes)
@@ -39,12 +47,14 @@ class Run:
         program = f"from bigft.launch.agent import Limits, main; main(Limits(**{limits}))"
         self.process = subprocess.Popen(
             [sys.executable, "-c", program],
-            stdin=subprocess.PIPE,
+            stdin=wire or subprocess.PIPE,
+            stdout=wire,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": self.job.environ["PYTHONPATH"]},
         )
         self.start = time.monotonic()
-        self.tell(self.job.to_line().rstrip())
+        if wire is None:
+            self.tell(self.job.to_line().rstrip())
 
     def tell(self, word: str) -> None:
         assert self.process.stdin is not None
@@ -137,6 +147,21 @@ def test_ranks_are_asked_to_stop(start, tmp_path, how) -> None:
     assert (report.code, report.rank, report.left) == (75, 0, 0)
     wanted = {"word": "SIGTERM", "closed": "the end of what", "silence": "the silence of what"}
     assert report.stopped.startswith(wanted[how])
+
+
+def test_a_connection_that_breaks_with_something_unread_is_an_end(start, tmp_path) -> None:
+    """Input and output are one socket under sshd; reading from it is an error then."""
+    here, there = socket.socketpair()
+    run = start(f"{POLITE}print('unread')\nopen('ready', 'w').close()\n{HANG}", wire=there)
+    there.close()
+    here.sendall(run.job.to_line().encode())
+    while not (tmp_path / "ready").exists():
+        here.sendall(b"beat\n")
+        time.sleep(0.05)
+    here.close()
+    report, _ = run.end(beats=False)
+    assert (report.code, report.left) == (75, 0)
+    assert report.stopped == "the end of what started it"
 
 
 @pytest.mark.parametrize("how", ["deaf", "frozen"])
@@ -304,6 +329,26 @@ def test_a_rank_that_ends_in_the_middle_of_a_line(tmp_path: Path) -> None:
     ending, _, err = _conduct(make_job("a", code, tmp_path))
     assert (ending.code, ending.lost) == (7, ())
     assert err == ["half"]
+
+
+class _Paused(io.StringIO):
+    """A terminal whose reader comes back after some seconds."""
+
+    def write(self, text: str) -> int:
+        if not self.getvalue():
+            time.sleep(4)
+        return super().write(text)
+
+
+def test_a_report_behind_what_nobody_has_read_yet_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bigft.launch.conduct._REST_SECONDS", 0.2)
+    code = "import sys, time; print('x', file=sys.stderr, flush=True); time.sleep(1); sys.exit(3)"
+    err = _Paused()
+    ending = Conductor(io.StringIO(), err).run([make_job("a", code, tmp_path)], is_local=True)
+    assert (ending.code, ending.lost) == (3, ())
+    assert err.getvalue() == "x\n"
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -360,9 +360,26 @@ def test_only_the_agent_is_a_sign_of_life() -> None:
     _, output = _shown()
     output.heard = 0.0
     output.write(f"{MARK}\n{MARK}{'1' * 32}\nrank says\n".encode())
-    assert output.heard == 0.0
+    assert output.heard < 1
     output.write(f"{begin_word(TOKEN)}\n".encode())
-    assert output.heard > 0
+    assert output.heard > 1
+
+
+def test_an_agent_is_not_silent_while_nobody_reads() -> None:
+    """A terminal that is paused with Ctrl-S, or `less` that waits for its reader."""
+    paused = threading.Lock()
+    output = HostOutput(io.StringIO(), "", paused, TOKEN)
+    output.heard = time.monotonic() - 50
+    with paused:
+        reader = threading.Thread(target=output.write, args=(b"rank says\n",))
+        reader.start()
+        while not output.is_held_up:
+            time.sleep(0.01)
+        assert output.silent_seconds(time.monotonic() + 1000) < 60
+        time.sleep(0.5)
+    reader.join(5)
+    assert not output.is_held_up
+    assert 50 <= output.silent_seconds(time.monotonic()) < 50.4
 
 
 @pytest.mark.parametrize(

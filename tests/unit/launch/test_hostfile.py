@@ -1,6 +1,7 @@
 """Hostfiles are read strictly, and nothing that passes is an option of ssh."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -30,6 +31,12 @@ def test_hosts_come_in_the_order_of_the_file(tmp_path):
         Host("worker-1", 4),
         Host("10.0.0.3", 2),
     ]
+
+
+def test_the_home_folder_is_found_by_every_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "hosts").write_text("a slots=1\n")
+    assert read_hostfile(Path("~/hosts")) == [Host("a", 1)]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from hostile_words import NAMES, TELL, make_job, make_strings, read_told
 
 from bigft import cli
 from bigft.commands import launch as command
+from bigft.config.options import LaunchOptions
+from bigft.doctor.finding import failed
 from bigft.errors import BigftError, ConfigError, LaunchError
 from bigft.launch.conduct import Conductor, Ending
 from bigft.launch.filter import choose_hosts
@@ -236,6 +238,44 @@ def test_in_a_folder_that_is_copied(tmp_path, monkeypatch, strings, name):
         refusal = ""
         assert done[0].is_shared
     assert not refusal or "rename it" in refusal or not folder.exists()
+
+
+# What would be started otherwise than it was meant.
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--nodes=2"], "--nodes 2: only with --render"),
+        (["--sync"], "--sync: copies to the hosts of --hostfile"),
+        (["--include=a", "--exclude=b"], "--include, --exclude: choose among"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(launched, options, said):
+    error = launched(options, [])
+    assert isinstance(error, ConfigError)
+    assert said in str(error)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_host_that_is_not_there_is_not_started_without_checks(monkeypatch, is_there):
+    found = [failed("ssh" if not is_there else "disk", "no", "why", "repair")]
+    monkeypatch.setattr(command, "probe_hosts", lambda _: ({}, [] if is_there else found))
+    monkeypatch.setattr(command, "examine_hosts", lambda *_, **__: found)
+    request = cli.parse(["launch", "--", "train", "--config=x"])
+    with pytest.raises(BigftError) as caught:
+        command._check([Host("a", 1)], request.inner, LaunchOptions())
+    assert ("--check off" in str(caught.value)) == is_there
+
+
+def test_files_in_the_home_folder_are_copied(tmp_path, monkeypatch):
+    copied: list[Path] = []
+    monkeypatch.setattr(command, "sync", lambda hosts, folder, files: copied.extend(files) or [])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ds.json").touch()
+    line = ["launch", "--", "train", "--config=~/ds.json", "--recipe=~/missing.yaml"]
+    command._sync([], cli.parse(line).inner)
+    assert copied == [tmp_path / "ds.json"]
 
 
 # All of them at a rank, through the real agent.

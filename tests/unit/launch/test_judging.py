@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bigft.launch import mpi_conduct
 from bigft.launch.conduct import Ending, HostEnd, judge
 from bigft.launch.hostfile import Host
 from bigft.launch.job import HostJob, encode_world, plan_world
@@ -258,6 +259,11 @@ def test_what_the_user_says_counts() -> None:
     assert {job.environ["GLOO_SOCKET_IFNAME"] for job in jobs} == {"ib0"}
 
 
+def test_what_the_user_says_of_the_first_host_is_not_for_the_second() -> None:
+    jobs = plan_jobs(_launch(master_addr="10.1.1.1"), HOSTS[1:], FACTS)
+    assert {job.master_addr for job in jobs} == {"b"}
+
+
 # A whole launch, without hosts.
 
 
@@ -268,6 +274,10 @@ class _Stage:
         self.acts = list(acts)
         self.now = 0.0
         self.commits = 0
+        self.batch = 8
+        """Of its checkpoints."""
+        self.come_back = False
+        """Whether hosts that were lost answer again at once."""
         self.cleared: list[list[str]] = []
         self.started: list[list[str]] = []
         self.there = ["a", "b", "c"]
@@ -282,7 +292,8 @@ class _Stage:
                 stage.started.append([job.host for job in jobs])
                 ending, commits = stage.acts.pop(0)
                 stage.commits += commits
-                stage.there = [name for name in stage.there if name not in ending.lost]
+                if not stage.come_back:
+                    stage.there = [name for name in stage.there if name not in ending.lost]
                 return ending
 
             def stop(self, who: str) -> None:
@@ -295,12 +306,17 @@ class _Stage:
 
         return Hands(
             find_facts=lambda hosts: {host.name: {} for host in hosts if host.name in self.there},
-            find_progress=lambda hosts: Progress(self.commits, self.commits * 10, 8),
+            find_progress=self.find_progress,
             clear=lambda hosts: self.cleared.append([host.name for host in hosts]),
             make_conductor=Conductor,  # type: ignore[arg-type]
             sleep=sleep,
             clock=lambda: self.now,
         )
+
+    def find_progress(self, hosts: Sequence[Host]) -> Progress:
+        if not hosts or not self.commits:
+            return Progress()
+        return Progress(self.commits, self.commits * 10, self.batch)
 
     def run(self, **changes: Any) -> tuple[Ending, str]:
         told: list[str] = []
@@ -324,6 +340,28 @@ def test_it_goes_on_without_a_lost_host_where_that_is_granted() -> None:
     assert stage.started == [["a", "b", "c"], ["a", "b"]]
     assert "going on without c" in told
     assert stage.now >= 60, "ranks behind a cut network need that long to leave"
+
+
+def test_the_batch_that_the_first_start_has_chosen_decides_who_goes_on() -> None:
+    """Where the first rank chooses the plan the launcher learns it from the checkpoint."""
+    stage = _Stage((Ending(6, lost=("c",)), 1), (Ending(0), 1))
+    stage.batch = 2
+    ending, told = stage.run(max_restarts=5, min_hosts=1, global_batch=None)
+    assert ending.code == 0
+    assert stage.started == [["a", "b", "c"], ["a"]]
+    assert "going on without b, c" in told
+
+
+def test_what_lost_hosts_have_committed_counts_when_they_are_back() -> None:
+    """The network of the launcher itself may be what was cut."""
+    gone = Ending(6, lost=("a", "b", "c"))
+    stage = _Stage(*[(gone, 1)] * 5, (Ending(0), 1))
+    stage.come_back = True
+    ending, told = stage.run(max_restarts=9)
+    assert ending.code == 0
+    assert len(stage.started) == 6
+    assert told.count("from the beginning") == 1
+    assert "from step 40" in told
 
 
 def test_it_waits_for_a_lost_host_and_gives_up() -> None:
@@ -375,3 +413,17 @@ def test_three_starts_without_progress_are_enough() -> None:
 )
 def test_the_code_of_mpirun(code, stopped, wanted) -> None:
     assert judge_mpirun(code, stopped).code == wanted
+
+
+def test_a_stop_before_mpirun_is_there_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["sh", "-c", "trap 'exit 75' USR1; sleep 5 & wait"]
+
+    def find_address(host: str) -> None:
+        conductor.stop("SIGTERM")
+
+    monkeypatch.setattr(mpi_conduct, "mpi_command", lambda *_, **__: command)
+    monkeypatch.setattr(mpi_conduct, "_find_own_address", find_address)
+    conductor = mpi_conduct.MpiConductor("openmpi")
+    ending = conductor.run(plan_jobs(_launch(), HOSTS, FACTS))
+    assert (ending.code, ending.stopped) == (75, "SIGTERM")
+    assert ending.seconds < 4

@@ -134,7 +134,18 @@ def test_a_pod_passes_a_stop_on_and_returns_the_worst_code(tmp_path):
     assert {p.read_text() for p in tmp_path.iterdir()} == {"3 0\n", "4 1\n", "5 2\n"}
 
 
-@pytest.mark.parametrize(("codes", "worst"), [((0, 0), 0), ((0, 6), 6), ((3, 0), 3)])
+@pytest.mark.parametrize(
+    ("codes", "worst"),
+    [
+        ((0, 0), 0),
+        ((0, 6), 6),
+        ((3, 0), 3),
+        ((3, 6), 3),
+        ((134, 2), 2),
+        ((75, 7), 7),
+        ((6, 75), 75),
+    ],
+)
 def test_a_pod_returns_what_its_ranks_return(codes, worst):
     rank = f"set -- {codes[0]} {codes[1]}; shift $LOCAL_RANK; exit $1"
     environ = {**os.environ, "LOCAL_SIZE": "2", "JOB_COMPLETION_INDEX": "0"}
