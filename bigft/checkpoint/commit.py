@@ -32,6 +32,7 @@ from bigft.checkpoint.folder import (
 )
 from bigft.checkpoint.holdings import choose_obsolete
 from bigft.checkpoint.manifest import MANIFEST_NAME, check_files, format_manifest, next_sequence
+from bigft.checkpoint.pace import Written
 from bigft.checkpoint.part import Part, Save, agree, explain, silence_explained, write_part
 from bigft.checkpoint.storages import Storages
 from bigft.distributed.claim import claimed
@@ -55,6 +56,7 @@ def write_checkpoint(  # noqa: PLR0913 (what, where and with whom)
     save_id: str,
     best: Path | None = None,
     storages: Storages | None = None,
+    heard: Callable[[list[Written]], None] | None = None,
 ) -> Path:
     """Write, commit and rotate; when this returns the checkpoint survives a power cut.
 
@@ -76,6 +78,7 @@ def write_checkpoint(  # noqa: PLR0913 (what, where and with whom)
         best: The run's best checkpoint, which may be this one: rotation leaves it, and `best`
             names it.
         storages: Which ranks share the storage of the folder; all of them by default.
+        heard: Called on rank 0 with what all ranks have written, and in which time.
 
     Returns:
         The committed folder `step_XXXXXXXX`.
@@ -95,6 +98,7 @@ def write_checkpoint(  # noqa: PLR0913 (what, where and with whom)
         partial_place(checkpoints, step, save_id),
         write,
         best if best is not None and best.parent == checkpoints else None,
+        heard,
     )
     if storages is not None and storages.count > 1:
         kept = [one.name for one in (protected, best) if one and one.parent == checkpoints]

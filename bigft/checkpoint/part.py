@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 from bigft.checkpoint.agree import Ranks, join_problems, shared_error
 from bigft.checkpoint.files import FileRecord, Files
 from bigft.checkpoint.manifest import MANIFEST_NAME
+from bigft.checkpoint.pace import Written
 from bigft.errors import BigftError, CheckpointError
 from bigft.units import format_bytes
 
@@ -33,6 +35,9 @@ class Save:
     best: Path | None = None
     """The run's best checkpoint, which may be this one."""
 
+    heard: Callable[[list[Written]], None] | None = None
+    """Called on rank 0 with what all ranks have written."""
+
     def explain(self, problems: list[str], *, is_decided: bool = False) -> str:
         """Put the problems of some ranks into the words that every rank raises.
 
@@ -51,22 +56,31 @@ class Part:
     records: list[FileRecord] = field(default_factory=list)
     problem: str = ""
     bug: BaseException | None = None
+    seconds: float = 0.0
+    """From the first byte until all is on the disk."""
+
+    @property
+    def written(self) -> Written:
+        """How much that was, and how long it took."""
+        return Written(self.seconds, sum(entry.size for entry in self.records))
 
     def to_text(self) -> str:
         """Return the message that `from_text` reads."""
         files = [asdict(entry) for entry in self.records]
-        return json.dumps({"problem": self.problem, "files": files})
+        return json.dumps({"problem": self.problem, "files": files, "seconds": self.seconds})
 
     @classmethod
     def from_text(cls, text: str) -> "Part":
         """Read the message of another rank."""
         found = json.loads(text)
-        return cls([FileRecord(**entry) for entry in found["files"]], found["problem"])
+        files = [FileRecord(**entry) for entry in found["files"]]
+        return cls(files, found["problem"], seconds=found["seconds"])
 
 
 def write_part(save: Save) -> Part:
     """Write this rank's files. The others wait for its report: it never raises."""
     files = Files(save.partial)
+    started = time.monotonic()
     try:
         if not save.partial.is_dir():
             raise CheckpointError(
@@ -79,7 +93,7 @@ def write_part(save: Save) -> Part:
         return Part(problem=explain(error, save))
     except BaseException as error:  # noqa: BLE001 (raised again once the others know)
         return Part(problem=explain(error, save), bug=error)
-    return Part(files.records)
+    return Part(files.records, seconds=time.monotonic() - started)
 
 
 def agree(save: Save, mine: Part) -> list[list[FileRecord]]:
@@ -94,6 +108,8 @@ def agree(save: Save, mine: Part) -> list[list[FileRecord]]:
     problems += [f"{name} was written twice" for name, count in counts.items() if count > 1]
     if problems:
         raise shared_error(save.explain(problems))
+    if save.heard is not None:
+        save.heard([part.written for part in parts])
     return [part.records for part in parts]
 
 

@@ -20,13 +20,14 @@ from torch import Tensor
 from bigft.checkpoint.agree import Board
 from bigft.checkpoint.commit import write_checkpoint
 from bigft.checkpoint.files import Files
+from bigft.checkpoint.pace import Pace, Written
 from bigft.checkpoint.state.collect import RankState, collect_state
 from bigft.checkpoint.state.index import INDEX_NAME, Index, build_index
 from bigft.checkpoint.state.numbers import collect_numbers
 from bigft.checkpoint.state.partition import open_partition
 from bigft.checkpoint.state.shadow import Shadow
 from bigft.checkpoint.state.write import file_name, write_state
-from bigft.checkpoint.storages import Storages
+from bigft.checkpoint.storages import Storages, one_storage
 from bigft.distributed.board import open_board
 from bigft.distributed.collectives import broadcast_object
 from bigft.errors import CheckpointError
@@ -53,6 +54,7 @@ class Checkpoints:
         protected: Path | None = None,
         storages: Storages | None = None,
         shadow: Shadow | None = None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Take what is saved, and where.
 
@@ -65,6 +67,7 @@ class Checkpoints:
             protected: The checkpoint that the run resumed from.
             storages: Which ranks share the folder's storage; all of them by default.
             shadow: Weights beside those of the engine that are kept, too.
+            tell: Shows a warning about a disk that is slow; on rank 0, in whatever thread writes.
 
         Collective: every rank.
         """
@@ -74,10 +77,12 @@ class Checkpoints:
         self._keep_last = keep_last
         self._timeout_seconds = timeout_seconds
         self._protected = protected
-        self._storages = storages
         self._shadow = shadow
+        self._tell = tell
         self._rank = torch.distributed.get_rank()
         self._world_size = torch.distributed.get_world_size()
+        self._storages = storages or one_storage(self._world_size)
+        self._pace = Pace(self._storages.hosts)
         self._name = broadcast_object(uuid.uuid4().hex[:8])
         self._board: Board = open_board(f"bigft-{self._name}")
         self._number = 0
@@ -213,6 +218,11 @@ class Checkpoints:
                 self._write_assets(files.folder / ASSETS)
                 files.adopt(ASSETS)
 
+        def judge(parts: list[Written]) -> None:
+            warning = self._pace.judge(step, parts)
+            if warning is not None:
+                self._tell(warning)
+
         self._number += 1
         return write_checkpoint(
             self._folder,
@@ -228,4 +238,5 @@ class Checkpoints:
             save_id=f"{self._name}-{self._number}",
             best=best,
             storages=self._storages,
+            heard=judge,
         )

@@ -163,7 +163,15 @@ def train(
                 console,
             )
         saver = RunCheckpoints(
-            run, engine, model, tokenizer, folder / "checkpoints", bound, resumed, storages
+            run,
+            engine,
+            model,
+            tokenizer,
+            folder / "checkpoints",
+            bound,
+            resumed,
+            storages,
+            console.say,
         )
         # Only rank 0 opens them: what it cannot open ends all ranks.
         with errors_shared():

@@ -48,7 +48,7 @@ class Fault:
     limit: float = DEATH_SECONDS
     """Seconds until it has to be named."""
     is_harmless: bool = False
-    """The run must go on as if nothing were."""
+    """The run must go on, and has to say what is wrong."""
     is_survivable: bool = False
     """The run may go on, and has to say what it could not do."""
 
@@ -187,18 +187,23 @@ class Campaign:
         if fault.is_harmless:
             if verdict.codes:
                 problems.append(f"N8: ended with {verdict.codes}, and nothing was wrong")
+            problems += self._check_naming(fault, verdict)
             return
         is_ended = bool(verdict.codes) or not fault.is_survivable
         if is_ended and not (verdict.codes and set(verdict.codes) <= {5, 6, 75}):
             problems.append(f"N8: exit codes {verdict.codes}")
-        if verdict.named_seconds is None:
-            problems.append("N8: neither host nor rank was named")
-        elif verdict.named_seconds > fault.limit:
-            problems.append(f"N8: named after {verdict.named_seconds} s, limit {fault.limit:.0f}")
+        problems += self._check_naming(fault, verdict)
         if is_ended:
             problems += self._check_loss(verdict)
         problems += self._check_folder()
         problems += self._check_orphans()
+
+    def _check_naming(self, fault: Fault, verdict: Verdict) -> list[str]:
+        if verdict.named_seconds is None:
+            return ["N8: neither host nor rank was named"]
+        if verdict.named_seconds > fault.limit:
+            return [f"N8: named after {verdict.named_seconds} s, limit {fault.limit:.0f}"]
+        return []
 
     def _check_loss(self, verdict: Verdict) -> list[str]:
         resumed, problems = verdict.resumed or 0, []

@@ -1,6 +1,7 @@
 """The checkpoints of a run, and what they are bound to."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -103,6 +104,7 @@ class RunCheckpoints:
         bound: dict[str, Any],
         resumed: Resumed | None,
         storages: Storages,
+        tell: Callable[[str], None],
     ) -> None:
         """Take what is saved, and where. Collective: every rank."""
         before = resumed.folder if resumed else None
@@ -118,6 +120,7 @@ class RunCheckpoints:
             protected=before,
             storages=storages,
             shadow=engine.averaging.shadow if engine.averaging else None,
+            tell=tell,
         )
         in_background = run.checkpoint.write == "background"
         self._in_background = in_background and not engine.is_swapped
