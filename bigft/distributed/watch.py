@@ -209,22 +209,35 @@ class Watch:
         poller = select.poll()
         poller.register(self._wakeups, select.POLLIN)
         registered: set[int] = set()
-        while True:
-            for fd in self._watched.keys() - registered:
-                poller.register(fd, select.POLLIN)
-                registered.add(fd)
-            ready = [fd for fd, _ in poller.poll(500)]
-            if self._wakeups in ready:
-                numbers = os.read(self._wakeups, 256)
-                if 0 in numbers:
-                    return
-                for number in numbers:
-                    self._hear(number)
-            for fd in ready:
-                if fd != self._wakeups:
-                    poller.unregister(fd)
-                    self._see_end(self._watched[fd])
-            self._look_at_clock()
+        is_over = is_said = False
+        while not is_over:
+            try:
+                is_over = self._look_around(poller, registered)
+            except Exception:
+                # Whoever makes no sound any more is taken for stuck: a bug must not end the watch.
+                if not is_said:
+                    logger.exception("the watch of this rank has met a bug, and goes on")
+                is_said = True
+                time.sleep(0.5)
+
+    def _look_around(self, poller: select.poll, registered: set[int]) -> bool:
+        """See what has happened in half a second; whether the watch is over."""
+        for fd in self._watched.keys() - registered:
+            poller.register(fd, select.POLLIN)
+            registered.add(fd)
+        ready = [fd for fd, _ in poller.poll(500)]
+        if self._wakeups in ready:
+            numbers = os.read(self._wakeups, 256)
+            if 0 in numbers:
+                return True
+            for number in numbers:
+                self._hear(number)
+        for fd in ready:
+            if fd != self._wakeups:
+                poller.unregister(fd)
+                self._see_end(self._watched[fd])
+        self._look_at_clock()
+        return False
 
     def _look_at_clock(self) -> None:
         now = time.monotonic()

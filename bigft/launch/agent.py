@@ -119,9 +119,8 @@ class Agent:
     def _beat(self) -> None:
         """Let the launcher know that this agent is there."""
         now = time.monotonic()
-        if now - self._beaten >= BEAT_SECONDS:
+        if now - self._beaten >= BEAT_SECONDS and say(f"{begin_word(self._job.token)}\n"):
             self._beaten = now
-            say(f"{begin_word(self._job.token)}\n")
 
     def _start(self) -> "subprocess.Popen[bytes]":
         try:
@@ -258,7 +257,7 @@ def _is_swept(code: int) -> bool:
     return code == -signal.SIGTERM
 
 
-def say(line: str, seconds: float = 0.0) -> None:
+def say(line: str, seconds: float = 0.0) -> bool:
     """Write to the launcher in one piece, or not at all.
 
     Whoever waits here while nobody reads, because the network is cut or the launcher stands still,
@@ -267,18 +266,22 @@ def say(line: str, seconds: float = 0.0) -> None:
     Args:
         line: The words.
         seconds: How long to try it.
+
+    Returns:
+        Whether it is on its way.
     """
     deadline = time.monotonic() + seconds
     while True:
         try:
             _write_now(line.encode())
         except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(0.1)
-                continue
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.1)
         except OSError:
-            pass
-        return
+            return False
+        else:
+            return True
 
 
 def _write_now(data: bytes) -> None:
@@ -336,6 +339,11 @@ def main(limits: Limits | None = None) -> None:
     # No SIG_IGN, which the ranks would inherit.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, lambda *_: None)
+    if not hasattr(os, "pidfd_open"):
+        raise SystemExit(
+            f"bigft.launch.agent: {sys.executable} was built for a Linux before 5.3 (it has no"
+            " os.pidfd_open): use another build of Python"
+        )
     job = _read_job()
     report = Agent(job, limits).run()
     say(report.to_line(job.token), _REPORT_SECONDS)

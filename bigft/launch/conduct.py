@@ -1,6 +1,7 @@
 """One start of a run on its hosts: an agent on each, what they say, and how it ended."""
 
 import contextlib
+import fcntl
 import os
 import queue
 import signal
@@ -252,7 +253,12 @@ class _Part:
         ]
         for reader in readers:
             reader.start()
-        self.tell(self._job.to_line().rstrip("\n"))
+        line = self._job.to_line().rstrip("\n")
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                # All of it fits: an ssh that does not read, behind a cut network, keeps nobody.
+                fcntl.fcntl(self._process.stdin, fcntl.F_SETPIPE_SZ, len(line.encode()) + 4096)
+        self.tell(line)
         if self._process.stdin is not None:
             # From here on nothing may keep the conductor: a cut connection takes no words.
             os.set_blocking(self._process.stdin.fileno(), False)

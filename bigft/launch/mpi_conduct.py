@@ -14,10 +14,17 @@ from functools import partial
 
 from bigft.launch.conduct import Ending, HostEnd
 from bigft.launch.hostfile import Host
-from bigft.launch.job import LAUNCH_VARIABLE, RANK_PROGRAM, WORDS_VARIABLE, HostJob
+from bigft.launch.job import (
+    LAUNCH_VARIABLE,
+    RANK_PROGRAM,
+    STOP_SECONDS,
+    WORDS_VARIABLE,
+    HostJob,
+)
 from bigft.launch.mpi import Mpi, mpi_command, mpi_environment
 from bigft.launch.processes import die_with_parent
 
+_LOOK_SECONDS = 2.0
 _CODES = frozenset({0, 1, 2, 3, 4, 5, 6, 7, 75})
 _STOPPED = 75
 _NEEDED = frozenset(
@@ -34,6 +41,9 @@ class MpiConductor:
         self._name = name
         self._stopped: str | None = None
         self._is_told = False
+        self._deadline: float | None = None
+        """When ranks that were asked to stop are ended."""
+
         self._process: subprocess.Popen[bytes] | None = None
 
     def stop(self, who: str) -> None:
@@ -41,6 +51,7 @@ class MpiConductor:
         # It passes SIGUSR1 on, and waits; to SIGTERM it answers by killing.
         number = signal.SIGUSR1 if self._stopped is None else signal.SIGTERM
         self._stopped = self._stopped or who
+        self._deadline = self._deadline or time.monotonic() + STOP_SECONDS
         if self._process is not None and self._process.poll() is None:
             self._is_told = True
             self._process.send_signal(number)
@@ -85,10 +96,19 @@ class MpiConductor:
         if self._stopped is not None and not self._is_told:
             # It came while there was nobody to tell it to.
             self._process.send_signal(signal.SIGUSR1)
-        code = self._process.wait()
+        code = self._wait(self._process)
         return replace(
             judge_mpirun(code, self._stopped), seconds=round(time.monotonic() - start, 1)
         )
+
+    def _wait(self, process: "subprocess.Popen[bytes]") -> int:
+        """Wait for its end: as long as it takes, or as ranks that were asked to stop may take."""
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(_LOOK_SECONDS)
+            if self._deadline is not None and time.monotonic() > self._deadline:
+                # What outlives mpirun on other hosts is found by its mark.
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _keep(environ: Mapping[str, str]) -> dict[str, str]:

@@ -318,7 +318,7 @@ def fill_disk(campaign: Campaign, host: int) -> Callable[[], None]:
 
 def slow_disk(campaign: Campaign, host: int) -> Callable[[], None]:
     """Every fsync of a rank takes 1.5 seconds longer."""
-    (pid, *_) = campaign.run.ranks(host) or [0]
+    (pid, *_) = campaign.run.ranks(host)
     inject = ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=1500000"]
     tracer = subprocess.Popen(
         ["strace", "-f", "-qq", "-o", "/dev/null", *inject, "-p", str(pid)],
@@ -326,6 +326,7 @@ def slow_disk(campaign: Campaign, host: int) -> Callable[[], None]:
     )
 
     def end() -> None:
+        assert tracer.poll() is None, f"strace has ended with {tracer.returncode}"
         tracer.terminate()
         tracer.wait()
 

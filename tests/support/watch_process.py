@@ -1,6 +1,6 @@
 """A rank that does nothing but wait, with a real `Watch` over others.
 
-python watch_process.py RANK MODE [RANK:PID ...]     MODE: sleep, blocked, loop or fail
+python watch_process.py RANK MODE [RANK:PID ...]     MODE: sleep, confused, blocked, loop or fail
 """
 
 import ctypes
@@ -41,6 +41,20 @@ def sleep(signals: Any, watch: Any) -> None:
     time.sleep(60)
 
 
+def confused(signals: Any, watch: Any) -> None:
+    """Have a bug in the thread that watches, now and then."""
+    turns = iter(range(1_000_000))
+    look = watch._sampler.take
+
+    def take() -> None:
+        if next(turns) % 2:
+            raise RuntimeError("a bug")
+        look()
+
+    watch._sampler.take = take
+    time.sleep(60)
+
+
 def blocked(signals: Any, watch: Any) -> None:
     """Wait in native code that does not look at signals, as a collective does."""
     mutex = ctypes.create_string_buffer(64)
@@ -67,7 +81,7 @@ def fail(signals: Any, watch: Any) -> None:
     raise error
 
 
-MODES = {"sleep": sleep, "blocked": blocked, "loop": loop, "fail": fail}
+MODES = {"sleep": sleep, "confused": confused, "blocked": blocked, "loop": loop, "fail": fail}
 
 if __name__ == "__main__":
     main()

@@ -206,3 +206,15 @@ def test_python_that_cannot_watch_processes_still_runs(monkeypatch, caplog):
     watch._watch([(os.getpid(), 1)])
     assert watch._watched == {}
     assert "cannot be watched" in caplog.text
+
+
+def test_a_bug_in_the_watch_does_not_end_it(host, tmp_path):
+    """Whoever makes no sound any more is taken for stuck by the others."""
+    victim = host.victim()
+    rank = host.rank(1, "confused", f"0:{victim.pid}")
+    wait_ready(rank)
+    victim.kill()
+    code, _, err = finish(rank)
+    assert code == 6
+    assert "rank 0" in err
+    assert "was ended by SIGKILL" in err

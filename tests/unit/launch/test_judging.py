@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -427,3 +428,17 @@ def test_a_stop_before_mpirun_is_there_is_passed_on(monkeypatch: pytest.MonkeyPa
     ending = conductor.run(plan_jobs(_launch(), HOSTS, FACTS))
     assert (ending.code, ending.stopped) == (75, "SIGTERM")
     assert ending.seconds < 4
+
+
+def test_an_mpirun_that_does_not_leave_after_a_stop_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ["sh", "-c", "trap '' USR1 TERM; sleep 60"]
+    monkeypatch.setattr(mpi_conduct, "mpi_command", lambda *_, **__: command)
+    monkeypatch.setattr(mpi_conduct, "STOP_SECONDS", 1.0)
+    monkeypatch.setattr(mpi_conduct, "_LOOK_SECONDS", 0.2)
+    conductor = mpi_conduct.MpiConductor("openmpi")
+    Timer(0.5, conductor.stop, ["SIGTERM"]).start()
+    ending = conductor.run(plan_jobs(_launch(), HOSTS, FACTS), is_local=True)
+    assert ending.stopped == "SIGTERM"
+    assert 1 < ending.seconds < 10
