@@ -107,10 +107,10 @@ def look_at(folder: Path, step: int) -> Holding:
         present = find_present(folder, manifest)
     except CheckpointError as error:
         return Holding(folder.name, step, problem=str(error))
-    sequence = manifest.get("sequence", 0)
+    sequence, found = manifest.get("sequence"), manifest.get("step")
     return Holding(
         folder.name,
-        int(manifest.get("step", step)),
+        found if type(found) is int else step,
         str(manifest["digest"]),
         sequence if type(sequence) is int else 0,
         len(list_files(manifest)),

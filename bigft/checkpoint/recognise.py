@@ -34,15 +34,18 @@ def find_storages(folder: Path, rank: int, world_size: int) -> Storages:
         if rank == 0:
             _leave_token(folder, token, rank)
     try:
-        seen = gather_objects(rank == 0 or first.exists())
+        with errors_shared(), _explained(folder):
+            sees_it = rank == 0 or first.exists()
+        seen = gather_objects(sees_it)
         lost = [other for other, is_there in enumerate(seen) if not is_there]
         with errors_shared(), _explained(folder):
             if rank in lost:
                 # Also renews what a network file system believes about a folder just made.
                 _leave_token(folder, token, rank)
         lowest = 0
-        if rank in lost:
-            lowest = next(one for one in [0, *lost] if _name(folder, token, one).exists())
+        with errors_shared(), _explained(folder):
+            if rank in lost:
+                lowest = next(one for one in [0, *lost] if _name(folder, token, one).exists())
         places = gather_objects(lowest)
     finally:
         with contextlib.suppress(OSError):

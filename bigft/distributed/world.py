@@ -105,7 +105,7 @@ def _find_limit(limits: Limits) -> float:
     minutes = os.environ.get("DEEPSPEED_TIMEOUT")
     if minutes is None:
         return max(_COLLECTIVE_SECONDS, _LATER * limits.longest)
-    if not minutes.isdigit() or minutes == "0":
+    if not (minutes.isascii() and minutes.isdigit() and int(minutes)):
         raise LaunchError(f"DEEPSPEED_TIMEOUT={minutes}: must be whole minutes; unset it for 120")
     if 60 * int(minutes) <= limits.longest:
         logger.warning(

@@ -10,7 +10,7 @@ import os
 import select
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,11 @@ class _Found:
         """Return the checkpoint's folder on a host."""
         return self.folders[number] / self.commit.held[number][0].name
 
+    def is_beside(self, number: int, folder: Path) -> bool:
+        """Whether a host's files can be linked into a folder: this host's, on the same disk."""
+        is_here = self.names[number] == _HERE
+        return is_here and self.place(number).stat().st_dev == folder.stat().st_dev
+
     def find_holder(self, name: str) -> int | None:
         """Return who has a file; this host, if it has it."""
         return next(
@@ -88,14 +93,16 @@ def gathered(source: Path, hostfile: Path, output: Path, progress: Progress) -> 
     with unfinished_folder(output.with_name(f"{output.name}.gathered")) as folder:
         manifest = _fetch_manifest(found, folder)
         records = list_files(manifest)
-        holders = {one.path: found.find_holder(one.path) for one in records}
-        if lost := find_lost(manifest, [name for name, n in holders.items() if n is not None]):
+        all_holders = {one.path: found.find_holder(one.path) for one in records}
+        holders = {name: n for name, n in all_holders.items() if n is not None}
+        if lost := find_lost(manifest, holders):
             raise CheckpointError(
                 f"{explain_lost(found.place(min(found.commit.held)), manifest, lost)}."
                 f" None of the hosts of {hostfile} has them"
             )
-        _check_room(folder, records)
-        _fetch_all(found, records, folder, progress)
+        coming = [one for one in records if not found.is_beside(holders[one.path], folder)]
+        _check_room(folder, coming)
+        _fetch_all(found, holders, records, folder, progress)
         verify_files(folder, manifest)
         name = str(found.place(min(found.commit.held)) / "state")
         yield Source(folder / "state", folder / "hf", manifest, name=name)
@@ -150,10 +157,13 @@ def _fetch_manifest(found: _Found, folder: Path) -> dict[str, Any]:
 
 
 def _fetch_all(
-    found: _Found, records: Sequence[FileRecord], folder: Path, progress: Progress
+    found: _Found,
+    holders: Mapping[str, int],
+    records: Sequence[FileRecord],
+    folder: Path,
+    progress: Progress,
 ) -> None:
     total = sum(one.size for one in records)
-    holders = {one.path: found.find_holder(one.path) or 0 for one in records}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         work = {
             pool.submit(_fetch, found, holders[one.path], one.path, folder, one.size): one

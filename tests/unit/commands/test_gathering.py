@@ -1,6 +1,7 @@
 """What comes from another host is bounded by what it was said to be; a shell plays ssh."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +105,14 @@ def test_what_two_hosts_have_is_put_together_from_a_place_that_has_nothing(tmp_p
         }
     assert sorted(told) == [("gathering", 198, 396)] * 2
     assert not list(tmp_path.glob("out*"))
+
+
+def test_files_of_this_host_need_no_room(found, tmp_path):
+    """They are linked, where they lie on the disk to which the others are brought."""
+    here = gathering._HERE
+    both = gathering._Found(found.commit, (here, "w2"), (tmp_path, found.folders[1]))
+    both.commit.held[0] = both.commit.held[1]
+    (tmp_path / "step_00000007").mkdir()
+    assert both.is_beside(0, tmp_path)
+    assert not both.is_beside(1, tmp_path)
+    assert not both.is_beside(0, Path("/proc"))
