@@ -82,11 +82,11 @@ def output_to_log(path: Path, *, is_rank_zero: bool) -> Iterator[Console]:
         faulthandler.disable()
         if faults_shown:
             faulthandler.enable()
-        _finish(sys.stdout.flush)
-        _finish(sys.stderr.flush)
         sys.stdout, sys.stderr = standard
-        # What C libraries hold in their own buffers would come out on the terminal later.
-        ctypes.CDLL(None).fflush(None)
+        _flush_all()
+        # What a full disk did not take would come out on the terminal later.
+        _point_at(os.open(os.devnull, os.O_WRONLY))
+        _flush_all()
         os.dup2(saved[0], 1)
         os.dup2(saved[1], 2)
         logging.captureWarnings(False)
@@ -96,6 +96,20 @@ def output_to_log(path: Path, *, is_rank_zero: bool) -> Iterator[Console]:
             stream.close()
         for fd in saved:
             os.close(fd)
+
+
+def _flush_all() -> None:
+    """Empty the buffers of Python and of C libraries."""
+    _finish(sys.stdout.flush)
+    _finish(sys.stderr.flush)
+    ctypes.CDLL(None).fflush(None)
+
+
+def _point_at(fd: int) -> None:
+    """Let both standard descriptors lead to an open file, which is theirs from now on."""
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
 
 
 def _finish(action: Callable[[], object]) -> None:
@@ -120,10 +134,7 @@ class _LogStream(RedactedStream):
 
 
 def _start_log(path: Path) -> logging.Handler:
-    log_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log_fd, 1)
-    os.dup2(log_fd, 2)
-    os.close(log_fd)
+    _point_at(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_RedactingFormatter(_FORMAT))
     root = logging.getLogger()

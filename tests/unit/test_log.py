@@ -114,7 +114,8 @@ def test_crash_below_python_reaches_the_terminal(tmp_path):
     assert "Segmentation fault" in done.stderr
 
 
-def test_a_full_disk_does_not_end_what_prints(tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_does_not_end_what_prints(tmp_path, unbuffered):
     """In a process of its own: pytest replaces the standard streams."""
     code = (
         "import logging, sys\n"
@@ -128,5 +129,6 @@ def test_a_full_disk_does_not_end_what_prints(tmp_path):
     )
     (tmp_path / "rank_00.log").symlink_to("/dev/full")
     command = [sys.executable, "-c", code, str(tmp_path / "rank_00.log")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "heard\n")
