@@ -110,7 +110,12 @@ class Agent:
             self._find_ranks(launcher.pid)
             self._look_at_clock(launcher.pid)
             self._beat()
-        code = _read_code(launcher.wait())
+        code = launcher.wait()
+        if code < 0 and self._failed is None and not self._is_killed:
+            # The ranks leave because of it, and say no more than that they were asked to.
+            left = self._clear_up()
+            return Report(self._job.host, code, None, self._stopped, left, of_launcher=True)
+        code = _read_code(code)
         rank = self._job.find_only_rank() if code else None
         if self._failed is not None and not (_is_swept(self._failed[1]) and code > 0):
             rank, code = self._failed

@@ -50,11 +50,15 @@ class HostEnd:
     words: str = ""
     """The last line that came from it, where it is lost."""
 
+    of_launcher: bool = False
+    """Whether DeepSpeed's launcher was killed there: its ranks stop, and leave with 75."""
+
     def describe(self) -> str:
         """Say it in words."""
         if self.is_lost:
             return f"the connection to {self.host} has ended ({self.words or 'without a word'})"
-        who = f"rank {self.rank} on {self.host}" if self.rank is not None else f"{self.host}"
+        who = self.host if self.rank is None else f"rank {self.rank} on {self.host}"
+        who = f"DeepSpeed's launcher on {self.host}" if self.of_launcher else who
         if self.code < 0:
             return f"{who} was ended by {_name_signal(-self.code)}"
         return f"{who} left with exit code {self.code}"
@@ -175,6 +179,9 @@ def judge(ends: Sequence[HostEnd], stopped: str | None) -> Ending:
         failed = [end for end in failed if end.is_lost] if not said else failed
     first = said[0] if said else failed[0]
     code = first.code if said else 6
+    if stopped is None and code == 75:
+        # The ranks of all hosts stop together, and any may be seen first.
+        first = next((end for end in failed if end.of_launcher), first)
     if stopped is not None and not lost and all(e.code == 75 or e.code < 0 for e in failed):
         # A rank that had not begun yet ends by the signal itself.
         code = 75
@@ -302,7 +309,8 @@ class _Part:
         out, err = self._outputs
         host, report = self._job.host, err.report
         if report is not None:
-            self._tell_end(HostEnd(host, report.code, report.rank, left=report.left))
+            rank, left, of_launcher = report.rank, report.left, report.of_launcher
+            self._tell_end(HostEnd(host, report.code, rank, left=left, of_launcher=of_launcher))
         else:
             words = self._dropped or err.last_words or out.last_words
             self._tell_end(HostEnd(host, code, is_lost=True, words=words))

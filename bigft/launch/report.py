@@ -40,6 +40,9 @@ class Report:
     left: int = 0
     """Processes that could not be ended."""
 
+    of_launcher: bool = False
+    """Whether `code` is that of DeepSpeed's launcher there, and not of a rank."""
+
     def to_line(self, token: str) -> str:
         """Return it as a word of the agent that has the token."""
         return f"{begin_word(token)} {json.dumps(asdict(self))}\n"
@@ -61,4 +64,5 @@ class Report:
             rank=None if data.get("rank") is None else take_whole(data, "rank", 0, _MOST),
             stopped=take_text(data, "stopped"),
             left=take_whole(data, "left", 0, _MOST),
+            of_launcher=data.get("of_launcher") is True,
         )

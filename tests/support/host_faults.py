@@ -183,10 +183,11 @@ class Campaign:
         return verdict.passed_seconds is not None and self.committed() > verdict.committed
 
     def _is_named(self, text: str, host: int) -> bool:
-        names = (self.hosts.names[host - 1], f"rank {host - 1}", f"w{host}")
-        lines = [line for line in text.splitlines() if not line.startswith("bigft launch")]
-        ends = [line for line in _told(text) if line.startswith("ended")]
-        return any(name in line for name in names for line in [*lines, *ends])
+        # What the next start says, and what torch says of itself, are no answer.
+        lines = text.partition("starting again")[0].splitlines()
+        said = [re.sub(r"^\[\S+\] |\(?\[W.*", "", line) for line in lines]
+        names = (self.hosts.names[host - 1], f"rank {host - 1} ")
+        return any(name in line for name in names for line in said)
 
     def _judge(self, fault: Fault, verdict: Verdict, text: str) -> None:
         problems = verdict.problems
@@ -245,10 +246,6 @@ class Campaign:
         ranks = {number: len(self.run.ranks(number)) for number in agents}
         wrong = {number: count for number, count in ranks.items() if count > 1}
         return [f"N7: agents {several}, ranks {wrong}"] if several or wrong else []
-
-
-def _told(text: str) -> list[str]:
-    return re.findall(r"^bigft launch [\d:]+: (.*)$", text, re.M)
 
 
 # The faults.

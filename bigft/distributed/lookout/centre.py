@@ -247,7 +247,7 @@ class Centre:
             if post.line is None:
                 continue
             silent = now - post.line.heard
-            patience = self._limits.silent(self._judge.step_seconds)
+            patience = self._judge.patience
             why = judge_silence(self._limits, silent, post.line, patience)
             if why is not None:
                 return self._describe(post, why)
@@ -293,7 +293,7 @@ class Centre:
     # What others are told.
 
     def _make_beat(self) -> Message:
-        return {"beat": self._limits.silent(self._judge.step_seconds)}
+        return {"beat": self._judge.patience}
 
     def _answer(self, line: Line, message: Message) -> None:
         # Who does not read is found by its silence.

@@ -78,6 +78,15 @@ class Judge:
             return None
         return median(self._durations)
 
+    @property
+    def patience(self) -> float:
+        """How long a process may be silent whose host answers; 0: for ever."""
+        usual = self.step_seconds
+        if usual is None and self._durations:
+            # Of the first steps the slowest counts: one of them compiles.
+            usual = max(self._durations)
+        return self._limits.silent(usual)
+
     def find_limit(self) -> tuple[float, str]:
         """Say how long nothing may move now, 0 for ever, and which setting says so."""
         usual = self.step_seconds

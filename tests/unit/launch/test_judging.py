@@ -68,11 +68,22 @@ def test_a_lost_host_is_never_a_success() -> None:
         assert judge(_ends([LOST, *others]), "SIGTERM").code != 0
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_killed_launcher_is_the_cause_of_the_stop_of_all(place: int) -> None:
+    ends = _ends([75, 75])
+    ends.insert(place, HostEnd("z", -9, of_launcher=True))
+    ending = judge(ends, None)
+    assert (ending.code, ending.first) == (75, ends[place])
+    # Who has said something of its own is worth more.
+    assert judge([*_ends([4]), *ends], None).code == 4
+
+
 @pytest.mark.parametrize(
     ("end", "words"),
     [
         (HostEnd("a", -9, 3), "rank 3 on a was ended by SIGKILL"),
         (HostEnd("a", -99), "a was ended by signal 99"),
+        (HostEnd("a", -9, of_launcher=True), "DeepSpeed's launcher on a was ended by SIGKILL"),
         (HostEnd("a", 5, 0), "rank 0 on a left with exit code 5"),
         (HostEnd("a", 255, is_lost=True), "the connection to a has ended (without a word)"),
     ],

@@ -59,6 +59,7 @@ def test_a_host_that_closes_without_a_farewell_is_named(site: Make):
 
 def test_a_connection_that_breaks_comes_back(site: Make):
     found = started(site(2))
+    wait_for(lambda: found.outposts[1]._line is not None)
     line = found.outposts[1]._line
     line.connection.shutdown(socket.SHUT_RDWR)
     wait_for(lambda: found.outposts[1]._line not in (None, line))

@@ -65,6 +65,19 @@ def test_the_first_steps_belong_to_the_start():
 
 
 @pytest.mark.parametrize(
+    ("seconds", "patience"), [([], 120), ([2], 60), ([40], 200), ([40, 2], 200), ([40, 2, 2, 2], 60)]
+)
+def test_a_silent_process_has_less_time_once_a_step_is_done(seconds, patience):
+    run = Run()
+    run.pass_seconds(5, step=None, phase="setting up the engine")
+    run.pass_seconds(1, step=0)
+    for step, length in enumerate(seconds, 1):
+        run.pass_seconds(length - 1, step=step - 1)
+        run.pass_seconds(1, step=step)
+    assert run.judge.patience == patience
+
+
+@pytest.mark.parametrize(
     ("step_seconds", "limit"), [(1.0, 60), (10.0, 60), (30.0, 150), (400.0, 2000)]
 )
 def test_a_hang_is_found_after_sixty_seconds_or_five_steps(step_seconds, limit):
