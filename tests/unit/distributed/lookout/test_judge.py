@@ -65,7 +65,8 @@ def test_the_first_steps_belong_to_the_start():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "patience"), [([], 120), ([2], 60), ([40], 200), ([40, 2], 200), ([40, 2, 2, 2], 60)]
+    ("seconds", "patience"),
+    [([], 120), ([2], 60), ([40], 200), ([40, 2], 200), ([40, 2, 2, 2], 60)],
 )
 def test_a_silent_process_has_less_time_once_a_step_is_done(seconds, patience):
     run = Run()
