@@ -1,6 +1,6 @@
 """A long run on three simulated hosts to which one fault after the other happens.
 
-    python tests/benchmarks/soak.py --minutes 120 --every 300     one fault per 5 minutes
+    python tests/benchmarks/soak.py --minutes 120 --every 360     20 faults, at random moments
     python tests/benchmarks/soak.py --faults 50 --every 0         one after the other
 
 Needs root, iproute2 and openssh-server. Prints one line per fault, and at the end how much of the
@@ -9,6 +9,7 @@ one after it.
 """
 
 import argparse
+import random
 import sys
 import time
 from collections import Counter
@@ -44,12 +45,16 @@ def main() -> None:
         run.wait_for_step(options.save_steps + 1)
         campaign = Campaign(hosts, run, options.save_steps, options.seed, options.log)
         start = time.monotonic()
-        for number, (fault, host) in enumerate(faults, 1):
-            campaign.rest(max(0.0, start + number * options.every - time.monotonic()))
-            verdict = campaign.suffer(fault, number, host)
+        moments = random.Random(options.seed)
+        for number, (fault, host) in enumerate(faults):
+            # One in each interval, anywhere in its first two thirds: most end before the next.
+            moment = start + (number + moments.uniform(0, 0.67)) * options.every
+            campaign.rest(max(0.0, moment - time.monotonic()))
+            verdict = campaign.suffer(fault, number + 1, host)
             print(campaign.describe(verdict), flush=True)
             if run.process.poll() is not None:
                 break
+        campaign.rest(max(0.0, start + len(faults) * options.every - time.monotonic()))
         seconds = time.monotonic() - start
         report(campaign, seconds, run.said_by_errors())
 
@@ -57,7 +62,7 @@ def main() -> None:
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=120)
-    parser.add_argument("--every", type=float, default=300)
+    parser.add_argument("--every", type=float, default=360)
     parser.add_argument("--faults", type=int, default=0)
     parser.add_argument("--hosts", type=int, default=3)
     parser.add_argument("--save_steps", type=int, default=10)
