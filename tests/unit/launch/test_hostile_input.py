@@ -257,12 +257,12 @@ def test_options_that_would_do_nothing_are_refused(launched, options, said):
     assert said in str(error)
 
 
-def test_more_hosts_than_there_are_cannot_be_the_least(launched, tmp_path):
+def test_more_hosts_than_there_are_cannot_be_the_least(tmp_path):
     hostfile = tmp_path / "two"
     hostfile.write_text("a slots=1\nb slots=1\n")
-    error = launched([f"--hostfile={hostfile}", "--min_hosts=3"], [])
-    assert isinstance(error, ConfigError)
-    assert f"--min_hosts 3: there are 2 in {hostfile}" in str(error)
+    request = cli.parse(["launch", f"--hostfile={hostfile}", "--min_hosts=3", "--", "train"])
+    with pytest.raises(ConfigError, match=f"--min_hosts 3: there are 2 in {hostfile}"):
+        command.main(request)
 
 
 @pytest.mark.parametrize("is_there", [False, True])
