@@ -195,6 +195,11 @@ def _is_number(word: str) -> bool:
 def _check_positional(command: str, words: Sequence[str], problems: list[str]) -> None:
     spec = COMMANDS[command]
     allowed = 1 if spec.word else 0
+    if spec.takes_rest and (inner := [word for word in words if word in COMMANDS]):
+        problems.append(
+            f"{inner[0]}: write it behind --, as in `bigft {command} -- {inner[0]} ...`"
+        )
+        return
     problems += [
         f"{word}: nothing was expected here (a flag is written --name value)"
         for word in words[allowed:]

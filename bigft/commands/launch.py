@@ -121,7 +121,11 @@ def _choose_hosts(options: LaunchOptions) -> list[Host]:
     if options.num_gpus is not None:
         raise ConfigError("--num_gpus is for this host alone; the hostfile says slots=N")
     hosts = read_hostfile(Path(options.hostfile))
-    return choose_hosts(hosts, options.include, options.exclude)
+    chosen = choose_hosts(hosts, options.include, options.exclude)
+    least = options.restarting.min_hosts
+    if least is not None and least > len(chosen):
+        raise ConfigError(f"--min_hosts {least}: there are {len(chosen)} in {options.hostfile}")
+    return chosen
 
 
 def _resolve(inner: Request, hosts: Sequence[Host]) -> Resolved:

@@ -3,6 +3,7 @@
 Knows no particular setting: callers hand in the section models.
 """
 
+import inspect
 import json
 import textwrap
 import typing
@@ -66,7 +67,8 @@ def render_command(name: str, run: type[Section]) -> str:
         entries = [_entry(f"--{path}", info) for path, info in options_of(command.options)]
         tail = " -- train [settings]" if command.takes_rest else ""
         usage = " ".join(f"usage: bigft {name} {word} [options]{tail}".split())
-        return "\n".join([usage, "", command.options.__doc__ or "", "", *entries])
+        about = inspect.cleandoc(command.options.__doc__ or "")
+        return "\n".join([usage, "", about, "", *entries]) + "\n"
     word = f" [{command.word}]" if command.word else ""
     usage = _LAUNCH if name == "train" else f"usage: bigft {name}{word} [settings]\n"
     rules = _RULES + (_CONFIG_RULE if command.takes_config else "")

@@ -330,10 +330,12 @@ class RestartOptions(Section):
     """When a launch is started again after a crash."""
 
     max_restarts: Annotated[int, Field(ge=0)] = 0
-    """Start again so often, from the newest committed checkpoint, when the run has crashed."""
+    """Start again so often in all, from the newest committed checkpoint, when the run has crashed;
+    never after a mistake that would be the same again (exit codes 2, 3, 4 and 7)."""
 
     min_hosts: Annotated[int, Field(gt=0)] | None = None
-    """Start again on fewer hosts, down to so many, when some are lost; absent: wait for all."""
+    """With `--max_restarts`: start again on fewer hosts, down to so many, when some are lost;
+    absent: wait for all, half an hour at most."""
 
 
 class RenderOptions(Section):
@@ -356,10 +358,12 @@ class LaunchOptions(Section):
     """Start a run on several hosts, or on this one, watch it, and start it again after a crash.
 
     What is to be run stands behind `--`: `bigft launch --hostfile hosts -- train --config ...`.
+    Ctrl-C stops it with everything committed (exit code 75), a second one at once. Other exit codes
+    are those of the run; 6: a host, a rank or the network has failed.
     """
 
     hostfile: str | None = None
-    """File with a line `NAME slots=N` per host. Absent: this host alone."""
+    """File with a line `NAME slots=N` per host, N being its ranks. Absent: this host alone."""
 
     include: str = ""
     """Hosts and slots to use, as DeepSpeed writes it: `worker-0@worker-1:0,2`; absent: all."""
@@ -368,10 +372,11 @@ class LaunchOptions(Section):
     """Hosts and slots to leave out, written likewise."""
 
     num_gpus: Annotated[int, Field(gt=0)] | None = None
-    """Ranks on this host, without a hostfile; absent: one for each GPU, or one."""
+    """Ranks on this host, without a hostfile (with `--render` on each host); absent: one for each
+    GPU, or one."""
 
     launcher: Literal["ssh", "openmpi", "mpich"] = "ssh"
-    """What starts the ranks of a hostfile."""
+    """What starts the ranks of a hostfile: ssh, or the `mpirun` of Open MPI or of MPICH."""
 
     master_addr: str | None = None
     """Address at which the ranks meet; absent: that of the first host, as the others reach it."""
@@ -380,16 +385,16 @@ class LaunchOptions(Section):
     """Port at which the ranks meet; absent: one that is free on the first host."""
 
     check: Literal["full", "quick", "off"] = "full"
-    """What is looked at on every host first: all that the doctor knows, only whether it is
-    reached and has the same code, versions and settings, or nothing."""
+    """What is looked at on every host of a hostfile first. `full`: all that the doctor knows;
+    `quick`: whether it has the same code, versions and settings; `off`: only whether ssh works."""
 
     sync: bool = False
     """Copy this folder, with the code and the configuration, to the same place on every host first
-    (rsync); files that are there and not here stay."""
+    (rsync), without what `.gitignore` names; files that are there and not here stay."""
 
     env: list[str] = []
-    """Names of environment variables that the ranks get, too, separated by commas (`HF_TOKEN`);
-    values never stand on a command line."""
+    """Names of environment variables that the ranks get beside a few harmless ones, separated by
+    commas (`HF_TOKEN`). What is named here stands with its value on no command line."""
 
     restarting: RestartOptions = RestartOptions()
     """When it is started again."""

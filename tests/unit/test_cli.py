@@ -103,6 +103,8 @@ def test_local_rank_of_the_launcher_is_dropped_anywhere(commands, words):
         (["train", "--dryrun"], ["a value must follow", "did you mean --dry_run?"]),
         (["evaluate"], ["MODEL: required"]),
         (["generate", "a", "b"], ["b: nothing was expected"]),
+        (["launch", "--hostfile", "h", "train", "--seed", "1"], ["`bigft launch -- train ...`"]),
+        (["launch", "stray"], ["stray: nothing was expected"]),
     ],
 )
 def test_usage_mistakes_are_answered(words, answers):

@@ -257,6 +257,14 @@ def test_options_that_would_do_nothing_are_refused(launched, options, said):
     assert said in str(error)
 
 
+def test_more_hosts_than_there_are_cannot_be_the_least(tmp_path):
+    hostfile = tmp_path / "two"
+    hostfile.write_text("a slots=1\nb slots=1\n")
+    request = cli.parse(["launch", f"--hostfile={hostfile}", "--min_hosts=3", "--", "train"])
+    with pytest.raises(ConfigError, match=f"--min_hosts 3: there are 2 in {hostfile}"):
+        command.main(request)
+
+
 @pytest.mark.parametrize("is_there", [False, True])
 def test_a_host_that_is_not_there_is_not_started_without_checks(monkeypatch, is_there):
     found = [failed("ssh" if not is_there else "disk", "no", "why", "repair")]
