@@ -105,27 +105,46 @@ def _read_inner(request: Request) -> Request:
 
 
 def _choose_hosts(options: LaunchOptions) -> list[Host]:
-    nodes = options.elsewhere.nodes
-    if nodes > 1 and not options.elsewhere.render:
-        raise ConfigError(f"--nodes {nodes}: only with --render; name the hosts in a --hostfile")
-    address = options.master_addr
-    if address is not None and (why := explain_bad_name(address)):
-        raise ConfigError(f"--master_addr {address[:80]!r}: {why}")
+    if problems := _find_contradictions(options):
+        raise_together(ConfigError, problems)
     if options.hostfile is None:
-        given = {"--include": options.include, "--exclude": options.exclude}
-        if wrong := [flag for flag, value in given.items() if value]:
-            raise ConfigError(f"{', '.join(wrong)}: choose among the hosts of --hostfile; give one")
-        if options.sync:
-            raise ConfigError("--sync: copies to the hosts of --hostfile; give one, or drop it")
         return [Host("localhost", options.num_gpus or count_gpus(os.environ))]
-    if options.num_gpus is not None:
-        raise ConfigError("--num_gpus is for this host alone; the hostfile says slots=N")
     hosts = read_hostfile(Path(options.hostfile))
     chosen = choose_hosts(hosts, options.include, options.exclude)
     least = options.restarting.min_hosts
     if least is not None and least > len(chosen):
         raise ConfigError(f"--min_hosts {least}: there are {len(chosen)} in {options.hostfile}")
     return chosen
+
+
+def _find_contradictions(options: LaunchOptions) -> list[str]:
+    """Find flags that would do nothing, or not what was meant."""
+    nodes, address = options.elsewhere.nodes, options.master_addr
+    restarting = options.restarting
+    problems = []
+    if nodes > 1 and not options.elsewhere.render:
+        problems += [f"--nodes {nodes}: only with --render; name the hosts in a --hostfile"]
+    if address is not None and (why := explain_bad_name(address)):
+        problems += [f"--master_addr {address[:80]!r}: {why}"]
+    if restarting.min_hosts is not None and not restarting.max_restarts:
+        problems += [
+            f"--min_hosts {restarting.min_hosts}: is for the starts after a crash; add"
+            " --max_restarts 20"
+        ]
+    if options.hostfile is not None:
+        if options.num_gpus is not None:
+            problems += ["--num_gpus: is for this host alone; the hostfile says slots=N"]
+        return problems
+    given = {
+        "--include": options.include,
+        "--exclude": options.exclude,
+        "--sync": options.sync,
+        "--check": options.check,
+        "--min_hosts": restarting.min_hosts,
+    }
+    if wrong := [flag for flag, value in given.items() if value]:
+        problems += [f"{', '.join(wrong)}: only for the hosts of a --hostfile; give one"]
+    return problems
 
 
 def _resolve(inner: Request, hosts: Sequence[Host]) -> Resolved:
@@ -160,14 +179,15 @@ def _check(hosts: Sequence[Host], inner: Request, options: LaunchOptions) -> dic
     """
     probed, findings = probe_hosts(hosts)
     otherwise = "" if findings else ". `--check off` starts all the same"
-    if not findings and options.check != "off":
-        checks = ["clock"] if options.check == "quick" else []
+    check = options.check or "full"
+    if not findings and check != "off":
+        checks = ["clock"] if check == "quick" else []
         _tell(f"looking at {len(hosts)} hosts")
         findings = examine_hosts(
             hosts,
             lambda host: words_for(host, inner, checks),
             sum(host.slots for host in hosts),
-            measure_network=options.check == "full",
+            measure_network=check == "full",
         )
         # A free port is found for every start; hosts that choose a plan themselves may differ, and
         # follow the first one.
@@ -258,7 +278,11 @@ def _signals_passed_on(supervisor: Supervisor) -> Iterator[None]:
     def pass_on(number: int, frame: FrameType | None) -> None:
         supervisor.stop(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, pass_on) for number in (*STOP_SIGNALS, signal.SIGHUP)}
+    numbers = [*STOP_SIGNALS]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        # Else it was started by nohup, and is to outlive its terminal.
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield
     finally:

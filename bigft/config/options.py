@@ -384,9 +384,10 @@ class LaunchOptions(Section):
     master_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
     """Port at which the ranks meet; absent: one that is free on the first host."""
 
-    check: Literal["full", "quick", "off"] = "full"
-    """What is looked at on every host of a hostfile first. `full`: all that the doctor knows;
-    `quick`: whether it has the same code, versions and settings; `off`: only whether ssh works."""
+    check: Literal["full", "quick", "off"] | None = None
+    """What is looked at on every host of a hostfile first. `full` (the default): all that the
+    doctor knows; `quick`: whether it has the same code, versions and settings; `off`: only whether
+    ssh works."""
 
     sync: bool = False
     """Copy this folder, with the code and the configuration, to the same place on every host first

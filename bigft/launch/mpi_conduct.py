@@ -60,7 +60,7 @@ class MpiConductor:
         """Start all ranks, and wait until mpirun has ended.
 
         Args:
-            jobs: One per host; variables and words are the same for all.
+            jobs: One per host; words are the same for all, variables that differ are left out.
             is_local: The only host is this one.
 
         Raises:
@@ -70,7 +70,7 @@ class MpiConductor:
         first = jobs[0]
         hosts = [Host(name, len(devices)) for name, devices in first.world.items()]
         told = {
-            **first.environ,
+            **_find_common(jobs),
             "MASTER_ADDR": first.master_addr,
             "MASTER_PORT": str(first.master_port),
             LAUNCH_VARIABLE: first.launch_id,
@@ -109,6 +109,15 @@ class MpiConductor:
             if self._deadline is not None and time.monotonic() > self._deadline:
                 # What outlives mpirun on other hosts is found by its mark.
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def _find_common(jobs: Sequence[HostJob]) -> dict[str, str]:
+    """Return the variables that all hosts share: the name of a network interface may not be one."""
+    return {
+        name: text
+        for name, text in jobs[0].environ.items()
+        if all(job.environ.get(name) == text for job in jobs)
+    }
 
 
 def _keep(environ: Mapping[str, str]) -> dict[str, str]:

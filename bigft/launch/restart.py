@@ -17,7 +17,6 @@ _AGAIN_AFTER_A_COMMIT = frozenset({5})
 not a damaged checkpoint."""
 
 _FIRST_DELAY_SECONDS = 2.0
-_LONGEST_DELAY_SECONDS = 60.0
 
 
 class Restarts:
@@ -72,7 +71,7 @@ class Restarts:
     @property
     def delay_seconds(self) -> float:
         """How long to wait before the next start: longer, the less the last ones have brought."""
-        return min(_FIRST_DELAY_SECONDS * 4.0**self.futile, _LONGEST_DELAY_SECONDS)
+        return _FIRST_DELAY_SECONDS * 4.0**self.futile
 
 
 def choose_for_restart(

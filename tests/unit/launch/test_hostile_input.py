@@ -3,9 +3,11 @@
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hostile_words import NAMES, TELL, make_job, make_strings, read_told
@@ -247,8 +249,13 @@ def test_in_a_folder_that_is_copied(tmp_path, monkeypatch, strings, name):
     ("options", "said"),
     [
         (["--nodes=2"], "--nodes 2: only with --render"),
-        (["--sync"], "--sync: copies to the hosts of --hostfile"),
-        (["--include=a", "--exclude=b"], "--include, --exclude: choose among"),
+        (["--sync"], "--sync: only for the hosts of a --hostfile"),
+        (["--include=a", "--exclude=b"], "--include, --exclude: only for"),
+        (["--check=quick"], "--check: only for"),
+        (["--max_restarts=1", "--min_hosts=1"], "--min_hosts: only for"),
+        (["--min_hosts=1"], "--min_hosts 1: is for the starts after a crash; add --max_restarts"),
+        (["--nodes=2", "--sync", "--master_addr=-x"], "3 problems"),
+        (["--hostfile=none"], "--num_gpus: is for this host alone"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(launched, options, said):
@@ -257,10 +264,25 @@ def test_options_that_would_do_nothing_are_refused(launched, options, said):
     assert said in str(error)
 
 
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_launcher_that_was_started_by_nohup_outlives_its_terminal(before):
+    told: list[str] = []
+    previous = signal.signal(signal.SIGHUP, before)
+    try:
+        with command._signals_passed_on(SimpleNamespace(stop=told.append)):
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert told == (["SIGTERM"] if before == signal.SIG_IGN else ["SIGHUP", "SIGTERM"])
+
+
 def test_more_hosts_than_there_are_cannot_be_the_least(tmp_path):
     hostfile = tmp_path / "two"
     hostfile.write_text("a slots=1\nb slots=1\n")
-    request = cli.parse(["launch", f"--hostfile={hostfile}", "--min_hosts=3", "--", "train"])
+    options = [f"--hostfile={hostfile}", "--max_restarts=1", "--min_hosts=3"]
+    request = cli.parse(["launch", *options, "--", "train"])
     with pytest.raises(ConfigError, match=f"--min_hosts 3: there are 2 in {hostfile}"):
         command.main(request)
 

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from threading import Timer
 from typing import Any
 
@@ -453,3 +455,19 @@ def test_an_mpirun_that_does_not_leave_after_a_stop_is_ended(
     ending = conductor.run(plan_jobs(_launch(), HOSTS, FACTS), is_local=True)
     assert ending.stopped == "SIGTERM"
     assert 1 < ending.seconds < 10
+
+
+def test_mpirun_gets_only_what_is_the_same_on_all_hosts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One value goes to all of them: with the first one's interface the others would not meet."""
+    told = tmp_path / "told"
+    command = ["sh", "-c", f"env > {told}"]
+    monkeypatch.setattr(mpi_conduct, "mpi_command", lambda *_, **__: command)
+    jobs = plan_jobs(_launch(), HOSTS, FACTS)
+    names = [{"NCCL_DEBUG": "WARN", "NCCL_SOCKET_IFNAME": f"eth{n}"} for n in range(len(jobs))]
+    jobs = [replace(job, environ=environ) for job, environ in zip(jobs, names, strict=True)]
+    assert mpi_conduct.MpiConductor("openmpi").run(jobs, is_local=True).code == 0
+    lines = told.read_text().splitlines()
+    assert "NCCL_DEBUG=WARN" in lines
+    assert not [line for line in lines if line.startswith("NCCL_SOCKET_IFNAME")]
