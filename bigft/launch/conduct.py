@@ -48,7 +48,7 @@ class HostEnd:
 
     left: int = 0
     words: str = ""
-    """The last line that came from it, where it is lost."""
+    """Why it was given up, or the last line that came from it, where it is lost."""
 
     of_launcher: bool = False
     """Whether DeepSpeed's launcher was killed there: its ranks stop, and leave with 75."""
@@ -312,7 +312,8 @@ class _Part:
             rank, left, of_launcher = report.rank, report.left, report.of_launcher
             self._tell_end(HostEnd(host, report.code, rank, left=left, of_launcher=of_launcher))
         else:
-            words = self._dropped or err.last_words or out.last_words
+            last = err.last_words or out.last_words
+            words = self._dropped or (f"last heard: {last}" if last else "")
             self._tell_end(HostEnd(host, code, is_lost=True, words=words))
 
 

@@ -1,6 +1,7 @@
 """What a host says, on its way to whoever has started the run."""
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterable
@@ -13,6 +14,9 @@ from bigft.units import escape_controls
 _LINE_BYTES = 64 << 10
 _MARGIN = 4 << 10
 """Left out at the cut: half a secret is not recognised."""
+
+_CHATTER = re.compile(r"\[[IW]\d{4} ")
+"""torch's notes and warnings: they do not say why somebody has gone."""
 
 
 class HostOutput:
@@ -38,7 +42,7 @@ class HostOutput:
         """Since when whoever has started the run does not read on."""
         self.report: Report | None = None
         self.last_words = ""
-        """The last line with something in it, as it is shown."""
+        """The last line with something in it, as it is shown, but no warning of torch's."""
 
     def write(self, data: bytes) -> None:
         """Take a piece."""
@@ -101,7 +105,8 @@ class HostOutput:
         shown = escape_controls(redact_text(text))
         if len(line) > _LINE_BYTES:
             shown = f"{shown[:-_MARGIN]} [the rest of this line is left out]"
-        self.last_words = shown.strip()[-300:] or self.last_words
+        if not _CHATTER.match(shown):
+            self.last_words = shown.strip()[-300:] or self.last_words
         return shown
 
     def _pass_on(self, texts: Iterable[str]) -> None:

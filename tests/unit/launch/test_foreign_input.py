@@ -445,6 +445,13 @@ def test_a_terminal_obeys_no_host() -> None:
     assert output.last_words == lines[0][4:]
 
 
+def test_warnings_of_torch_are_shown_and_do_not_explain_an_end() -> None:
+    warning = "[W1123 10:07:00.970065475 socket.cpp:207] [c10d] The hostname cannot be retrieved."
+    lines, output = _shown(f"Connection closed by remote host.\n{warning}\n".encode())
+    assert lines[1] == f"[a] {warning}"
+    assert output.last_words == "Connection closed by remote host."
+
+
 def test_a_report_that_is_none_ends_nothing() -> None:
     lines, output = _shown(f'a\n{MARK}{TOKEN} {{"code": "0"}}\nb\n'.encode())
     assert (lines, output.report) == (["[a] a", "[a] b"], None)
