@@ -186,8 +186,8 @@ class Campaign:
         # What the next start says, and what torch says of itself, are no answer.
         lines = text.partition("starting again")[0].splitlines()
         said = [re.sub(r"^\[\S+\] |\(?\[W.*", "", line) for line in lines]
-        names = (self.hosts.names[host - 1], f"rank {host - 1} ")
-        return any(name in line for name in names for line in said)
+        name = re.compile(rf"\b(rank {host - 1}|{re.escape(self.hosts.names[host - 1])})\b")
+        return any(name.search(line) for line in said)
 
     def _judge(self, fault: Fault, verdict: Verdict, text: str) -> None:
         problems = verdict.problems
