@@ -23,7 +23,7 @@ from bigft.doctor.finding import find_worst
 from bigft.doctor.hosts import examine_hosts, probe_hosts
 from bigft.doctor.meeting import free_port
 from bigft.doctor.report import render_findings
-from bigft.doctor.wanted import count_gpus
+from bigft.doctor.wanted import count_gpus, find_visible
 from bigft.errors import ConfigError, LaunchError, StoppedError, raise_together
 from bigft.launch.agent import clear
 from bigft.launch.child import Answer
@@ -38,6 +38,7 @@ from bigft.launch.remote import ask_there
 from bigft.launch.supervise import Facts, Hands, Launch, Starter, Supervisor
 from bigft.launch.sync import sync
 from bigft.redact import redact_text, remember_secrets
+from bigft.run.choose import CHOSEN
 from bigft.run.resolve import default_output_dir, resolve
 from bigft.run.resolved import Resolved
 
@@ -81,10 +82,10 @@ def main(request: Request) -> None:
         max_restarts=options.restarting.max_restarts,
         min_hosts=options.restarting.min_hosts,
         # What the first rank will choose is not known here.
-        global_batch=resolved.ds.get("train_batch_size") if resolved.config else None,
+        global_batch=resolved.ds.get("train_batch_size") if _is_decided(resolved) else None,
     )
     is_local = options.hostfile is None
-    facts = _find_local(hosts) if is_local else _check(hosts, inner, options)
+    facts = _find_local(hosts) if is_local else _check(hosts, inner, resolved, options)
     _tell(f"variables that the ranks get: {describe_environment(environ)}")
     supervisor = Supervisor(launch, _make_hands(launch, run, options), _tell, is_local)
     with _signals_passed_on(supervisor):
@@ -108,13 +109,24 @@ def _choose_hosts(options: LaunchOptions) -> list[Host]:
     if problems := _find_contradictions(options):
         raise_together(ConfigError, problems)
     if options.hostfile is None:
-        return [Host("localhost", options.num_gpus or count_gpus(os.environ))]
+        return [_choose_local(options)]
     hosts = read_hostfile(Path(options.hostfile))
     chosen = choose_hosts(hosts, options.include, options.exclude)
     least = options.restarting.min_hosts
     if least is not None and least > len(chosen):
         raise ConfigError(f"--min_hosts {least}: there are {len(chosen)} in {options.hostfile}")
     return chosen
+
+
+def _choose_local(options: LaunchOptions) -> Host:
+    """Take the GPUs of this host that are left to the user: others may belong to another job."""
+    visible = () if options.elsewhere.render else find_visible(os.environ)
+    ranks = options.num_gpus or len(visible) or count_gpus(os.environ)
+    if visible and ranks > len(visible):
+        raise ConfigError(
+            f"--num_gpus {ranks}: CUDA_VISIBLE_DEVICES leaves {len(visible)}; change one of them"
+        )
+    return Host("localhost", ranks, visible[:ranks])
 
 
 def _find_contradictions(options: LaunchOptions) -> list[str]:
@@ -168,7 +180,14 @@ def _find_local(hosts: Sequence[Host]) -> dict[str, Facts]:
     return {host.name: {"free_port": free_port()} for host in hosts}
 
 
-def _check(hosts: Sequence[Host], inner: Request, options: LaunchOptions) -> dict[str, Facts]:
+def _is_decided(resolved: Resolved) -> bool:
+    """Whether there is a DeepSpeed JSON; else the planner chooses one on the first host."""
+    return bool(resolved.config) and not resolved.config.startswith(CHOSEN)
+
+
+def _check(
+    hosts: Sequence[Host], inner: Request, resolved: Resolved, options: LaunchOptions
+) -> dict[str, Facts]:
     """Look at every host, and refuse to start where the run would fail.
 
     Returns:
@@ -182,17 +201,19 @@ def _check(hosts: Sequence[Host], inner: Request, options: LaunchOptions) -> dic
     check = options.check or "full"
     if not findings and check != "off":
         checks = ["clock"] if check == "quick" else []
+        is_decided = _is_decided(resolved)
+        # Each host then chooses for itself, so that its memory and its disk are held to a plan.
+        request = inner if is_decided else replace(inner, config=AUTO)
         _tell(f"looking at {len(hosts)} hosts")
         findings = examine_hosts(
             hosts,
-            lambda host: words_for(host, inner, checks),
+            lambda host: words_for(host, request, checks),
             sum(host.slots for host in hosts),
             measure_network=check == "full",
+            compare_settings=is_decided,
         )
-        # A free port is found for every start; hosts that choose a plan themselves may differ, and
-        # follow the first one.
-        left_out = {"rendezvous_port"} | ({"settings"} if inner.config in ("", AUTO) else set())
-        findings = [finding for finding in findings if finding.name not in left_out]
+        # A free port is found for every start.
+        findings = [finding for finding in findings if finding.name != "rendezvous_port"]
     faults = [f for f in findings if not f.ok and f.name not in _ADVICE]
     for finding in findings:
         if not finding.ok and finding.name in _ADVICE:

@@ -22,7 +22,7 @@ from bigft.distributed.company import open_lookout
 from bigft.distributed.exits import find_code, read_exit
 from bigft.distributed.failures import is_about_others
 from bigft.distributed.last_words import GO_ON, describe_end, say, show
-from bigft.distributed.lookout.limits import Limits
+from bigft.distributed.lookout.limits import STACKS_SECONDS, Limits
 from bigft.distributed.lookout.neighbour import Neighbour
 from bigft.distributed.lookout.parties import Lookout
 from bigft.distributed.memory import read_host_memory
@@ -277,6 +277,9 @@ class Watch:
             return
         text = self._neighbour.judge(now)
         if text is not None:
+            if self._neighbour.speaks:
+                self.dump(f"the run stands still; Python stacks follow: {text}")
+            time.sleep(STACKS_SECONDS)
             self._leave_with_words(f"{text}. {GO_ON}" if self._neighbour.speaks else None)
 
     def _hear(self, number: int) -> None:

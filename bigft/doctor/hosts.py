@@ -14,6 +14,7 @@ from bigft.doctor.answers import read_facts, read_report
 from bigft.doctor.finding import Finding, failed, passed, skipped
 from bigft.doctor.network import measure_between
 from bigft.doctor.probe import RENDEZVOUS_PORT
+from bigft.errors import PlanError
 from bigft.launch.child import Answer
 from bigft.launch.hostfile import Host
 from bigft.launch.remote import ask_there
@@ -47,6 +48,7 @@ def examine_hosts(
     world_size: int,
     *,
     measure_network: bool = True,
+    compare_settings: bool = True,
 ) -> list[Finding]:
     """Look at every host at once.
 
@@ -55,6 +57,7 @@ def examine_hosts(
         words: The command line of the doctor that a host is to run, as JSON to its standard output.
         world_size: Ranks on all hosts.
         measure_network: Let the hosts exchange numbers, if all of them are there.
+        compare_settings: False where every host chooses some itself, and the first one decides.
     """
     probed, findings = probe_hosts(hosts)
     there = [host for host in hosts if host.name in probed]
@@ -64,7 +67,7 @@ def examine_hosts(
         findings += [replace(finding, host=host.name) for finding in found]
         if digest is not None:
             digests[host.name] = digest
-    findings += compare(probed, digests)
+    findings += compare(probed, digests if compare_settings else {})
     if measure_network and len(there) == len(hosts) > 1:
         findings += measure_between(there, {name: its.facts for name, its in probed.items()})
     return findings
@@ -149,6 +152,9 @@ def _examine(host: Host, words: list[str], world_size: int) -> tuple[list[Findin
         return read_report(answer.last_line)
     except ValueError:
         end = "did not end in time" if answer.code is None else answer.last_words
+        if answer.code == PlanError.exit_code:
+            why, repair = "it would not begin there", "free memory there, or leave this host out"
+            return [failed("plan", end, why, repair, "space")], None
         found = failed(
             "settings",
             end,

@@ -16,10 +16,8 @@ from bigft.planner.networks import Network, save_network
 
 _MEETING_SECONDS = 40.0
 _SLOW_NETWORK = 10e6
-_AT_ONCE = 64
-
 _MOST_RANKS = 64
-"""In all: each imports torch, and knows every other one."""
+"""In all: each knows every other one. Of more hosts so many meet, from the first to the last."""
 
 _MOST_ON_HOST = 8
 
@@ -33,9 +31,10 @@ def measure_between(hosts: Sequence[Host], facts: Facts) -> Iterator[Finding]:
     """Let ranks of every host add numbers with the others, by gloo and, between GPUs, by NCCL.
 
     Args:
-        hosts: Two or more, all of them reached.
+        hosts: Two or more, all of them reached. Of more than 64 some meet.
         facts: What they said of themselves.
     """
+    hosts = choose_meeting(hosts)
     first, second = hosts[0].name, hosts[1].name
     if "error" in facts[first]["routes"][second]:
         return
@@ -48,6 +47,12 @@ def count_meeting(hosts: Sequence[Host]) -> int:
     """Count the ranks of each host that meet: as many as the run has there, where that is cheap."""
     of_all = min(host.slots for host in hosts)
     return max(1, min(of_all, _MOST_ON_HOST, _MOST_RANKS // len(hosts)))
+
+
+def choose_meeting(hosts: Sequence[Host]) -> list[Host]:
+    """Choose the hosts that meet: all, or some that lie evenly between the first and the last."""
+    count = min(len(hosts), _MOST_RANKS)
+    return [hosts[place * (len(hosts) - 1) // max(count - 1, 1)] for place in range(count)]
 
 
 def _measure(hosts: Sequence[Host], facts: Facts, backend: str, name: str) -> Iterator[Finding]:
@@ -66,7 +71,8 @@ def _measure(hosts: Sequence[Host], facts: Facts, backend: str, name: str) -> It
         words = ["-m", _MODULE, "--several", str(local)]
         return ask_there(host.name, words, _MEETING_SECONDS, environ)
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    # All at once: each waits for all others.
+    with ThreadPoolExecutor(len(hosts)) as pool:
         answers = list(pool.map(meet, hosts))
     bad = {h.name: a for h, a in zip(hosts, answers, strict=True) if a.code != 0}
     for host, answer in bad.items():

@@ -12,6 +12,7 @@ from bigft.data.cache import default_cache_dir
 from bigft.doctor.need import Need
 from bigft.engine.operators import HOST_OPERATORS, find_needed_operators
 from bigft.engine.swap import find_swap_roots
+from bigft.errors import ConfigError
 from bigft.optim.build import plan_optimizer
 from bigft.run.resolved import Resolved
 
@@ -46,6 +47,23 @@ def find_device(environ: Mapping[str, str]) -> Literal["cuda", "cpu"]:
         return "cpu"
     has_gpu = Path("/dev/nvidiactl").exists() or find_tool("nvidia-smi", environ) is not None
     return "cuda" if has_gpu else "cpu"
+
+
+def find_visible(environ: Mapping[str, str]) -> tuple[int, ...]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES leaves to a run; empty: it says nothing.
+
+    Raises:
+        ConfigError: It has other names than numbers, which no launcher can hand out.
+    """
+    text = environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or find_device(environ) == "cpu":
+        return ()
+    if not all(name.isdecimal() for name in names):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={text[:80]!r}: write GPUs as numbers; `nvidia-smi -L` has both"
+        )
+    return tuple(map(int, names))
 
 
 def count_gpus(environ: Mapping[str, str]) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from bigft.distributed.signals import STOP_SIGNALS
 from bigft.launch.agent import BEAT_SECONDS
 from bigft.launch.job import STOP_SECONDS, HostJob
 from bigft.launch.output import HostOutput
@@ -182,10 +183,18 @@ def judge(ends: Sequence[HostEnd], stopped: str | None) -> Ending:
     if stopped is None and code == 75:
         # The ranks of all hosts stop together, and any may be seen first.
         first = next((end for end in failed if end.of_launcher), first)
-    if stopped is not None and not lost and all(e.code == 75 or e.code < 0 for e in failed):
-        # A rank that had not begun yet ends by the signal itself.
+    if stopped is not None and not lost and all(is_stop(end.code) for end in failed):
         code = 75
     return Ending(code, first, lost, stopped, left=left)
+
+
+def is_stop(code: int) -> bool:
+    """Whether a rank that was asked to stop has left so.
+
+    One that had not begun yet ends by the signal itself; SIGKILL, or a crash, takes with it what was
+    not committed.
+    """
+    return code == 75 or -code in (*STOP_SIGNALS, signal.SIGHUP)
 
 
 class _Clock:

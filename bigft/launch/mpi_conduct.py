@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from bigft.launch.conduct import Ending, HostEnd
+from bigft.launch.conduct import Ending, HostEnd, is_stop
 from bigft.launch.hostfile import Host
 from bigft.launch.job import (
     LAUNCH_VARIABLE,
@@ -27,6 +27,7 @@ from bigft.launch.processes import die_with_parent
 _LOOK_SECONDS = 2.0
 _CODES = frozenset({0, 1, 2, 3, 4, 5, 6, 7, 75})
 _STOPPED = 75
+_DEVICES = "CUDA_VISIBLE_DEVICES"
 _NEEDED = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH"}
     | {"SSH_AUTH_SOCK", "XDG_RUNTIME_DIR"}
@@ -76,6 +77,9 @@ class MpiConductor:
             LAUNCH_VARIABLE: first.launch_id,
             WORDS_VARIABLE: json.dumps(list(first.words)),
         }
+        if is_local and _DEVICES in os.environ:
+            # Of other hosts it says nothing.
+            told[_DEVICES] = os.environ[_DEVICES]
         command = mpi_command(
             self._name,
             [Host("localhost", hosts[0].slots)] if is_local else hosts,
@@ -146,8 +150,8 @@ def judge_mpirun(code: int, stopped: str | None) -> Ending:
             for a signal to mpirun.
         stopped: Who asked the run to stop; None: nobody.
     """
-    if stopped is not None and (code in (0, _STOPPED) or code < 0 or code > 128):
-        # A signal that came before a rank could hear it, or MPICH, which forgets the code.
+    # Open MPI says 128 + N of a rank that a signal has ended; MPICH forgets the code.
+    if stopped is not None and (code == 0 or is_stop(code if code < 128 else 128 - code)):
         return Ending(_STOPPED, stopped=stopped)
     if code == 0:
         return Ending(0, stopped=stopped)

@@ -12,9 +12,9 @@ _AGAIN = frozenset({1, 6, 75})
 """Codes of crashes, and of ranks that somebody else than the launcher has asked to stop: a host is
 going away. What the others say, the same command would meet again."""
 
-_AGAIN_AFTER_A_COMMIT = frozenset({5})
-"""Of saves that failed, three in a row: a start that could save at first has met a full disk, and
-not a damaged checkpoint."""
+_OF_CHECKPOINTS = frozenset({5})
+"""A start that could save at first has met a full disk, and not a damaged checkpoint; and where
+each host keeps its own files, those of a host that was left out are missing."""
 
 _FIRST_DELAY_SECONDS = 2.0
 
@@ -35,16 +35,18 @@ class Restarts:
         self.futile = 0
         """Starts in a row that have committed nothing."""
 
-    def refuse(self, ending: Ending, commits: int) -> str | None:
+    def refuse(self, ending: Ending, commits: int, *, may_be_elsewhere: bool = False) -> str | None:
         """Say why a run is not started again; None: it is. Counts the start that has ended.
 
         Args:
             ending: Of that start.
             commits: Checkpoints that the run folder has had by now.
+            may_be_elsewhere: A host was left out, and may have what the checkpoint lacks.
         """
         self.futile += 1
         has_committed = self.see(commits)
-        codes = _AGAIN | _AGAIN_AFTER_A_COMMIT if has_committed else _AGAIN
+        is_granted = has_committed or may_be_elsewhere
+        codes = _AGAIN | _OF_CHECKPOINTS if is_granted else _AGAIN
         if ending.stopped is not None or ending.code not in codes or self._allowed == 0:
             return ""
         if self.used >= self._allowed:

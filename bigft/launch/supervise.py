@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from bigft.errors import CheckpointError
 from bigft.launch.conduct import Ending
 from bigft.launch.hostfile import Host
 from bigft.launch.job import HostJob, plan_world
@@ -107,12 +108,14 @@ class Supervisor:
                 there = [host for host in hosts if host.name not in ending.lost]
                 progress = progress.or_later(self.hands.find_progress(there))
                 batch = progress.global_batch or batch
-            refusal = restarts.refuse(ending, progress.commits)
+            is_apart = ending.code == CheckpointError.exit_code and len(hosts) < len(launch.hosts)
+            refusal = restarts.refuse(ending, progress.commits, may_be_elsewhere=is_apart)
             if refusal is not None:
                 if refusal:
                     self.tell(f"not started again: {refusal}")
                 return ending
-            found = self._wait_for_hosts(ended, restarts.delay_seconds, progress, batch)
+            least = len(launch.hosts) if is_apart else launch.min_hosts
+            found = self._wait_for_hosts(ended, restarts.delay_seconds, progress, batch, least)
             if found is None:
                 # Whoever does not want to wait for the next start has lost nothing.
                 return replace(ending, code=75) if self.stopped is not None else ending
@@ -153,11 +156,16 @@ class Supervisor:
             self.tell(f"warning: {count} processes on {host} could not be ended")
 
     def _wait_for_hosts(
-        self, ended: float, delay: float, progress: Progress, batch: int | None
+        self,
+        ended: float,
+        delay: float,
+        progress: Progress,
+        batch: int | None,
+        least: int | None,
     ) -> tuple[list[Host], dict[str, Facts]] | None:
         """Wait until there are hosts to go on with, and nothing of the last start is left there."""
         launch, hands = self.launch, self.hands
-        least = min(launch.min_hosts or len(launch.hosts), len(launch.hosts))
+        least = min(least or len(launch.hosts), len(launch.hosts))
         self.tell(
             f"starting again in {format_seconds(delay)}"
             + (f", from step {progress.step}" if progress.commits else ", from the beginning")

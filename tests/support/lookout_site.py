@@ -103,9 +103,9 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Site]]:
     """Make sites that live ten times as fast as real ones."""
     for module in (centre_module, outpost_module):
         monkeypatch.setattr(module, "TICK_SECONDS", 0.1)
+        monkeypatch.setattr(module, "STACKS_SECONDS", 0.0)
     monkeypatch.setattr(centre_module, "_GRACE_SECONDS", 0.6)
     monkeypatch.setattr(centre_module, "_ARRIVAL_SECONDS", 1.0)
-    monkeypatch.setattr(centre_module, "_STACKS_SECONDS", 0.0)
     monkeypatch.setattr(strangers_module, "_HELLO_SECONDS", 0.5)
     monkeypatch.setattr(outpost_module, "_RETURN_SECONDS", 0.6)
     monkeypatch.setattr(outpost_module, "_ARRIVAL_SECONDS", 1.0)

@@ -12,10 +12,10 @@ from typing import Any
 
 from bigft.distributed.last_words import GO_ON
 from bigft.distributed.lookout.judge import Judge
-from bigft.distributed.lookout.limits import TICK_SECONDS, Limits
+from bigft.distributed.lookout.limits import STACKS_SECONDS, TICK_SECONDS, Limits
 from bigft.distributed.lookout.lines import Line, LineClosedError, Message
 from bigft.distributed.lookout.parties import Ears, Host
-from bigft.distributed.lookout.silence import judge_silence
+from bigft.distributed.lookout.silence import Silence, judge_silence
 from bigft.distributed.lookout.standing import Standing
 from bigft.distributed.lookout.strangers import Strangers
 from bigft.errors import LaunchError
@@ -29,8 +29,6 @@ _GRACE_SECONDS = 5.0
 _ARRIVAL_SECONDS = 30.0
 _SLEPT_SECONDS = 5.0
 """A longer pause between two rounds means that this process itself was stopped."""
-
-_STACKS_SECONDS = 2.0
 
 
 @dataclass
@@ -225,10 +223,11 @@ class Centre:
             if self._is_dismissed:
                 return
             self._name_missing(now)
-            text = self._find_lost(now)
-            is_hang = text is None and (text := self._judge.judge(now)) is not None
+            lost = self._find_lost(now)
+            text = lost.text if lost is not None else self._judge.judge(now)
         if text is not None:
-            self._end(text, with_stacks=is_hang)
+            # Where somebody stands still those who wait for it show for what.
+            self._end(text, with_stacks=lost is None or lost.answers)
 
     def _forgive(self, seconds: float) -> None:
         self._judge.forgive(seconds)
@@ -238,19 +237,20 @@ class Centre:
             if post.closed is not None:
                 post.closed += seconds
 
-    def _find_lost(self, now: float) -> str | None:
+    def _find_lost(self, now: float) -> Silence | None:
         for post in self._posts.values():
             if post.has_left:
                 continue
             if post.closed is not None and now - post.closed >= _GRACE_SECONDS:
-                return self._describe(post, "has gone: its connection closed without a farewell")
+                text = "has gone: its connection closed without a farewell"
+                return Silence(self._describe(post, text), answers=False)
             if post.line is None:
                 continue
             silent = now - post.line.heard
             patience = self._judge.patience
             why = judge_silence(self._limits, silent, post.line, patience)
             if why is not None:
-                return self._describe(post, why)
+                return Silence(self._describe(post, why.text), why.answers)
             if self._limits.lost and silent >= self._limits.warned and not post.is_warned:
                 post.is_warned = True
                 logger.warning("%s is silent for %s", post.host, format_seconds(silent))
@@ -285,7 +285,7 @@ class Centre:
             self._tell_all({"dump": line})
             self._ears.dump(line)
             text += ". Python stacks of all ranks that answer are in log/rank_NN.log"
-            time.sleep(_STACKS_SECONDS)
+            time.sleep(STACKS_SECONDS)
         self._ears.ended(LaunchError.exit_code, f"{text}. {GO_ON}", at_once=True)
         # The thread that acts says the rest to all hosts; nothing is judged any more.
         self._over.set()

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 TICK_SECONDS = 1.0
 """Between two messages of a host."""
 
+STACKS_SECONDS = 2.0
+"""For ranks that are to write their stacks, before they leave."""
+
 STEPS = 5
 """So many usual steps may pass without a move, if that is longer than the limit."""
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from bigft.distributed.last_words import GO_ON
-from bigft.distributed.lookout.limits import TICK_SECONDS, Limits
+from bigft.distributed.lookout.limits import STACKS_SECONDS, TICK_SECONDS, Limits
 from bigft.distributed.lookout.lines import Line, LineClosedError, Message, call
 from bigft.distributed.lookout.parties import Door, Ears, Host
 from bigft.distributed.lookout.silence import judge_silence
@@ -226,18 +226,21 @@ class Outpost:
         silent = time.monotonic() - self._line.heard
         why = judge_silence(self._limits, silent, self._line, self._patience)
         if why is not None:
-            self._lose(why)
+            self._lose(why.text, with_stacks=why.answers)
         elif not self._limits.lost or silent < self._limits.warned:
             self._is_warned = False
         elif not self._is_warned:
             self._is_warned = True
             logger.warning("rank 0 is silent for %s", format_seconds(silent))
 
-    def _lose(self, why: str) -> None:
+    def _lose(self, why: str, *, with_stacks: bool = False) -> None:
         if self._over.is_set():
             return
         self._over.set()
         text = f"rank 0 on host {self._centre} {why}. {GO_ON}"
+        if with_stacks:
+            self._ears.dump(f"the run stands still; Python stacks follow: {text}")
+            time.sleep(STACKS_SECONDS)
         if not self._speaks:
             logger.error("%s", text)
         code = LaunchError.exit_code

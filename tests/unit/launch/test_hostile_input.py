@@ -292,10 +292,57 @@ def test_a_host_that_is_not_there_is_not_started_without_checks(monkeypatch, is_
     found = [failed("ssh" if not is_there else "disk", "no", "why", "repair")]
     monkeypatch.setattr(command, "probe_hosts", lambda _: ({}, [] if is_there else found))
     monkeypatch.setattr(command, "examine_hosts", lambda *_, **__: found)
-    request = cli.parse(["launch", "--", "train", "--config=x"])
+    request = cli.parse(["launch", "--", "train"])
+    resolved = command._resolve(request.inner, [Host("a", 1)])
     with pytest.raises(BigftError) as caught:
-        command._check([Host("a", 1)], request.inner, LaunchOptions())
+        command._check([Host("a", 1)], request.inner, resolved, LaunchOptions())
     assert ("--check off" in str(caught.value)) == is_there
+
+
+@pytest.mark.parametrize("config", ["", "auto", "ds.json"])
+def test_what_a_host_lacks_is_said_whoever_chooses_the_plan(launched, monkeypatch, config):
+    """Only a comparison of what hosts choose for themselves means nothing."""
+    asked: dict[str, object] = {}
+    found = [failed("settings", "did not end in time", "why", "repair", "settings")]
+
+    def examine(hosts, words, world_size, **options):
+        asked.update(options, words=words(hosts[0]))
+        return found
+
+    monkeypatch.setattr(command, "probe_hosts", lambda _: ({}, []))
+    monkeypatch.setattr(command, "examine_hosts", examine)
+    launched([], [])  # For the folder with ds.json in it.
+    words = ["launch", "--", "train", *([f"--config={config}"] if config else [])]
+    inner = cli.parse(words).inner
+    hosts = [Host("a", 1)]
+    with pytest.raises(ConfigError, match="1 fault: settings"):
+        command._check(hosts, inner, command._resolve(inner, hosts), LaunchOptions())
+    assert asked["compare_settings"] == (config == "ds.json")
+    assert f"--config={config or 'auto'}" in asked["words"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "num", "wanted"),
+    [
+        ("4,5", None, Host("localhost", 2, (4, 5))),
+        ("4, 5", 1, Host("localhost", 1, (4,))),
+        ("4,5", 3, "--num_gpus 3: CUDA_VISIBLE_DEVICES leaves 2"),
+        ("GPU-1a2b", None, "write GPUs as numbers"),
+        ("", 2, Host("localhost", 2)),
+        (None, 2, Host("localhost", 2)),
+    ],
+)
+def test_gpus_of_other_jobs_are_left_alone(monkeypatch, visible, num, wanted):
+    monkeypatch.setattr("bigft.doctor.wanted.find_device", lambda _: "cuda")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    options = LaunchOptions(num_gpus=num)
+    if isinstance(wanted, str):
+        with pytest.raises(ConfigError, match=wanted):
+            command._choose_hosts(options)
+    else:
+        assert command._choose_hosts(options) == [wanted]
 
 
 def test_files_in_the_home_folder_are_copied(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def test_every_combination_of_ends(count: int, stopped: str | None) -> None:
         assert (ending.first is None) == (not failed)
         if not failed:
             wanted = 0
-        elif stopped and all(code == 75 or (code != LOST and code < 0) for code in failed):
+        elif stopped and all(code in (75, -15) for code in failed):
             wanted = 75
         else:
             wanted = said[0] if said else 6
@@ -63,6 +63,15 @@ def test_every_combination_of_ends(count: int, stopped: str | None) -> None:
         assert ending.code in (0, *CONTRACT), codes
         tried += 1
     assert tried == len(ALL) ** count
+
+
+@pytest.mark.parametrize("number", [9, 11])
+def test_what_was_killed_has_not_committed(number: int) -> None:
+    """After ten minutes, a second Ctrl-C, or for want of memory in the last save."""
+    ending = judge(_ends([0, -number, -number]), "SIGTERM")
+    assert (ending.code, ending.first) == (6, HostEnd("h1", -number, 0))
+    # One that says 75 has committed with all of them.
+    assert judge(_ends([75, -number]), "SIGTERM").code == 75
 
 
 def test_a_lost_host_is_never_a_success() -> None:
@@ -295,6 +304,7 @@ class _Stage:
         self.cleared: list[list[str]] = []
         self.started: list[list[str]] = []
         self.there = ["a", "b", "c"]
+        self.all_back_at = float("inf")
         self.stop_after = float("inf")
         """When somebody asks the launcher to stop."""
 
@@ -318,8 +328,12 @@ class _Stage:
             if stage.now >= stage.stop_after:
                 stage.supervisor.stop("SIGINT")
 
+        def find_facts(hosts: Sequence[Host]) -> dict[str, Any]:
+            is_back = stage.now >= stage.all_back_at
+            return {host.name: {} for host in hosts if is_back or host.name in stage.there}
+
         return Hands(
-            find_facts=lambda hosts: {host.name: {} for host in hosts if host.name in self.there},
+            find_facts=find_facts,
             find_progress=self.find_progress,
             clear=lambda hosts: self.cleared.append([host.name for host in hosts]),
             make_conductor=Conductor,  # type: ignore[arg-type]
@@ -364,6 +378,23 @@ def test_the_batch_that_the_first_start_has_chosen_decides_who_goes_on() -> None
     assert ending.code == 0
     assert stage.started == [["a", "b", "c"], ["a"]]
     assert "going on without b, c" in told
+
+
+def test_a_host_whose_files_are_missing_is_waited_for() -> None:
+    """Where each keeps its own, the others cannot resume without it: they say 5."""
+    stage = _Stage((Ending(6, lost=("c",)), 1), (Ending(5), 0), (Ending(0), 1))
+    stage.all_back_at = 600
+    ending, told = stage.run(max_restarts=5, min_hosts=1)
+    assert ending.code == 0
+    assert stage.started == [["a", "b", "c"], ["a", "b"], ["a", "b", "c"]]
+    assert "waiting for c: 3 hosts are needed" in told
+    assert 600 <= stage.now < 630
+
+
+def test_a_damaged_checkpoint_of_all_hosts_is_not_tried_again() -> None:
+    stage = _Stage((Ending(5), 0))
+    assert stage.run(max_restarts=5, min_hosts=1)[0].code == 5
+    assert len(stage.started) == 1
 
 
 def test_what_lost_hosts_have_committed_counts_when_they_are_back() -> None:
@@ -418,6 +449,10 @@ def test_three_starts_without_progress_are_enough() -> None:
         (0, "SIGTERM", 75),
         (-15, "SIGTERM", 75),
         (138, "SIGINT", 75),
+        (137, "SIGINT", 6),
+        (139, "SIGINT", 6),
+        (-9, "SIGINT", 6),
+        (53, "SIGINT", 6),
         (3, "SIGTERM", 3),
         (75, None, 75),
         (79, None, 6),

@@ -100,6 +100,9 @@ def test_a_silent_process_is_found_by_both_sides(site: Make, monkeypatch):
     text = found.heard[0].ends[0][1]
     assert "host w3 (rank 2) is silent for" in text
     assert "though its system answers" in text
+    # Those who wait show for what: on rank 0's host, and on others that still hear.
+    wait_for(lambda: found.heard[1].dumps)
+    assert "the run stands still" in found.heard[0].dumps[0]
 
     quiet = started(site(3))
     quiet.centre._over.set()
@@ -107,6 +110,7 @@ def test_a_silent_process_is_found_by_both_sides(site: Make, monkeypatch):
     assert "rank 0 on host w1 is silent for" in quiet.heard[1].ends[0][1]
     # One host speaks for all.
     assert quiet.heard[2].ends[0][1] == ""
+    assert all("rank 0 on host w1 is silent" in quiet.heard[n].dumps[0] for n in (1, 2))
 
 
 def test_a_host_that_does_not_answer_is_lost_sooner(site: Make, monkeypatch):
@@ -118,6 +122,7 @@ def test_a_host_that_does_not_answer_is_lost_sooner(site: Make, monkeypatch):
     seconds = wait_for(lambda: found.heard[0].ends)
     assert 0.8 * LIMITS.lost <= seconds < 2.5 * LIMITS.lost
     assert "host w2 (rank 1) does not answer for 1" in found.heard[0].ends[0][1]
+    assert found.heard[0].dumps == []
 
 
 def test_what_the_system_acknowledges_is_known(site: Make):
