@@ -25,7 +25,7 @@ for name in "${names[@]}"; do options+=(-x "$name"); done
 # In a session of its own: a terminal's Ctrl-C must reach the ranks, and not end mpirun.
 setsid "${MPIRUN:-mpirun}" "${options[@]}" -n 16 \
     --host worker-1:8,worker-2:8 \
-    --mca plm_rsh_agent 'ssh -o BatchMode=yes -o ConnectTimeout=5 -T' \
+    --mca plm_rsh_agent 'ssh -oBatchMode=yes -oConnectTimeout=5 -oServerAliveInterval=5 -oServerAliveCountMax=3 -oControlMaster=no -oControlPath=none -T' \
     --bind-to none \
     --mca odls_base_sigkill_timeout 5 \
     python -m bigft train \

@@ -26,13 +26,14 @@ from bigft.doctor.report import render_findings
 from bigft.doctor.wanted import count_gpus, find_visible
 from bigft.errors import ConfigError, LaunchError, StoppedError, raise_together
 from bigft.launch.agent import clear
-from bigft.launch.child import Answer
+from bigft.launch.child import Answer, end_asked
 from bigft.launch.conduct import Conductor, Ending
 from bigft.launch.environment import choose_environment, describe_environment
 from bigft.launch.filter import choose_hosts
 from bigft.launch.hostfile import Host, explain_bad_name, read_hostfile
 from bigft.launch.job import find_too_long
 from bigft.launch.mpi_conduct import MpiConductor
+from bigft.launch.processes import allow_open_files
 from bigft.launch.progress import Progress, find_progress
 from bigft.launch.remote import ask_there
 from bigft.launch.supervise import Facts, Hands, Launch, Starter, Supervisor
@@ -45,6 +46,10 @@ from bigft.run.resolved import Resolved
 _LOOK_SECONDS = 30.0
 _CLEAR_SECONDS = 40.0
 _AT_ONCE = 64
+_FILES_PER_HOST = 3
+"""Pipes of the connection to it."""
+_FILES = 256
+"""Everything else that is open here: files, and programs that look at hosts."""
 
 _ADVICE = frozenset({"open_files", "swap", "overcommit", "memory_speed", "nvme_speed", "clock"})
 """Findings that are told, and are no reason not to start."""
@@ -59,6 +64,12 @@ def main(request: Request) -> None:
     if options.elsewhere.render:
         sys.stdout.write(render_start(options, inner.argv, hosts, resolved.run.output_dir))
         return
+    files = _FILES_PER_HOST * len(hosts) + _FILES
+    if (granted := allow_open_files(files)) < files:
+        raise LaunchError(
+            f"{len(hosts)} hosts: {files} open files are needed here, {granted} are granted (ulimit"
+            " -Hn); raise that limit, or use --launcher openmpi"
+        )
     environ = choose_environment(os.environ, options.env, Path.cwd(), Path.home())
     remember_secrets(environ)
     folder = str(resolved.run.output_dir or default_output_dir(resolved.run, datetime.now()))
@@ -69,8 +80,6 @@ def main(request: Request) -> None:
     words = [*inner.argv, *([] if resolved.run.output_dir else [f"--output_dir={run}"])]
     if too_long := find_too_long(words, environ):
         raise_together(ConfigError, too_long)
-    if options.sync:
-        _sync(hosts, inner)
     launch = Launch(
         hosts=hosts,
         words=words,
@@ -85,10 +94,13 @@ def main(request: Request) -> None:
         global_batch=resolved.ds.get("train_batch_size") if _is_decided(resolved) else None,
     )
     is_local = options.hostfile is None
-    facts = _find_local(hosts) if is_local else _check(hosts, inner, resolved, options)
-    _tell(f"variables that the ranks get: {describe_environment(environ)}")
     supervisor = Supervisor(launch, _make_hands(launch, run, options), _tell, is_local)
-    with _signals_passed_on(supervisor):
+    with _signals_passed_on() as pass_on_to:
+        if options.sync:
+            _sync(hosts, inner, run)
+        facts = _find_local(hosts) if is_local else _check(hosts, inner, resolved, options)
+        _tell(f"variables that the ranks get: {describe_environment(environ)}")
+        pass_on_to(supervisor)
         ending = supervisor.run(facts)
     _leave(ending)
 
@@ -283,10 +295,12 @@ def _make_conductor(options: LaunchOptions) -> Starter:
     return MpiConductor(options.launcher)
 
 
-def _sync(hosts: Sequence[Host], inner: Request) -> None:
+def _sync(hosts: Sequence[Host], inner: Request, run: Path) -> None:
     named = [inner.config, inner.recipe, inner.settings.get("model", "")]
     paths = [Path(name).expanduser().absolute() for name in named if name]
-    for done in sync(hosts, Path.cwd(), [path for path in paths if path.is_file()]):
+    files = [path for path in paths if path.is_file()]
+    # Checkpoints are the business of the run, those of earlier ones included.
+    for done in sync(hosts, Path.cwd(), files, [run, Path.cwd() / "runs"]):
         what = "sees this folder already" if done.is_shared else "has this folder now"
         _tell(f"{done.host} {what}")
 
@@ -295,9 +309,21 @@ def _sync(hosts: Sequence[Host], inner: Request) -> None:
 
 
 @contextmanager
-def _signals_passed_on(supervisor: Supervisor) -> Iterator[None]:
+def _signals_passed_on() -> Iterator[Callable[[Supervisor], None]]:
+    """Ask the run to stop at a signal; before there is one, end what looks at the hosts and leave.
+
+    Yields:
+        What takes the run.
+    """
+    runs: list[Supervisor] = []
+
     def pass_on(number: int, frame: FrameType | None) -> None:
-        supervisor.stop(signal.Signals(number).name)
+        name = signal.Signals(number).name
+        for run in runs:
+            run.stop(name)
+        if not runs:
+            end_asked()
+            raise StoppedError(f"stopped by {name} before the first start: nothing has begun")
 
     numbers = [*STOP_SIGNALS]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -305,7 +331,7 @@ def _signals_passed_on(supervisor: Supervisor) -> Iterator[None]:
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        yield
+        yield runs.append
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

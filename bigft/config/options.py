@@ -391,7 +391,8 @@ class LaunchOptions(Section):
 
     sync: bool = False
     """Copy this folder, with the code and the configuration, to the same place on every host first
-    (rsync), without what `.gitignore` names; files that are there and not here stay."""
+    (rsync), without what `.gitignore` names, `runs/` and
+    `--output_dir`; files that are there and not here stay."""
 
     env: list[str] = []
     """Names of environment variables that the ranks get beside a few harmless ones, separated by

@@ -5,6 +5,7 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,12 @@ _MOST_BYTES = 8 << 20
 _LONGEST_WORDS = 1000
 _REST_SECONDS = 1.0
 """For the last words of a program that was ended."""
+
+
+_ASKED: "set[subprocess.Popen[bytes]]" = set()
+"""Those that are asked now, from any thread."""
+
+_IS_OVER = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ def ask(
     Raises:
         OSError: It cannot be started.
     """
+    if _IS_OVER.is_set():
+        return Answer(None)
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -71,15 +80,27 @@ def ask(
         start_new_session=True,
     ) as process:
         talk = _Talk(process, text.encode("utf-8", "surrogateescape"))
+        _ASKED.add(process)
         try:
+            if _IS_OVER.is_set():
+                _end(process)
             is_over = talk.go_on(time.monotonic() + seconds)
         except BaseException:
             _end(process)
             raise
+        finally:
+            _ASKED.discard(process)
         if not is_over:
             _end(process)
             talk.go_on(time.monotonic() + _REST_SECONDS)
         return Answer(process.wait() if is_over else None, *talk.said())
+
+
+def end_asked() -> None:
+    """End all programs that are asked now or later: this process leaves. A signal handler may."""
+    _IS_OVER.set()
+    for process in list(_ASKED):
+        _end(process)
 
 
 class _Talk:

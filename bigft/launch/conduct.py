@@ -191,8 +191,8 @@ def judge(ends: Sequence[HostEnd], stopped: str | None) -> Ending:
 def is_stop(code: int) -> bool:
     """Whether a rank that was asked to stop has left so.
 
-    One that had not begun yet ends by the signal itself; SIGKILL, or a crash, takes with it what was
-    not committed.
+    One that had not begun yet ends by the signal itself; SIGKILL, or a crash, takes with it what
+    was not committed.
     """
     return code == 75 or -code in (*STOP_SIGNALS, signal.SIGHUP)
 

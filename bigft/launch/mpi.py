@@ -7,11 +7,11 @@ from typing import Literal
 
 from bigft.errors import LaunchError
 from bigft.launch.hostfile import Host
+from bigft.launch.remote import SSH_OPTIONS
 
 Mpi = Literal["openmpi", "mpich"]
 
-# No password, no terminal, and no long wait for a host that is not there. Split at spaces.
-SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=5 -T"
+_SSH = " ".join(SSH_OPTIONS)  # mpirun splits it at the spaces.
 
 _PROGRAMS = {
     # Debian has both, under names of their own.
@@ -68,7 +68,7 @@ def mpi_command(
 
 def mpi_environment(name: Mpi) -> dict[str, str]:
     """Return what `mpirun` itself wants in its environment."""
-    return {"HYDRA_LAUNCHER_EXTRA_ARGS": SSH_OPTIONS} if name == "mpich" else {}
+    return {"HYDRA_LAUNCHER_EXTRA_ARGS": _SSH} if name == "mpich" else {}
 
 
 def render_options(name: Mpi, hosts: Sequence[Host]) -> list[str]:
@@ -79,7 +79,7 @@ def render_options(name: Mpi, hosts: Sequence[Host]) -> list[str]:
     if name == "mpich":
         # Hydra ends the others by SIGKILL when one fails; bigft says first which one, and why.
         return ["-hosts", listed, "-launcher", "ssh", "-disable-auto-cleanup"]
-    options = ["--host", listed, "--mca", "plm_rsh_agent", f"ssh {SSH_OPTIONS}"]
+    options = ["--host", listed, "--mca", "plm_rsh_agent", f"ssh {_SSH}"]
     # Else each rank is bound to one core, and a step on the host takes as many times as long.
     options += ["--bind-to", "none"]
     # The first rank that leaves with 75 ends the job: time for the others to leave, too. The

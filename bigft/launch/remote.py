@@ -9,10 +9,20 @@ from bigft.errors import LaunchError
 from bigft.launch.child import Answer, ask
 from bigft.launch.environment import read_here
 
-_CONNECT_SECONDS = 5
-
-# A connection over which nothing comes for 20 seconds is given up: a cut network tells nobody.
-_ALIVE = ("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3")
+SSH_OPTIONS = (
+    # Nobody is there to answer a question.
+    "-oBatchMode=yes",
+    "-oConnectTimeout=5",
+    # A connection over which nothing comes for 20 seconds is given up: a cut network tells nobody.
+    "-oServerAliveInterval=5",
+    "-oServerAliveCountMax=3",
+    # One that somebody else has opened has limits of its own.
+    "-oControlMaster=no",
+    "-oControlPath=none",
+    # No terminal.
+    "-T",
+)
+"""For every connection to another host; none has a space in it."""
 
 
 def render_ssh(
@@ -32,8 +42,7 @@ def render_ssh(
     pairs = [f"{name}={value}" for name, value in environ.items()]
     command = " ".join(map(quote, ["env", *pairs, *words]))
     inner = f"cd {quote(str(folder))} && exec {command}"
-    options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_SECONDS}"]
-    return ["ssh", *options, *_ALIVE, "-T", "--", host, inner]
+    return ["ssh", *SSH_OPTIONS, "--", host, inner]
 
 
 def quote(word: str) -> str:
@@ -80,7 +89,13 @@ def ask_there(
         environ: What it gets, too; no secrets, they would be seen there.
         text: What it reads; secrets belong here.
         folder: Where it runs; absent: as here.
+
+    Returns:
+        What it said; where there is no ssh, what ssh says when it reaches nobody: code 255.
     """
     pairs = {**read_here(), **(environ or {})}
     command = render_ssh(host, [sys.executable, *words], pairs, folder or Path.cwd())
-    return ask(command, seconds, text=text)
+    try:
+        return ask(command, seconds, text=text)
+    except OSError as error:
+        return Answer(255, "", f"ssh: {error.strerror}; apt-get install openssh-client")

@@ -11,12 +11,12 @@ from pathlib import Path
 from bigft.errors import LaunchError, raise_together
 from bigft.launch.child import ask
 from bigft.launch.hostfile import Host
-from bigft.launch.remote import ask_there
+from bigft.launch.remote import SSH_OPTIONS, ask_there
 
 _LOOK_SECONDS = 20.0
 _COPY_SECONDS = 600.0
 _AT_ONCE = 16
-_SSH = "ssh -o BatchMode=yes -o ConnectTimeout=5 -T"
+_SSH = " ".join(["ssh", *SSH_OPTIONS])
 
 # What git leaves out is made, not written; and checkpoints may be a terabyte.
 _LEFT_OUT = ("--exclude=.git/", "--filter=:- .gitignore", "--exclude=__pycache__/")
@@ -63,13 +63,16 @@ def find_sharing(hosts: Sequence[Host], folder: Path) -> dict[str, bool]:
     }
 
 
-def sync(hosts: Sequence[Host], folder: Path, extra: Sequence[Path] = ()) -> list[Synced]:
+def sync(
+    hosts: Sequence[Host], folder: Path, extra: Sequence[Path] = (), without: Sequence[Path] = ()
+) -> list[Synced]:
     """Copy a folder to the same place on every host that does not share it.
 
     Args:
         hosts: All of the run.
         folder: Code and configuration; what its .gitignore names stays here.
         extra: Files outside of it that the command line names.
+        without: Folders that stay here, wherever they are: a run writes there itself.
 
     Raises:
         LaunchError: rsync is missing, or fails on some hosts; or a path cannot be copied to the
@@ -82,10 +85,11 @@ def sync(hosts: Sequence[Host], folder: Path, extra: Sequence[Path] = ()) -> lis
     if problems:
         raise_together(LaunchError, problems)
     shared = find_sharing(hosts, folder)
+    left_out = [*_LEFT_OUT, *(_exclude(folder, one) for one in without if folder in one.parents)]
 
     def copy(host: Host) -> Synced:
         if not shared[host.name]:
-            problem = _copy(host.name, folder, outside)
+            problem = _copy(host.name, folder, outside, left_out)
             problems.extend([problem] if problem else [])
         return Synced(host.name, shared[host.name])
 
@@ -103,12 +107,23 @@ def _explain_path(path: str) -> str | None:
     return f"--sync: {path!r}: rsync takes {sign[0]!r} for a pattern; rename it" if sign else None
 
 
-def _copy(host: str, folder: Path, outside: Sequence[Path]) -> str | None:
+def _exclude(folder: Path, inner: Path) -> str:
+    """Return the option that leaves a folder below another one out.
+
+    rsync takes a backslash for itself only where the rest could be a pattern.
+    """
+    path = str(inner.relative_to(folder))
+    if re.search(r"[*?\[]", path):
+        path = re.sub(r"[*?\[\\]", r"\\\g<0>", path)
+    return f"--exclude=/{path}/"
+
+
+def _copy(host: str, folder: Path, outside: Sequence[Path], left_out: Sequence[str]) -> str | None:
     """Say what went wrong, or None."""
     # An IPv6 address has colons, which end the host for rsync.
     place = f"[{host}]" if ":" in host else host
     common = ["rsync", "-a", "-s", "--mkpath", "-e", _SSH]
-    commands = [[*common, *_LEFT_OUT, "--", f"{folder}/", f"{place}:{folder}/"]]
+    commands = [[*common, *left_out, "--", f"{folder}/", f"{place}:{folder}/"]]
     commands += [[*common, "--", str(path), f"{place}:{path}"] for path in outside]
     for command in commands:
         answer = ask(command, _COPY_SECONDS)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from bigft.launch.hostfile import Host, read_hostfile
 from bigft.launch.job import HostJob
 from bigft.launch.remote import render_ssh
 from bigft.launch.supervise import Launch, plan_jobs
-from bigft.launch.sync import sync
+from bigft.launch.sync import _exclude, sync
 
 SHELLS = ["sh", "dash", "bash", "zsh", "ksh", "tcsh", "fish"]
 MAY_BE_MISSING = {"zsh", "ksh", "tcsh", "fish"}
@@ -242,6 +243,22 @@ def test_in_a_folder_that_is_copied(tmp_path, monkeypatch, strings, name):
     assert not refusal or "rename it" in refusal or not folder.exists()
 
 
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
+@pytest.mark.parametrize("name", ["runs", "a [b]", "c*", "d\\e", "f\\[g", "h?", "-i", "deep/run"])
+def test_the_folder_of_a_run_stays_here(tmp_path, name):
+    """A terabyte of checkpoints; and on disks of their own hosts have others under that name."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    beside = name.translate({ord(sign): "x" for sign in "[]*?\\"})
+    for folder in (name, f"other/{name}", f"{beside}x"):
+        (here / folder).mkdir(parents=True)
+        (here / folder / "file").touch()
+    command = ["rsync", "-a", _exclude(here, here / name), "--", f"{here}/", f"{there}/"]
+    subprocess.run(command, check=True)
+    assert not (there / name).exists()
+    assert (there / f"other/{name}/file").exists()
+    assert (there / f"{beside}x/file").exists()
+
+
 # What would be started otherwise than it was meant.
 
 
@@ -269,13 +286,50 @@ def test_a_launcher_that_was_started_by_nohup_outlives_its_terminal(before):
     told: list[str] = []
     previous = signal.signal(signal.SIGHUP, before)
     try:
-        with command._signals_passed_on(SimpleNamespace(stop=told.append)):
+        with command._signals_passed_on() as pass_on_to:
+            pass_on_to(SimpleNamespace(stop=told.append))
             signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGHUP) == before
     finally:
         signal.signal(signal.SIGHUP, previous)
     assert told == (["SIGTERM"] if before == signal.SIG_IGN else ["SIGHUP", "SIGTERM"])
+
+
+_CHECK = """
+import sys
+from bigft.cli import main
+main(["launch", "--hostfile", sys.argv[1], "--", "train", "--config", "ds_configs/zero2.json"])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_hosts_are_looked_at_leaves_nothing_behind(tmp_path, number):
+    """More hosts than are asked at once; each would have its time limit."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "ssh").write_text(f"#!/bin/sh\necho x >>{tmp_path}/asked\nsleep 77.125 & wait\n")
+    (tools / "ssh").chmod(0o755)
+    (tmp_path / "hosts").write_text("".join(f"h{place} slots=1\n" for place in range(70)))
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", _CHECK, str(tmp_path / "hosts")],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 30
+    while not (tmp_path / "asked").exists() or len((tmp_path / "asked").read_text()) < 2 * 64:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    start = time.monotonic()
+    launcher.send_signal(number)
+    _, said = launcher.communicate(timeout=30)
+    assert launcher.returncode == 75, said
+    assert "before the first start: nothing has begun" in said
+    assert time.monotonic() - start < 10
+    assert len((tmp_path / "asked").read_text()) == 2 * 64
+    assert subprocess.run(["pgrep", "-f", "sleep 77.125"], stdout=subprocess.DEVNULL).returncode
 
 
 def test_more_hosts_than_there_are_cannot_be_the_least(tmp_path):
@@ -345,13 +399,33 @@ def test_gpus_of_other_jobs_are_left_alone(monkeypatch, visible, num, wanted):
         assert command._choose_hosts(options) == [wanted]
 
 
+def test_more_hosts_than_there_may_be_files_are_refused(tmp_path, monkeypatch):
+    hostfile = tmp_path / "many"
+    hostfile.write_text("".join(f"h{number} slots=8\n" for number in range(1000)))
+    monkeypatch.setattr(command, "allow_open_files", lambda count: min(count, 1024))
+    line = ["launch", f"--hostfile={hostfile}", "--", "train", "--config=ds_configs/zero2.json"]
+    monkeypatch.chdir(Path(__file__).parents[3])
+    with pytest.raises(LaunchError, match="1000 hosts: 3256 open files are needed here, 1024 are"):
+        command.main(cli.parse(line))
+
+
+def test_as_many_files_are_allowed_as_the_system_grants():
+    code = (
+        "import resource; from bigft.launch.processes import allow_open_files as allow;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 500));"
+        "print([allow(n) for n in (50, 300, 200, 900)], resource.getrlimit(7)[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[50, 300, 200, 500] 500\n"
+
+
 def test_files_in_the_home_folder_are_copied(tmp_path, monkeypatch):
     copied: list[Path] = []
-    monkeypatch.setattr(command, "sync", lambda hosts, folder, files: copied.extend(files) or [])
+    monkeypatch.setattr(command, "sync", lambda hosts, folder, files, _: copied.extend(files) or [])
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "ds.json").touch()
     line = ["launch", "--", "train", "--config=~/ds.json", "--recipe=~/missing.yaml"]
-    command._sync([], cli.parse(line).inner)
+    command._sync([], cli.parse(line).inner, tmp_path)
     assert copied == [tmp_path / "ds.json"]
 
 
