@@ -46,6 +46,8 @@ from bigft.run.resolved import Resolved
 _LOOK_SECONDS = 30.0
 _CLEAR_SECONDS = 40.0
 _AT_ONCE = 64
+_LEFT = "{count} processes of the last start had not left {host}, and are ended now"
+
 _FILES_PER_HOST = 3
 """Pipes of the connection to it."""
 _FILES = 256
@@ -260,11 +262,16 @@ def _clear(launch_id: str, hosts: Sequence[Host]) -> None:
     for host, answer in zip(hosts, answers, strict=True):
         if answer.code != 0:
             _tell(f"warning: what is left on {host.name} could not be ended: {answer.last_words}")
+        elif answer.last_line not in ("", "0"):
+            _tell(_LEFT.format(count=answer.last_line[:9], host=host.name))
 
 
 def _clear_here(launch_id: str) -> None:
-    if left := clear(launch_id):
+    found, left = clear(launch_id)
+    if left:
         _tell(f"warning: {left} processes of the last start could not be ended")
+    elif found:
+        _tell(_LEFT.format(count=found, host="this host"))
 
 
 def _on_all(hosts: Sequence[Host], call: Callable[[Host], Answer]) -> list[Answer]:

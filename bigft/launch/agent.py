@@ -302,14 +302,15 @@ def _write_now(data: bytes) -> None:
         os.close(out)
 
 
-def clear(launch_id: str) -> int:
+def clear(launch_id: str) -> tuple[int, int]:
     """End what earlier starts of a launch have left on this host.
 
     Returns:
-        How many processes could not be ended.
+        How many processes there were, and how many of them could not be ended.
     """
+    found = len(find_marked(LAUNCH_VARIABLE, launch_id))
     end_all(lambda: find_marked(LAUNCH_VARIABLE, launch_id), Limits.kill)
-    return len(find_marked(LAUNCH_VARIABLE, launch_id))
+    return found, len(find_marked(LAUNCH_VARIABLE, launch_id))
 
 
 def _read_code(code: int) -> int:
@@ -339,7 +340,9 @@ def _read_job() -> HostJob:
 def main(limits: Limits | None = None) -> None:
     """Do the job, or with `--clear ID` end what another one has left."""
     if sys.argv[1:2] == ["--clear"]:
-        raise SystemExit(1 if clear(sys.argv[2]) else 0)
+        found, left = clear(sys.argv[2])
+        sys.stdout.write(f"{found}\n")
+        raise SystemExit(1 if left else 0)
     # It ends with the ranks: whoever wants to stop the run tells those, or who started it.
     # No SIG_IGN, which the ranks would inherit.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):

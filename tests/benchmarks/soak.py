@@ -10,6 +10,7 @@ one after it.
 
 import argparse
 import random
+import signal
 import sys
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
 
-from host_faults import FAULTS, Campaign, choose_faults  # noqa: E402
+from host_faults import FAULTS, RECOVERY_SECONDS, Campaign, choose_faults  # noqa: E402
 from launches import launch  # noqa: E402
 from planting import mounted_disk  # noqa: E402
 from simulated_hosts import SimulatedHosts  # noqa: E402
@@ -56,7 +57,11 @@ def main() -> None:
                 break
         campaign.rest(max(0.0, start + len(faults) * options.every - time.monotonic()))
         seconds = time.monotonic() - start
+        run.signal(signal.SIGTERM)
+        code = run.wait()
+        run.wait_for_no_orphans(60)
         report(campaign, seconds, run.said_by_errors())
+    raise SystemExit(code != 75 or any(verdict.problems for verdict in campaign.verdicts))
 
 
 def read_options() -> argparse.Namespace:
@@ -78,12 +83,11 @@ def read_options() -> argparse.Namespace:
 def report(campaign: Campaign, seconds: float, said: str) -> None:
     verdicts = campaign.verdicts
     bad = [verdict for verdict in verdicts if verdict.problems]
-    lost = sum(verdict.passed_seconds or 0.0 for verdict in verdicts if verdict.codes)
+    lost = sum(verdict.passed_seconds or RECOVERY_SECONDS for verdict in verdicts if verdict.codes)
     kinds = Counter(verdict.fault for verdict in verdicts)
     print(f"{len(verdicts)} faults ({', '.join(f'{n} {name}' for name, n in kinds.items())})")
     print(f"{len(bad)} with problems; {said.count('start ')} starts; {seconds / 60:.1f} minutes")
     print(f"useful time {1 - lost / seconds:.1%}; newest step {campaign.take()}")
-    raise SystemExit(1 if bad else 0)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,11 @@ from bigft.errors import BigftError
 
 DEATH_SECONDS = 45.0
 """Until a dead rank or host is named: 30 s over a cut network, and a loaded machine."""
-HANG_SECONDS = 90.0
+HANG_SECONDS = 65.0
+"""Until one that stands still is: 60 s, and the pauses between two looks."""
 RECOVERY_SECONDS = 300.0
+LEFTOVERS = "of the last start had not left "
+"""What the launcher says of processes that it had to end before the next one."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Fault:
     """Seconds until that."""
     limit: float = DEATH_SECONDS
     """Seconds until it has to be named."""
+    code: int = 6
+    """With which the start has to end, if it ends."""
+    leaves: bool = False
+    """Whether nobody is there to end the ranks, so that the next start has to do it."""
     is_harmless: bool = False
     """The run must go on, and has to say what is wrong."""
     is_survivable: bool = False
@@ -198,8 +205,10 @@ class Campaign:
             problems += self._check_naming(fault, verdict)
             return
         is_ended = bool(verdict.codes) or not fault.is_survivable
-        if is_ended and not (verdict.codes and set(verdict.codes) <= {5, 6, 75}):
-            problems.append(f"N8: exit codes {verdict.codes}")
+        if is_ended and set(verdict.codes) != {fault.code}:
+            problems.append(f"N8: exit codes {verdict.codes}, not {fault.code}")
+        if not fault.leaves:
+            problems += [f"N7: {line}" for line in text.splitlines() if LEFTOVERS in line]
         problems += self._check_naming(fault, verdict)
         if is_ended:
             problems += self._check_loss(verdict)
@@ -341,13 +350,13 @@ FAULTS = (
     Fault("rank killed", kill_rank),
     Fault("rank stopped", stop_rank, limit=HANG_SECONDS),
     Fault("agent killed", kill_agent),
-    Fault("launcher of a host killed", kill_launcher),
+    Fault("launcher of a host killed", kill_launcher, code=75),
     Fault("connection killed", kill_connection),
     Fault("host killed", kill_host, lasts=8),
     Fault("host without power", power_off, lasts=20),
     Fault("link cut", cut_link, lasts=50),
     Fault("host frozen", freeze_host, lasts=70, limit=HANG_SECONDS),
-    Fault("disk full", fill_disk, lasts=25, limit=60, is_survivable=True),
+    Fault("disk full", fill_disk, lasts=25, limit=60, code=5, is_survivable=True),
     Fault("disk slow", slow_disk, lasts=15, is_harmless=True),
 )
 
