@@ -1,14 +1,26 @@
 """`bigft launch` over a real sshd on simulated hosts: starts, ends, restarts."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from launches import QUICK, ROOT, WORDS, assert_same_run, launch, train_here
+from launches import (
+    QUICK,
+    ROOT,
+    WORDS,
+    assert_same_run,
+    deepspeed_by_pdsh,
+    launch,
+    read_weights,
+    train_here,
+)
+from safetensors.torch import load_file
 from simulated_hosts import NETWORK, SimulatedHosts, can_simulate
 
 pytestmark = [
@@ -43,6 +55,18 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_to_the_same_end(hosts, refer
     assert "from step 2" in said
     assert "resumed from step_00000002" in said
     assert_same_run(tmp_path / "run", reference)
+    done = bigft("consolidate", tmp_path / "run", "--output_dir", tmp_path / "consolidated")
+    assert done.returncode == 0, done.stderr
+    weights = load_file(tmp_path / "consolidated/model.safetensors")
+    exported = read_weights(tmp_path / "run")
+    assert all(weights[name].equal(exported[name]) for name in exported)
+
+
+@pytest.mark.skipif(shutil.which("pdsh") is None, reason="pdsh is not installed")
+def test_deepspeed_by_pdsh_trains_as_one_host(hosts, reference, tmp_path):
+    done = deepspeed_by_pdsh(hosts, tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_run(tmp_path / "run", reference)
 
 
 def test_a_stop_signal_commits_on_all_hosts(hosts, tmp_path):
@@ -56,6 +80,14 @@ def test_a_stop_signal_commits_on_all_hosts(hosts, tmp_path):
     manifest = tmp_path / f"run/checkpoints/step_{last:08d}/manifest.json"
     assert manifest.exists()
     assert "start 2" not in run.said()
+    # And one host goes on with it, with the same sequences per step.
+    options = [*QUICK, "--include", hosts.names[0]]
+    with launch(hosts, tmp_path / "run", options, words) as run:
+        run.wait_for_step(last + 1)
+        run.signal(signal.SIGINT)
+        assert run.wait() == 75
+    assert f"resumed from step_{last:08d}" in run.said()
+    assert "keep the 2 sequences per step" in run.said()
 
 
 def test_a_killed_launcher_leaves_nothing_behind_and_nothing_is_lost(hosts, tmp_path):
@@ -88,6 +120,12 @@ def test_a_missing_hostfile_is_an_error(hosts, tmp_path):
     done = start(hosts, tmp_path / "none", tmp_path)
     assert done.returncode == 6
     assert f"hostfile {tmp_path / 'none'}: No such file" in done.stderr
+
+
+def bigft(*words: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bigft", *map(str, words)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
 
 
 def start(hosts: SimulatedHosts, hostfile: Path, folder: Path) -> subprocess.CompletedProcess[str]:

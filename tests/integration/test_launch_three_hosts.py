@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +11,9 @@ import pytest
 from host_faults import FAULTS, Campaign
 from launches import (
     QUICK,
-    ROOT,
     WORDS,
     assert_same_run,
+    deepspeed_by_pdsh,
     launch,
     read_losses,
     read_weights,
@@ -53,24 +51,7 @@ def test_plain_ssh_trains_as_one_host(hosts, reference, tmp_path):
 
 @pytest.mark.skipif(shutil.which("pdsh") is None, reason="pdsh is not installed")
 def test_deepspeed_by_pdsh_trains_as_one_host(hosts, reference, tmp_path):
-    variables = {"GLOO_SOCKET_IFNAME": "eth0", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    file = tmp_path / "ds_env"
-    file.write_text("".join(f"{name}={text}\n" for name, text in variables.items()))
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    command = ["deepspeed", "--hostfile", hosts.write_hostfile(tmp_path / "hosts")]
-    command += ["--master_addr", hosts.names[0], "--master_port", port, "launch_scripts/run.py"]
-    tools = {"PATH": hosts.write_tools(hosts.folder / "bin"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        list(map(str, [*command, *WORDS, "--output_dir", tmp_path / "run"])),
-        cwd=ROOT,
-        env={**os.environ, **tools, "DS_ENV_FILE": str(file)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = deepspeed_by_pdsh(hosts, tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_run(tmp_path / "run", reference)
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -152,6 +153,28 @@ def launch(*args: Any, **named: Any) -> Iterator[LaunchRun]:
         yield run
     finally:
         run.close()
+
+
+def deepspeed_by_pdsh(hosts: SimulatedHosts, folder: Path) -> subprocess.CompletedProcess[str]:
+    """DeepSpeed's own launcher, with what it does not find out by itself."""
+    variables = {"GLOO_SOCKET_IFNAME": "eth0", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    file = folder.parent / "ds_env"
+    file.write_text("".join(f"{name}={text}\n" for name, text in variables.items()))
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    command = ["deepspeed", "--hostfile", hosts.write_hostfile(folder.parent / "hosts")]
+    command += ["--master_addr", hosts.names[0], "--master_port", port, "launch_scripts/run.py"]
+    tools = {"PATH": hosts.write_tools(hosts.folder / "bin"), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        list(map(str, [*command, *WORDS, "--output_dir", folder])),
+        cwd=ROOT,
+        env={**os.environ, **tools, "DS_ENV_FILE": str(file)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def train_here(folder: Path, ranks: int, *words: Any) -> subprocess.CompletedProcess[str]:
