@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,18 +61,46 @@ def needs(program: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
 
 
-@pytest.mark.parametrize(
+MPI = pytest.mark.parametrize(
     "launcher",
     [
         pytest.param("openmpi", marks=needs("mpirun.openmpi")),
         pytest.param("mpich", marks=needs("mpiexec.hydra")),
     ],
 )
+
+
+@MPI
 def test_mpirun_trains_as_one_host_and_starts_again(hosts, reference, tmp_path, launcher):
     options = [*QUICK, "--launcher", launcher, "--max_restarts", 1]
     with launch(hosts, tmp_path / "run", options, WORDS) as run:
         run.wait_for_step(3)
         os.kill(run.ranks(3)[-1], signal.SIGKILL)
+        assert run.wait() == 0
+        run.wait_for_no_orphans(60)
+    assert "start 2: 3 ranks" in run.said()
+    assert_same_run(tmp_path / "run", reference)
+
+
+@MPI
+def test_a_killed_launcher_of_mpirun_leaves_nothing_behind(hosts, tmp_path, launcher):
+    with launch(hosts, tmp_path / "run", [*QUICK, "--launcher", launcher], WORDS) as run:
+        run.wait_for_step(1)
+        run.close()
+        run.wait_for_no_orphans(60)
+    assert sorted((tmp_path / "run/checkpoints").glob("step_*/manifest.json"))
+
+
+@MPI
+def test_a_host_that_mpirun_loses_is_waited_for(hosts, reference, tmp_path, launcher):
+    options = [*QUICK, "--launcher", launcher, "--max_restarts", 1]
+    with launch(hosts, tmp_path / "run", options, WORDS) as run:
+        run.wait_for_step(3)
+        hosts.cut(3)
+        hosts.kill(3)
+        time.sleep(30)
+        hosts.mend(3)
+        hosts.boot(3)
         assert run.wait() == 0
         run.wait_for_no_orphans(60)
     assert "start 2: 3 ranks" in run.said()
