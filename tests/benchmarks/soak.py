@@ -9,6 +9,7 @@ one after it.
 """
 
 import argparse
+import contextlib
 import random
 import signal
 import sys
@@ -38,13 +39,17 @@ def main() -> None:
     words = ["--config", options.config, "--max_length", 64, "--max_steps", 100_000]
     words += ["--save_steps", options.save_steps, "--data.eval_fraction", 0]
     words += ["--num_train_epochs", 1000, *options.words]
+    disk = options.folder / "disk"
+    private = [disk] if options.apart else []
     with (
-        mounted_disk(options.folder / "disk", "3g") as disk,
-        SimulatedHosts(options.folder / "hosts", options.hosts) as hosts,
+        contextlib.nullcontext() if options.apart else mounted_disk(disk, "3g"),
+        SimulatedHosts(options.folder / "hosts", options.hosts, private=private) as hosts,
         launch(hosts, disk / "run", OPTIONS, words, said=options.folder) as run,
     ):
         run.wait_for_step(options.save_steps + 1)
-        campaign = Campaign(hosts, run, options.save_steps, options.seed, options.log)
+        campaign = Campaign(
+            hosts, run, options.save_steps, options.seed, options.log, is_apart=options.apart
+        )
         start = time.monotonic()
         moments = random.Random(options.seed)
         for number, (fault, host) in enumerate(faults):
@@ -74,6 +79,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--config", default="ds_configs/zero3_offload.json")
     parser.add_argument("--only", default="", help="names of faults, separated by commas")
+    parser.add_argument("--apart", action="store_true", help="a disk of its own for every host")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True, help="one JSON object per fault")
     parser.add_argument("words", nargs="*")

@@ -26,8 +26,8 @@ from launches import LaunchRun
 from simulated_hosts import SimulatedHosts
 
 from bigft.checkpoint.content import verify_files
-from bigft.checkpoint.manifest import list_files, read_manifest
-from bigft.errors import BigftError
+from bigft.checkpoint.manifest import list_files, read_own_manifest
+from bigft.errors import BigftError, CheckpointError
 
 DEATH_SECONDS = 45.0
 """Until a dead rank or host is named: 30 s over a cut network, and a loaded machine."""
@@ -85,9 +85,31 @@ class Campaign:
     """One run on simulated hosts, to which one fault after the other happens."""
 
     def __init__(
-        self, hosts: SimulatedHosts, run: LaunchRun, save_steps: int, seed: int, log: Path
+        self,
+        hosts: SimulatedHosts,
+        run: LaunchRun,
+        save_steps: int,
+        seed: int,
+        log: Path,
+        *,
+        is_apart: bool = False,
     ) -> None:
+        """Take a run that runs.
+
+        Args:
+            hosts: Where.
+            run: Which one.
+            save_steps: Between two of its checkpoints.
+            seed: Of the moments.
+            log: One JSON object for every fault.
+            is_apart: Whether the folder around the run's is another disk on every host.
+        """
         self.hosts, self.run = hosts, run
+        self.folders = [run.folder]
+        """The run's on every storage, as this machine sees them."""
+        if is_apart:
+            disks = [hosts.open_private(n + 1, run.folder.parent) for n in range(len(hosts.names))]
+            self.folders = [disk / run.folder.name for disk in disks]
         self._save_steps = save_steps
         self._random = random.Random(seed)
         self._seed = seed
@@ -100,7 +122,7 @@ class Campaign:
 
     def read_new_rows(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl about steps; only what is new is read: hours of them are many."""
-        file = self.run.folder / "metrics.jsonl"
+        file = self.folders[0] / "metrics.jsonl"
         if not file.exists():
             return []
         with file.open("rb") as stream:
@@ -120,8 +142,12 @@ class Campaign:
         return max(self._losses, default=0)
 
     def committed(self) -> int:
-        names = [p.parent.name for p in self.run.folder.glob("checkpoints/step_*/manifest.json")]
-        return max((int(name.removeprefix("step_")) for name in names), default=0)
+        return max((int(name.removeprefix("step_")) for name in self._list_committed()), default=0)
+
+    def _list_committed(self) -> set[str]:
+        """Names of the checkpoints that are on every storage."""
+        found = [folder.glob("checkpoints/step_*/manifest.json") for folder in self.folders]
+        return set.intersection(*({path.parent.name for path in paths} for paths in found))
 
     def rest(self, seconds: float) -> None:
         """Let the run run."""
@@ -231,18 +257,18 @@ class Campaign:
         return problems
 
     def _check_folder(self) -> list[str]:
-        folder = self.run.folder / "checkpoints"
         problems = []
-        for path in sorted(folder.glob("step_*")):
+        for name in sorted(self._list_committed()):
+            paths = [folder / "checkpoints" / name for folder in self.folders]
             try:
-                manifest = read_manifest(path)
-                verify_files(path, manifest, [record.path for record in list_files(manifest)])
-            except BigftError as error:
-                if path.exists():  # It may have been rotated out meanwhile.
+                verify_together(paths)
+            except (BigftError, OSError) as error:
+                if all(path.exists() for path in paths):  # It may have been rotated out meanwhile.
                     problems.append(f"N2: {error}")
-        debris = [path.name for path in folder.glob(".tmp-*")]
-        if len(debris) > 2:  # One of a failed save, and the one that is being written.
-            problems.append(f"N7: {debris}")
+        for folder in self.folders:
+            debris = [path.name for path in folder.glob("checkpoints/.tmp-*")]
+            if len(debris) > 2:  # One of a failed save, and the one that is being written.
+                problems.append(f"N7: {debris}")
         return problems
 
     def _check_orphans(self) -> list[str]:
@@ -255,6 +281,24 @@ class Campaign:
         ranks = {number: len(self.run.ranks(number)) for number in agents}
         wrong = {number: count for number, count in ranks.items() if count > 1}
         return [f"N7: agents {several}, ranks {wrong}"] if several or wrong else []
+
+
+def verify_together(paths: Sequence[Path]) -> None:
+    """Check that the parts of a checkpoint are whole, and all there between them.
+
+    Raises:
+        BigftError: Says what is not.
+    """
+    manifests = [read_own_manifest(path) for path in paths]
+    names = {record.path for record in list_files(manifests[0])}
+    found = set[str]()
+    for path, manifest in zip(paths, manifests, strict=True):
+        there = [name for name in names if (path / name).exists()]
+        verify_files(path, manifest, there)
+        found.update(there)
+    digests = {manifest["digest"] for manifest in manifests}
+    if found != names or len(digests) > 1:
+        raise CheckpointError(f"{paths[0].name}: {names - found} are nowhere, digests {digests}")
 
 
 # The faults.
@@ -316,8 +360,9 @@ def freeze_host(campaign: Campaign, host: int) -> Callable[[], None]:
 
 
 def fill_disk(campaign: Campaign, host: int) -> Callable[[], None]:
-    """The disk of the run folder, for everybody; what the run gives back is taken as well."""
-    ballast = campaign.run.folder.parent / "ballast"
+    """The disk of the run folder, this host's or everybody's, and what the run gives back."""
+    folder = campaign.folders[host - 1 if len(campaign.folders) > 1 else 0]
+    ballast = folder.parent / "ballast"
     fill = f"while :; do cat /dev/zero >> {shlex.quote(str(ballast))}; sleep 0.02; done"
     filler = subprocess.Popen(["sh", "-c", fill], stderr=subprocess.DEVNULL, process_group=0)
 
