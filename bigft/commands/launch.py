@@ -39,7 +39,6 @@ from bigft.launch.remote import ask_there
 from bigft.launch.supervise import Facts, Hands, Launch, Starter, Supervisor
 from bigft.launch.sync import sync
 from bigft.redact import redact_text, remember_secrets
-from bigft.run.choose import CHOSEN
 from bigft.run.resolve import default_output_dir, resolve
 from bigft.run.resolved import Resolved
 
@@ -67,7 +66,8 @@ def main(request: Request) -> None:
         sys.stdout.write(render_start(options, inner.argv, hosts, resolved.run.output_dir))
         return
     files = _FILES_PER_HOST * len(hosts) + _FILES
-    if (granted := allow_open_files(files)) < files:
+    is_ssh = options.hostfile is not None and options.launcher == "ssh"
+    if is_ssh and (granted := allow_open_files(files)) < files:
         raise LaunchError(
             f"{len(hosts)} hosts: {files} open files are needed here, {granted} are granted (ulimit"
             " -Hn); raise that limit, or use --launcher openmpi"
@@ -93,7 +93,7 @@ def main(request: Request) -> None:
         max_restarts=options.restarting.max_restarts,
         min_hosts=options.restarting.min_hosts,
         # What the first rank will choose is not known here.
-        global_batch=resolved.ds.get("train_batch_size") if _is_decided(resolved) else None,
+        global_batch=resolved.ds.get("train_batch_size") if resolved.config else None,
     )
     is_local = options.hostfile is None
     supervisor = Supervisor(launch, _make_hands(launch, run, options), _tell, is_local)
@@ -129,6 +129,11 @@ def _choose_hosts(options: LaunchOptions) -> list[Host]:
     least = options.restarting.min_hosts
     if least is not None and least > len(chosen):
         raise ConfigError(f"--min_hosts {least}: there are {len(chosen)} in {options.hostfile}")
+    if options.launcher != "ssh" and any(host.devices for host in chosen):
+        raise ConfigError(
+            f"--launcher {options.launcher}: mpirun cannot choose slots; leave out whole hosts, or"
+            " drop --launcher"
+        )
     return chosen
 
 
@@ -182,9 +187,7 @@ def _resolve(inner: Request, hosts: Sequence[Host]) -> Resolved:
     world_size = sum(host.slots for host in hosts)
     local_size = max(host.slots for host in hosts)
     environ = {**os.environ, "WORLD_SIZE": str(world_size), "LOCAL_SIZE": str(local_size)}
-    if inner.config in ("", AUTO):
-        return resolve(replace(inner, config=""), environ, needs_config=False)
-    return resolve(inner, environ)
+    return resolve(inner, environ, may_choose=False)
 
 
 # Looking at hosts, and clearing up on them.
@@ -192,11 +195,6 @@ def _resolve(inner: Request, hosts: Sequence[Host]) -> Resolved:
 
 def _find_local(hosts: Sequence[Host]) -> dict[str, Facts]:
     return {host.name: {"free_port": free_port()} for host in hosts}
-
-
-def _is_decided(resolved: Resolved) -> bool:
-    """Whether there is a DeepSpeed JSON; else the planner chooses one on the first host."""
-    return bool(resolved.config) and not resolved.config.startswith(CHOSEN)
 
 
 def _check(
@@ -215,16 +213,15 @@ def _check(
     check = options.check or "full"
     if not findings and check != "off":
         checks = ["clock"] if check == "quick" else []
-        is_decided = _is_decided(resolved)
-        # Each host then chooses for itself, so that its memory and its disk are held to a plan.
-        request = inner if is_decided else replace(inner, config=AUTO)
+        # Without a JSON each host chooses one, so that its memory and its disk are held to a plan.
+        request = inner if resolved.config else replace(inner, config=AUTO)
         _tell(f"looking at {len(hosts)} hosts")
         findings = examine_hosts(
             hosts,
             lambda host: words_for(host, request, checks),
             sum(host.slots for host in hosts),
             measure_network=check == "full",
-            compare_settings=is_decided,
+            compare_settings=bool(resolved.config),
         )
         # A free port is found for every start.
         findings = [finding for finding in findings if finding.name != "rendezvous_port"]

@@ -53,12 +53,16 @@ def find_visible(environ: Mapping[str, str]) -> tuple[int, ...]:
     """Return the GPUs that CUDA_VISIBLE_DEVICES leaves to a run; empty: it says nothing.
 
     Raises:
-        ConfigError: It has other names than numbers, which no launcher can hand out.
+        ConfigError: It leaves none, or has other names than numbers, which no launcher hands out.
     """
-    text = environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names or find_device(environ) == "cpu":
+    text = environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None or find_device(environ) == "cpu":
         return ()
+    names = [name.strip() for name in text.split(",")]
+    if names[0] in ("", "-1"):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={text!r}: leaves no GPU; unset it, or set DS_ACCELERATOR=cpu"
+        )
     if not all(name.isdecimal() for name in names):
         raise ConfigError(
             f"CUDA_VISIBLE_DEVICES={text[:80]!r}: write GPUs as numbers; `nvidia-smi -L` has both"

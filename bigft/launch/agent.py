@@ -49,6 +49,7 @@ BEAT_SECONDS = 5.0
 _JOB_SECONDS = 60.0
 _JOB_BYTES = 8 << 20
 _REPORT_SECONDS = 10.0
+_STOPPED = 75
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class Agent:
         self._poller = select.poll()
         self._ranks: dict[int, tuple[int, int]] = {}
         """Descriptor -> process and rank."""
+        self._living: set[int] = set()
+        """Descriptors of those that have not ended."""
         self._failed: tuple[int, int] | None = None
         """The first rank that failed, and how."""
 
@@ -99,27 +102,40 @@ class Agent:
         done = os.pidfd_open(launcher.pid)
         for fd in (0, done):
             self._poller.register(fd, select.POLLIN | select.POLLHUP)
-        while True:
+        parent = launcher.pid
+        while parent == launcher.pid or self._living:
             # Until all ranks are known, often: one may end at once.
             ready = {fd for fd, _ in self._poller.poll(1000 if self._knows_all() else 100)}
             self._see_ends(ready & self._ranks.keys())
-            if 0 in ready and not self._listen(launcher.pid):
+            if 0 in ready and not self._listen(parent):
                 self._poller.unregister(0)
             if done in ready:
-                break
-            self._find_ranks(launcher.pid)
-            self._look_at_clock(launcher.pid)
+                self._poller.unregister(done)
+                if launcher.wait() >= 0 or self._is_killed:
+                    break
+                # It was killed. Its ranks are below this process now, and commit as after any
+                # other request.
+                parent = os.getpid()
+                self._stop(parent, "the end of its launcher")
+            elif parent == launcher.pid:
+                self._find_ranks(parent)
+            self._look_at_clock(parent)
             self._beat()
-        code = launcher.wait()
-        if code < 0 and self._failed is None and not self._is_killed:
-            # The ranks leave because of it, and say no more than that they were asked to.
+        return self._make_report(launcher.wait())
+
+    def _make_report(self, code: int) -> Report:
+        """Say how it ended, with the exit code of the launcher; negative: it was killed itself."""
+        job, failed = self._job, self._failed
+        is_cause = code < 0 and not self._is_killed and (failed is None or failed[1] == _STOPPED)
+        if is_cause:
+            # Its ranks have left because of it, and say no more than that they were asked to.
             left = self._clear_up()
-            return Report(self._job.host, code, None, self._stopped, left, of_launcher=True)
+            return Report(job.host, code, None, self._stopped, left, of_launcher=True)
         code = _read_code(code)
-        rank = self._job.find_only_rank() if code else None
-        if self._failed is not None and not (_is_swept(self._failed[1]) and code > 0):
-            rank, code = self._failed
-        return Report(self._job.host, code, rank, self._stopped, self._clear_up())
+        rank = job.find_only_rank() if code else None
+        if failed is not None and not (_is_swept(failed[1]) and code > 0):
+            rank, code = failed
+        return Report(job.host, code, rank, self._stopped, self._clear_up())
 
     def _beat(self) -> None:
         """Let the launcher know that this agent is there."""
@@ -154,6 +170,7 @@ class Agent:
                 with contextlib.suppress(OSError):
                     fd = os.pidfd_open(pid)
                     self._ranks[fd] = (pid, int(rank))
+                    self._living.add(fd)
                     self._poller.register(fd, select.POLLIN)
 
     def _see_ends(self, fds: Set[int]) -> None:
@@ -162,6 +179,7 @@ class Agent:
         for fd in fds:
             pid, rank = self._ranks[fd]
             self._poller.unregister(fd)
+            self._living.discard(fd)
             code = read_exit(pid, fd)
             ends += [(rank, code)] if code else []
         if ends and self._failed is None:
@@ -195,14 +213,14 @@ class Agent:
 
     # What the launcher says.
 
-    def _listen(self, launcher: int) -> bool:
+    def _listen(self, parent: int) -> bool:
         """Obey what has come; whether more can come."""
         data = b""
         # Where sshd is killed with something unread, reading is an error; it is the end, too.
         with contextlib.suppress(OSError):
             data = os.read(0, 4096)
         if not data:
-            self._stop(launcher, "the end of what started it")
+            self._stop(parent, "the end of what started it")
             return False
         self._heard = time.monotonic()
         self._input += data
@@ -210,38 +228,38 @@ class Agent:
         for line in lines:
             word, _, who = line.decode("utf-8", "replace").partition(" ")
             if word == "stop":
-                self._stop(launcher, who)
+                self._stop(parent, who)
             elif word == "end":
-                self._end(launcher)
+                self._end(parent)
         return True
 
-    def _look_at_clock(self, launcher: int) -> None:
+    def _look_at_clock(self, parent: int) -> None:
         now = time.monotonic()
         if now - self._heard > self._limits.silent:
-            self._stop(launcher, "the silence of what started it")
+            self._stop(parent, "the silence of what started it")
         if self._deadline is not None and now > self._deadline:
-            self._end(launcher)
+            self._end(parent)
 
-    def _stop(self, launcher: int, who: str) -> None:
-        """Ask the ranks to stop where nothing is lost."""
+    def _stop(self, parent: int, who: str) -> None:
+        """Ask the ranks below a process to stop where nothing is lost."""
         if self._stopped:
             return
         self._stopped = who or "a request"
         self._hurry(self._limits.stop)
         # Not SIGTERM: DeepSpeed's launcher sends that to whoever is left when the first one has
         # left, and a second SIGTERM would mean haste. Without ranks it ends itself.
-        send(find_children(launcher) or [launcher], signal.SIGUSR1)
+        send(find_children(parent) or _without_self(parent), signal.SIGUSR1)
 
-    def _end(self, launcher: int) -> None:
+    def _end(self, parent: int) -> None:
         """End the ranks: politely for a moment, then for good."""
-        ranks = find_below(launcher)
+        ranks = find_below(parent)
         if not self._is_killed:
             self._is_killed = True
             self._stopped = self._stopped or "the end of other hosts"
             self._deadline = time.monotonic() + self._limits.haste
             send(ranks, signal.SIGTERM)
             return
-        send([launcher, *ranks], signal.SIGKILL)
+        send([*_without_self(parent), *ranks], signal.SIGKILL)
 
     def _clear_up(self) -> int:
         """Wait for what the ranks have left, and end what does not go; how many are left."""
@@ -255,6 +273,10 @@ class Agent:
     def _find_left(self) -> list[int]:
         """Also what has put itself into a session of its own: it is below this process."""
         return find_below(os.getpid())
+
+
+def _without_self(pid: int) -> list[int]:
+    return [pid] if pid != os.getpid() else []
 
 
 def _is_swept(code: int) -> bool:

@@ -5,7 +5,6 @@ import os
 import selectors
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,9 @@ _REST_SECONDS = 1.0
 _ASKED: "set[subprocess.Popen[bytes]]" = set()
 """Those that are asked now, from any thread."""
 
-_IS_OVER = threading.Event()
+_LEAVING: list[bool] = []
+"""Something in it: this process leaves. A list, and no lock, because a signal handler adds to it
+in the middle of another one."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def ask(
     Raises:
         OSError: It cannot be started.
     """
-    if _IS_OVER.is_set():
+    if _LEAVING:
         return Answer(None)
     with subprocess.Popen(
         command,
@@ -82,7 +83,7 @@ def ask(
         talk = _Talk(process, text.encode("utf-8", "surrogateescape"))
         _ASKED.add(process)
         try:
-            if _IS_OVER.is_set():
+            if _LEAVING:
                 _end(process)
             is_over = talk.go_on(time.monotonic() + seconds)
         except BaseException:
@@ -98,7 +99,7 @@ def ask(
 
 def end_asked() -> None:
     """End all programs that are asked now or later: this process leaves. A signal handler may."""
-    _IS_OVER.set()
+    _LEAVING.append(True)
     for process in list(_ASKED):
         _end(process)
 

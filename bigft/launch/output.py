@@ -15,7 +15,7 @@ _LINE_BYTES = 64 << 10
 _MARGIN = 4 << 10
 """Left out at the cut: half a secret is not recognised."""
 
-_CHATTER = re.compile(r"\[[IW]\d{4} ")
+_CHATTER = re.compile(r"(\[rank\d+\]:)?\[[IW]\d{3,4} ")
 """torch's notes and warnings: they do not say why somebody has gone."""
 
 

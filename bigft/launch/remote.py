@@ -98,4 +98,6 @@ def ask_there(
     try:
         return ask(command, seconds, text=text)
     except OSError as error:
-        return Answer(255, "", f"ssh: {error.strerror}; apt-get install openssh-client")
+        is_missing = isinstance(error, FileNotFoundError)
+        repair = "; apt-get install openssh-client" if is_missing else ""
+        return Answer(255, "", f"ssh: {error.strerror}{repair}")

@@ -103,12 +103,18 @@ class Supervisor:
             self._tell_end(ending)
             if self.stopped is not None:
                 return ending
-            ended = self.hands.clock()
+            ended, known = self.hands.clock(), progress.commits
             if ending.code and launch.max_restarts:
                 there = [host for host in hosts if host.name not in ending.lost]
                 progress = progress.or_later(self.hands.find_progress(there))
                 batch = progress.global_batch or batch
-            is_apart = ending.code == CheckpointError.exit_code and len(hosts) < len(launch.hosts)
+            # With some hosts left out, and no word of a full disk after a commit: each may keep its
+            # own files.
+            is_apart = (
+                ending.code == CheckpointError.exit_code
+                and len(hosts) < len(launch.hosts)
+                and progress.commits == known
+            )
             refusal = restarts.refuse(ending, progress.commits, may_be_elsewhere=is_apart)
             if refusal is not None:
                 if refusal:

@@ -80,7 +80,12 @@ def sync(
     """
     if shutil.which("rsync") is None:
         raise LaunchError("--sync needs rsync, here and on every host; apt-get install rsync")
-    outside = [path for path in extra if not path.is_relative_to(folder)]
+    # What the copy of the folder does not bring.
+    outside = [
+        path
+        for path in extra
+        if not path.is_relative_to(folder) or any(path.is_relative_to(one) for one in without)
+    ]
     problems = [wrong for path in (folder, *outside) if (wrong := _explain_path(str(path)))]
     if problems:
         raise_together(LaunchError, problems)

@@ -67,6 +67,7 @@ def resolve(
     environ: Mapping[str, str],
     *,
     needs_config: bool = True,
+    may_choose: bool = True,
     machine_of: MachineOf | None = None,
 ) -> Resolved:
     """Decide every setting of a run; without a DeepSpeed JSON the planner chooses one.
@@ -75,6 +76,7 @@ def resolve(
         request: The parsed command line.
         environ: For `WORLD_SIZE`; 1 when absent.
         needs_config: False lets `explain` work without a DeepSpeed JSON.
+        may_choose: False leaves it without one where the planner is to choose: another host does.
         machine_of: Describes the machine that the planner chooses for; absent: this one.
 
     Raises:
@@ -83,6 +85,8 @@ def resolve(
         PlanError: The planner was to choose, and nothing fits.
     """
     typed, config, problems = _read_typed(request)
+    if config in ("", AUTO) and not may_choose:
+        return _resolve(request, environ, "", None, {}, needs_config=False)
     if config not in ("", AUTO) or not (needs_config or config):
         return _resolve(request, environ, config, None, {}, needs_config=needs_config)
     if problems:

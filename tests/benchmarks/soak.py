@@ -62,10 +62,10 @@ def main() -> None:
                 break
         campaign.rest(max(0.0, start + len(faults) * options.every - time.monotonic()))
         seconds = time.monotonic() - start
+        report(campaign, seconds, run.said_by_errors())
         run.signal(signal.SIGTERM)
         code = run.wait()
         run.wait_for_no_orphans(60)
-        report(campaign, seconds, run.said_by_errors())
     raise SystemExit(code != 75 or any(verdict.problems for verdict in campaign.verdicts))
 
 

@@ -176,11 +176,13 @@ class Campaign:
         mend = fault.happen(self, host)
         mend_at = start + fault.lasts if mend is not None else None
         deadline = start + RECOVERY_SECONDS + fault.lasts
+        mended = verdict.committed
         while time.monotonic() < deadline:
             now = time.monotonic()
             if mend is not None and mend_at is not None and now >= mend_at:
                 mend()
                 mend = None
+                mended = self.committed()
             text = self.run.said_by_errors()[said:]
             if verdict.named_seconds is None and self._is_named(text, host):
                 verdict.named_seconds = round(now - start, 1)
@@ -191,7 +193,7 @@ class Campaign:
                     verdict.passed_seconds = round(now - start, 1)
             else:
                 highest = newest  # Some go on for a while, until they are stopped.
-            if mend is None and self._has_passed(verdict, text):
+            if mend is None and self._has_passed(verdict, text, mended):
                 verdict.recovered_seconds = round(now - start, 1)
                 break
             if self.run.process.poll() is not None:
@@ -208,12 +210,13 @@ class Campaign:
             log.write(json.dumps(asdict(verdict)) + "\n")
         return verdict
 
-    def _has_passed(self, verdict: Verdict, text: str) -> bool:
+    def _has_passed(self, verdict: Verdict, text: str, mended: int) -> bool:
+        """Whether the run goes on, with a commit after the step that `mended` is."""
         found = re.findall(r"resumed from step_(\d+)", text)
         if found:
             verdict.resumed = int(found[-1])
         # With a new commit: the next fault meets a run that runs.
-        return verdict.passed_seconds is not None and self.committed() > verdict.committed
+        return verdict.passed_seconds is not None and self.committed() > mended
 
     def _is_named(self, text: str, host: int) -> bool:
         # What the next start says, and what torch says of itself, are no answer.
@@ -266,6 +269,7 @@ class Campaign:
                 if all(path.exists() for path in paths):  # It may have been rotated out meanwhile.
                     problems.append(f"N2: {error}")
         for folder in self.folders:
+            problems += _find_bare(folder)
             debris = [path.name for path in folder.glob("checkpoints/.tmp-*")]
             if len(debris) > 2:  # One of a failed save, and the one that is being written.
                 problems.append(f"N7: {debris}")
@@ -281,6 +285,13 @@ class Campaign:
         ranks = {number: len(self.run.ranks(number)) for number in agents}
         wrong = {number: count for number, count in ranks.items() if count > 1}
         return [f"N7: agents {several}, ranks {wrong}"] if several or wrong else []
+
+
+def _find_bare(folder: Path) -> list[str]:
+    """Find what has a final name, and no manifest."""
+    bare = [p for p in folder.glob("checkpoints/step_*") if not (p / "manifest.json").exists()]
+    time.sleep(0.5 if bare else 0)  # It may be on its way out.
+    return [f"N2: {path.name} has no manifest" for path in bare if path.exists()]
 
 
 def verify_together(paths: Sequence[Path]) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from bigft.launch.processes import end_all, find_below, find_children, find_mark
 from bigft.launch.report import MARK, Report
 
 SHORT = Limits(stop=1.0, silent=2.0, others=0.5, haste=0.5, leftover=0.7, kill=5.0)
+PATIENT = dataclasses.replace(SHORT, stop=15.0, others=10.0)
 DEAF = "import signal, time\nfor n in (10, 15): signal.signal(n, signal.SIG_IGN)\n"
 HANG = "time.sleep(600)\n"
 ONLY_RANK_1 = "import os, sys, time\nif os.environ['RANK'] == '1': "
@@ -38,13 +40,14 @@ class Run:
         code: str,
         ranks: int = 1,
         wire: socket.socket | None = None,
+        limits: Limits = SHORT,
         **changes: Any,
     ) -> None:
         self.id = uuid.uuid4().hex
         world = {"a": list(range(ranks))}
         self.job = make_job("a", code, tmp_path, world=world, launch_id=self.id, **changes)
-        limits = dataclasses.asdict(SHORT)
-        program = f"from bigft.launch.agent import Limits, main; main(Limits(**{limits}))"
+        values = dataclasses.asdict(limits)
+        program = f"from bigft.launch.agent import Limits, main; main(Limits(**{values}))"
         self.process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=wire or subprocess.PIPE,
@@ -222,6 +225,42 @@ def test_what_says_its_last_words_is_left_the_time(start, tmp_path) -> None:
     report, _ = start(DAEMON.format("time.sleep(0.3); open('said', 'w').close()")).end()
     assert (report.code, report.left) == (0, 0)
     assert (tmp_path / "said").exists()
+
+
+SLOW_COMMIT = """
+import signal, sys, time
+from pathlib import Path
+
+def commit(*_):
+    time.sleep(2)
+    Path(f"committed{os.environ['RANK']}").touch()
+    sys.exit(75)
+
+signal.signal(signal.SIGUSR1, commit)
+Path(f"ready{os.environ['RANK']}").touch()
+time.sleep(600)
+"""
+
+
+def test_ranks_of_a_killed_launcher_have_the_time_to_commit(start, tmp_path) -> None:
+    """As after any other request: a save may take minutes."""
+    run = start(f"import os\n{SLOW_COMMIT}", ranks=2, limits=PATIENT)
+    run.beat(lambda: len([*tmp_path.glob("ready*")]) == 2)
+    (launcher,) = find_children(run.process.pid)
+    os.kill(launcher, signal.SIGKILL)
+    report, _ = run.end()
+    assert len([*tmp_path.glob("committed*")]) == 2
+    assert (report.code, report.rank, report.of_launcher) == (-9, None, True)
+
+
+def test_ranks_of_a_killed_launcher_that_do_not_stop_are_ended(start, tmp_path) -> None:
+    run = start(f"{DEAF}open('ready', 'w').close()\n{HANG}")
+    run.beat((tmp_path / "ready").exists)
+    (launcher,) = find_children(run.process.pid)
+    os.kill(launcher, signal.SIGKILL)
+    report, seconds = run.end()
+    assert (report.code, report.rank, report.of_launcher) == (-9, 0, False)
+    assert seconds < 15
 
 
 def test_a_killed_agent_leaves_nothing(start, tmp_path) -> None:

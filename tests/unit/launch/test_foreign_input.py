@@ -445,8 +445,9 @@ def test_a_terminal_obeys_no_host() -> None:
     assert output.last_words == lines[0][4:]
 
 
-def test_warnings_of_torch_are_shown_and_do_not_explain_an_end() -> None:
-    warning = "[W1123 10:07:00.970065475 socket.cpp:207] [c10d] The hostname cannot be retrieved."
+@pytest.mark.parametrize("start", ["[W1123 ", "[W724 ", "[I515 ", "[rank12]:[W1123 "])
+def test_warnings_of_torch_are_shown_and_do_not_explain_an_end(start: str) -> None:
+    warning = f"{start}10:07:00.970065475 socket.cpp:207] [c10d] The hostname cannot be retrieved."
     lines, output = _shown(f"Connection closed by remote host.\n{warning}\n".encode())
     assert lines[1] == f"[a] {warning}"
     assert output.last_words == "Connection closed by remote host."

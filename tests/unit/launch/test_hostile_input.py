@@ -353,8 +353,18 @@ def test_a_host_that_is_not_there_is_not_started_without_checks(monkeypatch, is_
     assert ("--check off" in str(caught.value)) == is_there
 
 
-@pytest.mark.parametrize("config", ["", "auto", "ds.json"])
-def test_what_a_host_lacks_is_said_whoever_chooses_the_plan(launched, monkeypatch, config):
+@pytest.mark.parametrize(
+    ("words", "chooses"),
+    [
+        ([], True),
+        (["--config=auto"], True),
+        (["--config=ds.json"], False),
+        (["--recipe=ds.yaml"], False),
+        (["--recipe=auto.yaml"], True),
+        (["--recipe=ds.yaml", "--config=auto"], True),
+    ],
+)
+def test_what_a_host_lacks_is_said_whoever_chooses_the_plan(launched, monkeypatch, words, chooses):
     """Only a comparison of what hosts choose for themselves means nothing."""
     asked: dict[str, object] = {}
     found = [failed("settings", "did not end in time", "why", "repair", "settings")]
@@ -366,13 +376,15 @@ def test_what_a_host_lacks_is_said_whoever_chooses_the_plan(launched, monkeypatc
     monkeypatch.setattr(command, "probe_hosts", lambda _: ({}, []))
     monkeypatch.setattr(command, "examine_hosts", examine)
     launched([], [])  # For the folder with ds.json in it.
-    words = ["launch", "--", "train", *([f"--config={config}"] if config else [])]
-    inner = cli.parse(words).inner
+    Path("ds.yaml").write_text("config: ds.json\n")
+    Path("auto.yaml").write_text("config: auto\n")
+    inner = cli.parse(["launch", "--", "train", *words]).inner
+    monkeypatch.setattr("bigft.run.resolve.choose", lambda *_: pytest.fail("not for this machine"))
     hosts = [Host("a", 1)]
     with pytest.raises(ConfigError, match="1 fault: settings"):
         command._check(hosts, inner, command._resolve(inner, hosts), LaunchOptions())
-    assert asked["compare_settings"] == (config == "ds.json")
-    assert f"--config={config or 'auto'}" in asked["words"]
+    assert asked["compare_settings"] == (not chooses)
+    assert ("--config=auto" in asked["words"]) == chooses
 
 
 @pytest.mark.parametrize(
@@ -382,7 +394,9 @@ def test_what_a_host_lacks_is_said_whoever_chooses_the_plan(launched, monkeypatc
         ("4, 5", 1, Host("localhost", 1, (4,))),
         ("4,5", 3, "--num_gpus 3: CUDA_VISIBLE_DEVICES leaves 2"),
         ("GPU-1a2b", None, "write GPUs as numbers"),
-        ("", 2, Host("localhost", 2)),
+        ("", 2, "leaves no GPU"),
+        ("-1", None, "leaves no GPU"),
+        ("4,", None, "write GPUs as numbers"),
         (None, 2, Host("localhost", 2)),
     ],
 )

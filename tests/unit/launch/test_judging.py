@@ -391,6 +391,14 @@ def test_a_host_whose_files_are_missing_is_waited_for() -> None:
     assert 600 <= stage.now < 630
 
 
+def test_a_full_disk_of_fewer_hosts_waits_for_nobody() -> None:
+    stage = _Stage((Ending(6, lost=("c",)), 1), (Ending(5), 1), (Ending(0), 1))
+    ending, told = stage.run(max_restarts=5, min_hosts=1)
+    assert ending.code == 0
+    assert stage.started == [["a", "b", "c"], ["a", "b"], ["a", "b"]]
+    assert "3 hosts are needed" not in told
+
+
 def test_a_damaged_checkpoint_of_all_hosts_is_not_tried_again() -> None:
     stage = _Stage((Ending(5), 0))
     assert stage.run(max_restarts=5, min_hosts=1)[0].code == 5
