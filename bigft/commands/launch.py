@@ -220,6 +220,7 @@ def _check(
             hosts,
             lambda host: words_for(host, request, checks),
             sum(host.slots for host in hosts),
+            probed=probed,
             measure_network=check == "full",
             compare_settings=bool(resolved.config),
         )

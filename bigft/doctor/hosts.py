@@ -47,6 +47,7 @@ def examine_hosts(
     words: Callable[[Host], list[str]],
     world_size: int,
     *,
+    probed: Mapping[str, Probed] | None = None,
     measure_network: bool = True,
     compare_settings: bool = True,
 ) -> list[Finding]:
@@ -56,10 +57,13 @@ def examine_hosts(
         hosts: From a hostfile.
         words: The command line of the doctor that a host is to run, as JSON to its standard output.
         world_size: Ranks on all hosts.
+        probed: What they have said a moment ago, by name; absent: they are asked.
         measure_network: Let the hosts exchange numbers, if all of them are there.
         compare_settings: False where every host chooses some itself, and the first one decides.
     """
-    probed, findings = probe_hosts(hosts)
+    findings: list[Finding] = []
+    if probed is None:
+        probed, findings = probe_hosts(hosts)
     there = [host for host in hosts if host.name in probed]
     reports = _on_all(there, lambda host: _examine(host, words(host), world_size))
     digests: dict[str, Any] = {}
