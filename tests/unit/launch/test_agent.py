@@ -68,7 +68,7 @@ class Run:
         while not until():
             self.tell("beat")
             time.sleep(0.05)
-            assert time.monotonic() - self.start < 20
+            assert time.monotonic() - self.start < 90
 
     def wait_for_ranks(self, count: int = 1) -> list[int]:
         """Also until they have set themselves up: a rank says so by a file."""
@@ -85,7 +85,7 @@ class Run:
                 self.beat(lambda: self.process.poll() is not None)
         assert self.process.stderr is not None
         text = self.process.stderr.read().decode()
-        assert self.process.wait(20) is not None
+        assert self.process.wait(60) is not None
         assert find_marked(LAUNCH_VARIABLE, self.id) == []
         line = next(line for line in text.split("\n") if line.startswith(MARK))
         return Report.from_line(line, self.job.token), time.monotonic() - self.start
@@ -130,7 +130,7 @@ def test_the_first_rank_that_fails_is_named(start, code, ranks, wanted) -> None:
     assert (report.code, report.rank) == wanted
     assert report.left == 0
     assert report.stopped in ("", "the end of other hosts")
-    assert seconds < 8
+    assert seconds < 30
 
 
 # How they are asked to stop.
@@ -178,7 +178,7 @@ def test_ranks_that_do_not_stop_are_ended(start, tmp_path, how) -> None:
     report, seconds = run.end()
     assert report.code == -9
     assert (report.stopped, report.left) == ("SIGTERM", 0)
-    assert seconds < SHORT.stop + SHORT.haste + SHORT.leftover + 4
+    assert seconds < SHORT.stop + SHORT.haste + SHORT.leftover + 25
 
 
 def test_ranks_are_ended_at_once_when_that_is_said(start, tmp_path) -> None:
@@ -187,7 +187,7 @@ def test_ranks_are_ended_at_once_when_that_is_said(start, tmp_path) -> None:
     run.tell("end")
     report, seconds = run.end()
     assert (report.code, report.stopped) == (-9, "the end of other hosts")
-    assert seconds < 8
+    assert seconds < 30
 
 
 def test_ranks_are_ended_though_nobody_reads_what_they_say(start, tmp_path) -> None:
@@ -218,7 +218,7 @@ if os.fork() == 0:
 def test_what_hides_in_a_session_of_its_own_is_ended(start) -> None:
     report, seconds = start(DAEMON.format("time.sleep(600)")).end()
     assert (report.code, report.left) == (0, 0)
-    assert seconds < 8
+    assert seconds < 30
 
 
 def test_what_says_its_last_words_is_left_the_time(start, tmp_path) -> None:
@@ -260,7 +260,7 @@ def test_ranks_of_a_killed_launcher_that_do_not_stop_are_ended(start, tmp_path) 
     os.kill(launcher, signal.SIGKILL)
     report, seconds = run.end()
     assert (report.code, report.rank, report.of_launcher) == (-9, 0, False)
-    assert seconds < 15
+    assert seconds < 30
 
 
 def test_a_killed_agent_leaves_nothing(start, tmp_path) -> None:
