@@ -21,7 +21,7 @@ from bigft.launch.output import HostOutput
 from bigft.launch.remote import render_ssh
 
 _LOOK_SECONDS = 2.0
-_SILENT_SECONDS = 60.0
+_SILENT_SECONDS = 55.0
 """Without a word from an agent; a cut network ends its connection sooner."""
 _OTHERS_SECONDS = 25.0
 """After the first host has failed, for the others to see it by themselves and to say so."""

@@ -28,9 +28,9 @@ class WatchSection(Section):
     while data are tokenised, weights loaded, kernels compiled. What is read, written or tokenised
     counts as a move. 0: never."""
 
-    steady_seconds: Annotated[float, Field(ge=0)] = 60.0
+    steady_seconds: Annotated[float, Field(ge=0)] = 55.0
     """The same within steps, or the time of 5 usual steps where that is longer; also how long a
-    rank may be stopped by a signal (SIGSTOP). 0: never."""
+    rank may be stopped by a signal (SIGSTOP). 0: never. With 55 a rank is named within a minute."""
 
     slow_seconds: Annotated[float, Field(ge=0)] = 1800.0
     """The same while a checkpoint is saved or the model evaluated. What is read or written, and

@@ -17,7 +17,7 @@ class Limits:
     """In seconds; 0 switches a limit off. `monitor/section.py` says what each one means."""
 
     startup: float = 1800.0
-    steady: float = 60.0
+    steady: float = 55.0
     slow: float = 1800.0
     lost: float = 30.0
     port: int = 0

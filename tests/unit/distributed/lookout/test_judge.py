@@ -66,7 +66,7 @@ def test_the_first_steps_belong_to_the_start():
 
 @pytest.mark.parametrize(
     ("seconds", "patience"),
-    [([], 120), ([2], 60), ([40], 200), ([40, 2], 200), ([40, 2, 2, 2], 60)],
+    [([], 120), ([2], 55), ([40], 200), ([40, 2], 200), ([40, 2, 2, 2], 55)],
 )
 def test_a_silent_process_has_less_time_once_a_step_is_done(seconds, patience):
     run = Run()
@@ -79,9 +79,9 @@ def test_a_silent_process_has_less_time_once_a_step_is_done(seconds, patience):
 
 
 @pytest.mark.parametrize(
-    ("step_seconds", "limit"), [(1.0, 60), (10.0, 60), (30.0, 150), (400.0, 2000)]
+    ("step_seconds", "limit"), [(1.0, 55), (10.0, 55), (30.0, 150), (400.0, 2000)]
 )
-def test_a_hang_is_found_after_sixty_seconds_or_five_steps(step_seconds, limit):
+def test_a_hang_is_found_within_sixty_seconds_or_five_steps(step_seconds, limit):
     run = Run().train(8, step_seconds)
     before = run.now
     text = run.pass_seconds(3000, step=8, mark="8")
@@ -95,7 +95,7 @@ def test_steps_that_were_done_between_two_looks_count():
     run = Run()
     assert run.pass_seconds(9, step=None, phase="setting up the engine") is None
     text = run.pass_seconds(3000, step=8, first=1, phase="data")
-    assert 9 + 60 <= run.now <= 9 + 62
+    assert 9 + 55 <= run.now <= 9 + 57
     assert "--watch.steady_seconds, or 5 steps of 1.4s" in text
     # After a resume the first steps are the first of this start.
     run = Run()
@@ -142,9 +142,9 @@ def test_a_stopped_rank_is_named_also_during_the_start():
         run.judge.hear(rows, float(second))
         if (text := run.judge.judge(float(second))) is not None:
             break
-    assert second == 71
+    assert second == 66
     assert text == (
-        "rank 2 on host w2 (pid 102) stands while loading, stopped by a signal (SIGSTOP) for 1m00s"
+        "rank 2 on host w2 (pid 102) stands while loading, stopped by a signal (SIGSTOP) for 55.0s"
         " now"
     )
 
