@@ -182,7 +182,9 @@ def test_a_stopped_rank_is_named_at_the_time_limit(shared_folder, tmp_path):
     assert code == 6, run.said()[-3000:]
     (line,) = said
     assert "a collective waited for a rank that did not come" in line
-    assert re.search(rf"rank 1 on host \S+ \(pid {ranks[1]}\) stands in step \d+ of", line)
+    assert re.search(
+        rf"rank 1 on host \S+ \(pid {ranks[1]}, [\d.]+ [GM]iB\) stands in step \d+ of", line
+    )
     assert "stopped by a signal (SIGSTOP)" in line
     assert "most recent call first" in (folder / "log/rank_00.log").read_text()
 

@@ -48,7 +48,9 @@ def test_a_rank_that_hangs_on_another_host_is_named_with_its_function(
     assert codes == {1: 6, 2: 6}
     assert seconds < 20
     assert said.startswith("bigft: nothing has moved for ")
-    assert re.search(r"rank 1 on host w2 \(pid \d+\) stands in step 8 of 100000 \(data\)", said)
+    assert re.search(
+        r"rank 1 on host w2 \(pid \d+, [\d.]+ [GM]iB\) stands in step 8 of 100000 \(data\)", said
+    )
     assert "in sleep_long (disturbed_run.py:" in said
     assert "the others wait: rank 0 in step 8 of 100000 (forward)" in said
     assert (run.folder / "log/last_words.txt").read_text() == f"{said}\n"

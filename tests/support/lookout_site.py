@@ -42,7 +42,7 @@ class Heard:
 def standing(rank: int, step: int | None = 1, phase: str = "forward", **changes: Any) -> Standing:
     mark = changes.pop("mark", f"{step} {phase}")
     first, state = changes.pop("first", None), changes.pop("state", "S")
-    return Standing(rank, 100 + rank, phase, step, first, 9, mark, state, 5, **changes)
+    return Standing(rank, 100 + rank, phase, step, first, 9, mark, state, 5 << 20, **changes)
 
 
 class Site:

@@ -10,7 +10,7 @@ from statistics import median
 
 from bigft.distributed.lookout.limits import STEPS, Limits
 from bigft.distributed.lookout.standing import STEADY, Standing, describe_all
-from bigft.units import format_seconds
+from bigft.units import format_bytes, format_seconds
 
 _WARM_STEPS = 3
 """The first ones compile, and fill caches: they belong to the start."""
@@ -150,7 +150,8 @@ class Judge:
         """Name the first few of some ranks with all that is known."""
         shown = []
         for one in standings[:8]:
-            who = f"rank {one.rank} on host {self._hosts[one.rank]} (pid {one.pid})"
+            memory = f", {format_bytes(one.rss_bytes)}" if one.rss_bytes else ""
+            who = f"rank {one.rank} on host {self._hosts[one.rank]} (pid {one.pid}{memory})"
             where = f", in {one.where}" if one.where else ""
             stopped = ", stopped by a signal (SIGSTOP)" if one.is_stopped else ""
             shown.append(f"{who} stands {one.place}{where}{stopped}")
