@@ -204,8 +204,8 @@ def test_the_cause_is_named_with_where_it_is():
         run.judge.hear(rows, run.now + second)
     text = run.judge.judge(run.now + 69)
     assert (
-        "rank 3 on host w2 (pid 103, 5.00 MiB) stands in step 10 of 9 (data), in sleep_long (d.py:4);"
-        " the others wait: ranks 0-2 in step 10 of 9 (forward), in wait (p.py:3)"
+        "rank 3 on host w2 (pid 103, 5.00 MiB) stands in step 10 of 9 (data), in sleep_long"
+        " (d.py:4); the others wait: ranks 0-2 in step 10 of 9 (forward), in wait (p.py:3)"
     ) in text
 
 
