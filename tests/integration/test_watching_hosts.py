@@ -46,8 +46,12 @@ def test_a_rank_that_hangs_on_another_host_is_named_with_its_function(
         codes = run.codes()
         (said,) = run.own_words()
     assert codes == {1: 6, 2: 6}
-    assert seconds < 20
-    assert said.startswith("bigft: nothing has moved for ")
+    # On a busy machine 5 steps are more than the limit that was set.
+    found = re.match(r"bigft: nothing has moved for ([\d.]+)s \(limit ([\d.]+)s, ", said)
+    assert found
+    still, limit = map(float, found.groups())
+    assert still < limit + 3
+    assert seconds < limit + 12
     assert re.search(
         r"rank 1 on host w2 \(pid \d+, [\d.]+ [GM]iB\) stands in step 8 of 100000 \(data\)", said
     )

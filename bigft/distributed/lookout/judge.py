@@ -129,13 +129,16 @@ class Judge:
         if self._first_step is None or self._latest is None:
             self._first_step = step if first is None else first
             self._latest = (step, now)
-            if step > self._first_step:
-                # Fast ones were done before anybody looked: none took longer than all together.
-                self._durations.append((now - self._began) / (step - self._first_step))
+            # Fast ones were done before anybody looked: none took longer than all together.
+            self._remember(step - self._first_step, now - self._began)
         elif step > self._latest[0]:
             before, then = self._latest
-            self._durations.append((now - then) / (step - before))
+            self._remember(step - before, now - then)
             self._latest = (step, now)
+
+    def _remember(self, steps: int, seconds: float) -> None:
+        """Note steps between two looks: each counts, or one slow look would outweigh ten steps."""
+        self._durations.extend([seconds / max(1, steps)] * min(steps, _REMEMBERED_STEPS))
 
     def _blame(self) -> str:
         standings = [self._known[rank].standing for rank in sorted(self._known)]

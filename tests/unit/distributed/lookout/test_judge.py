@@ -97,6 +97,13 @@ def test_steps_that_were_done_between_two_looks_count():
     text = run.pass_seconds(3000, step=8, first=1, phase="data")
     assert 9 + 55 <= run.now <= 9 + 57
     assert "--watch.steady_seconds, or 5 steps of 1.4s" in text
+    # A slow start that ends in the first step: what counts is the time of most of them.
+    run = Run()
+    assert run.pass_seconds(40, step=None, phase="setting up the engine") is None
+    run.pass_seconds(1, step=2, first=1)
+    text = run.pass_seconds(3000, step=8, first=1, phase="data")
+    assert 41 + 55 <= run.now <= 41 + 57
+    assert "--watch.steady_seconds, or 5 steps of 0.2s" in text
     # After a resume the first steps are the first of this start.
     run = Run()
     assert run.pass_seconds(1700, step=502, first=501) is None
