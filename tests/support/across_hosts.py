@@ -1,18 +1,16 @@
 """A run whose ranks are on several simulated hosts, each started there over ssh."""
 
-import base64
 import contextlib
 import json
 import os
-import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from host_launchers import start_launcher
 from simulated_hosts import SimulatedHosts
 from small_runs import read_steps_so_far
 
@@ -34,32 +32,19 @@ class Across:
         self.hosts, self.folder = hosts, folder
         self._ranks = ranks
         folder.parent.mkdir(parents=True, exist_ok=True)
-        info = {name: list(range(ranks)) for name in hosts.names}
-        encoded = base64.urlsafe_b64encode(json.dumps(info).encode()).decode()
         environ = {
             "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
             "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/support'}",
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
             "HF_HUB_OFFLINE": "1",
-            "GLOO_SOCKET_IFNAME": "eth0",
             **changes,
         }
-        self.programs: dict[int, subprocess.Popen[bytes]] = {}
-        for number, name in enumerate(hosts.names, 1):
-            command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
-            command += [f"--world_info={encoded}", f"--node_rank={number - 1}", "--no_local_rank"]
-            command += [f"--master_addr={hosts.names[0]}", "--master_port=29500"]
-            command += [str(ROOT / program), "--output_dir", str(folder), *map(str, words)]
-            variables = [f"{key}={value}" for key, value in environ.items()]
-            line = f"cd {ROOT} && exec env {shlex.join([*variables, *command])}"
-            with self._output(number).open("wb") as output:
-                self.programs[number] = subprocess.Popen(
-                    ["sh", "-c", hosts.write_ssh(), "ssh", name, line],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
+        line = ["--no_local_rank", ROOT / program, "--output_dir", folder, *words]
+        self.programs = {
+            node + 1: start_launcher(
+                hosts, hosts.names, node, line, self._output(node + 1), slots=ranks, **environ
+            )
+            for node in range(len(hosts.names))
+        }
 
     def _output(self, number: int) -> Path:
         return self.folder.parent / f"{self.folder.name}.{number}.out"

@@ -1,18 +1,15 @@
 """One run on several simulated hosts, its ranks started over ssh on each of them."""
 
-import base64
 import contextlib
-import json
 import os
-import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from host_launchers import start_launcher
 from simulated_hosts import SimulatedHosts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,48 +39,18 @@ class ApartRun:
         """
         self._numbers = list(numbers) or list(range(1, len(hosts.names) + 1))
         names = [hosts.names[number - 1] for number in self._numbers]
-        table = json.dumps({name: list(range(slots)) for name in names})
-        info = base64.urlsafe_b64encode(table.encode()).decode()
         folder.mkdir(parents=True, exist_ok=True)
-        environ = {
-            **{
-                name: os.environ[name]
-                for name in ("XDG_CACHE_HOME", "HF_HOME")
-                if name in os.environ
-            },
-            "PATH": hosts.write_tools(folder / "tools"),
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
-            "GLOO_SOCKET_IFNAME": "eth0",
-            "LOCAL_SIZE": str(slots),
-        }
+        kept = {key: os.environ[key] for key in ("XDG_CACHE_HOME", "HF_HOME") if key in os.environ}
+        environ = {**kept, "PATH": hosts.write_tools(folder / "tools"), "LOCAL_SIZE": str(slots)}
         self.outputs = [folder / f"host{number}.out" for number in self._numbers]
-        self._children = []
-        for node, (name, output) in enumerate(zip(names, self.outputs, strict=True)):
-            command = [
-                "env", *(f"{key}={value}" for key, value in environ.items()), f"BIGFT_HOST={name}",
-                sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={info}",
-                f"--node_rank={node}", f"--master_addr={names[0]}", f"--master_port={_PORT}",
-                str(ROOT / "launch_scripts/run.py"), *map(str, words),
-            ]  # fmt: skip
-            inner = f"cd {shlex.quote(str(ROOT))} && exec {shlex.join(command)}"
-            with output.open("wb") as file:
-                ssh = [
-                    "sh",
-                    "-c",
-                    hosts.write_ssh(),
-                    "ssh",
-                    "-o",
-                    "BatchMode=yes",
-                    "--",
-                    name,
-                    inner,
-                ]
-                child = subprocess.Popen(
-                    ssh, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
-                )
-            self._children.append(child)
+        line = [ROOT / "launch_scripts/run.py", *words]
+        self._children = [
+            start_launcher(
+                hosts, names, node, line, output,
+                slots=slots, port=_PORT, BIGFT_HOST=names[node], **environ,
+            )
+            for node, output in enumerate(self.outputs)
+        ]  # fmt: skip
 
     def wait(self, seconds: float = 150) -> list[int]:
         """Wait for all of them; their exit codes."""

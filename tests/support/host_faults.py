@@ -411,7 +411,7 @@ FAULTS = (
     Fault("host killed", kill_host, lasts=8),
     Fault("host without power", power_off, lasts=20),
     Fault("link cut", cut_link, lasts=50),
-    Fault("host frozen", freeze_host, lasts=70, limit=HANG_SECONDS),
+    Fault("host frozen", freeze_host, lasts=70, limit=HANG_SECONDS, leaves=True),
     Fault("disk full", fill_disk, lasts=25, limit=60, code=5, is_survivable=True),
     Fault("disk slow", slow_disk, lasts=15, is_harmless=True),
 )
